@@ -1,0 +1,44 @@
+# make quickstart   install, attack 30 trained networks, print the table and the report's path
+# make test         install, lint, types, the whole test suite
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: quickstart test test-slow lint zoo bench-training readme-picture clean
+
+quickstart: $(INSTALLED)
+	$(BIN)/robust-ham run quickstart
+
+test: $(INSTALLED) lint
+	$(BIN)/python -m pytest
+
+test-slow: $(INSTALLED)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Trains the networks that the quickstart attacks and puts them into the package (about 1 hour).
+zoo: $(INSTALLED)
+	$(BIN)/robust-ham run zoo_fashion_mnist --stop-after train
+	rm -rf robust_ham/zoo/fashion_mnist
+	mkdir -p robust_ham/zoo/fashion_mnist
+	cp -r results/zoo_fashion_mnist/models/* robust_ham/zoo/fashion_mnist/
+
+# Images per second of our training loop and of a plain DataLoader + float32 loop.
+bench-training: $(INSTALLED)
+	$(BIN)/python tests/bench_training.py
+
+readme-picture: quickstart
+	mkdir -p results/figures
+	cp results/quickstart/figures/robustness.png results/figures/quickstart.png
+
+$(INSTALLED): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv dist .mypy_cache .ruff_cache .pytest_cache

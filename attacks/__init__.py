@@ -1,0 +1,57 @@
+"""Attacks on any torch classifier: floats in [0, 1] in, adversarial images out.
+
+The contract of every attack::
+
+    outcome = attack(model, images, labels, **options)
+
+- ``model``: any callable from float images (N, C, H, W) in [0, 1] to logits (N, K); normalisation
+  lives inside the model. It is in eval mode during the attack and afterwards as it was.
+- ``images``: float32 (float64 works too); ``labels``: int64 (N,). An image that the model already
+  gets wrong comes back untouched.
+- ``outcome``: an ``AttackOutcome``, confirmed on the caller's model.
+- No state, no global random numbers, no printing. Image i gets the same answer alone, in any batch
+  and in any order. A NaN image is a failure; an empty batch gives an empty outcome.
+
+A new attack is one file with one function, a line in ``ATTACKS`` and its tests.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from attacks.deepfool import deepfool
+from attacks.outcome import AttackOutcome, margins_of, misclassified
+from attacks.prepare import Model
+from attacks.spatial import spatial_grid, spatial_random, spatial_shift, transformation_grid
+
+__all__ = [
+    "ATTACKS",
+    "Attack",
+    "AttackOutcome",
+    "Model",
+    "deepfool",
+    "margins_of",
+    "misclassified",
+    "spatial_grid",
+    "spatial_random",
+    "spatial_shift",
+    "transformation_grid",
+]
+
+
+class Attack(Protocol):
+    """What every function in ``ATTACKS`` is; its options are keyword arguments with defaults."""
+
+    def __call__(self, model: Model, images: Tensor, labels: Tensor) -> AttackOutcome:
+        """Attack N images."""
+        ...
+
+
+ATTACKS: dict[str, Attack] = {
+    "deepfool": deepfool,
+    "spatial_grid": spatial_grid,
+    "spatial_random": spatial_random,
+    "spatial_shift": spatial_shift,
+}

@@ -1,0 +1,324 @@
+"""Worst rotation and translation (Engstrom et al., arXiv 1712.02779), batched.
+
+"Worst" is the candidate of smallest margin, the lowest index among equals. With ``stop="first"``
+candidates are tried in one fixed order, largest first, until one fools: the same images are fooled
+as when all are tried.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from attacks.outcome import AttackOutcome, margins_of
+from attacks.prepare import Model, run_confirmed
+from attacks.warp import Padding, sampling_grids, shift, warp, warp_all
+
+Stop = Literal["first"] | None
+
+_BATCH_WARPS = 256
+_LARGEST_BLOCK = 32
+
+
+def spatial_grid(
+    model: Model,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    max_rotation: float = 30.0,
+    max_translation: float | None = None,
+    num_rotations: int = 31,
+    num_translations: int = 5,
+    padding: Padding = "zeros",
+    stop: Stop = None,
+) -> AttackOutcome:
+    """Worst rotation + translation of a grid that contains the identity.
+
+    Args:
+        model: images (N, C, H, W) in [0, 1] to logits (N, K).
+        images: floats (N, C, H, W) in [0, 1].
+        labels: int64 (N,).
+        max_rotation: degrees, both ways.
+        max_translation: pixels, in all four directions; None: 10 % of the shorter side to the
+            nearest half pixel.
+        num_rotations: angles, odd.
+        num_translations: shifts per axis, odd.
+        padding: what lies outside of the image: ``zeros``, ``border`` or ``reflection``.
+        stop: ``"first"``: any candidate that fools, found with the fewest passes; None: all are
+            tried, and ``margins`` keeps each one's margin in the order of ``transformation_grid``.
+
+    Returns:
+        An ``AttackOutcome`` with ``transform``, and ``margins`` if ``stop`` is None.
+
+    Raises:
+        ValueError: an option or the input is out of range.
+    """
+    _check_stop(stop)
+    _check_padding(padding)
+    limit = _translation_limit(images, max_translation)
+    grid = transformation_grid(max_rotation, limit, num_rotations, num_translations)
+    return _attack(model, images, labels, lambda _: grid, padding, stop)
+
+
+def spatial_random(
+    model: Model,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    num_draws: int = 10,
+    max_rotation: float = 30.0,
+    max_translation: float | None = None,
+    padding: Padding = "zeros",
+    stop: Stop = None,
+    seed: int = 0,
+) -> AttackOutcome:
+    """Worst of ``num_draws`` rotations + translations, uniform in the continuous box.
+
+    Each image draws from its own stream, keyed by ``seed`` and a hash of its bytes: more draws
+    continue the same stream, and the answer does not depend on the batch. Other arguments, result
+    and errors as for ``spatial_grid``; ``stop="first"`` takes the draws in their order.
+    """
+    _check_stop(stop)
+    _check_padding(padding)
+    if num_draws < 1:
+        raise ValueError(f"num_draws: expected at least 1, got {num_draws}")
+    _check_rotation(max_rotation)
+    limit = _translation_limit(images, max_translation)
+    reach = np.array([max_rotation, limit, limit])
+
+    def draws(images: Tensor) -> Tensor:
+        drawn = torch.zeros(len(images), num_draws, 3, dtype=torch.float64)
+        for i, image in enumerate(images.detach().cpu()):
+            digest = hashlib.sha256(f"{seed}/".encode() + image.float().numpy().tobytes()).digest()
+            stream = np.random.default_rng(np.frombuffer(digest, np.uint32))
+            drawn[i] = torch.from_numpy(stream.uniform(-reach, reach, (num_draws, 3)))
+        return drawn
+
+    return _attack(model, images, labels, draws, padding, stop)
+
+
+def spatial_shift(
+    model: Model,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    max_translation: int | None = None,
+    padding: Padding = "zeros",
+    stop: Stop = None,
+) -> AttackOutcome:
+    """Worst translation by whole pixels: no rotation, no interpolation, so no blur.
+
+    ``max_translation`` is a whole number; None: 10 % of the shorter side, to the nearest half pixel
+    and then down. Other arguments, result and errors as for ``spatial_grid``.
+    """
+    _check_stop(stop)
+    _check_padding(padding)
+    limit = _translation_limit(images, max_translation)
+    if max_translation is not None and limit != int(limit):
+        raise ValueError(f"max_translation: expected a whole number, got {max_translation}")
+    reach = int(limit)
+    grid = transformation_grid(0.0, reach, 1, 2 * reach + 1)
+    return _attack(model, images, labels, lambda _: grid, padding, stop, whole_pixels=True)
+
+
+def transformation_grid(
+    max_rotation: float, max_translation: float, num_rotations: int, num_translations: int
+) -> Tensor:
+    """All combinations of angles and shifts, float64 (T, 3): degrees, pixels right, pixels down.
+
+    The last column runs fastest. Odd counts only, so that the identity is among them.
+
+    Raises:
+        ValueError: an even count or a negative reach.
+    """
+    _check_rotation(max_rotation)
+    for name, number in (("num_rotations", num_rotations), ("num_translations", num_translations)):
+        if number < 1 or number % 2 == 0:
+            raise ValueError(f"{name}: expected an odd number, got {number}")
+    angles = np.linspace(-max_rotation, max_rotation, num_rotations) if num_rotations > 1 else [0.0]
+    shifts = np.linspace(-max_translation, max_translation, num_translations)
+    if num_translations == 1:
+        shifts = np.zeros(1)
+    points = np.array(list(itertools.product(angles, shifts, shifts)))
+    points[np.abs(points) < 1e-9] = 0.0  # the identity exactly, whatever linspace rounds to
+    return torch.from_numpy(points)
+
+
+def largest_first(transforms: Tensor) -> Tensor:
+    """Order of (T, 3) transforms by their size, each axis relative to its reach; int64 (T,)."""
+    reach = transforms.abs().amax(0).clamp_min(1e-12)
+    size = ((transforms / reach) ** 2).sum(1)
+    return size.round(decimals=9).argsort(dim=0, descending=True, stable=True)
+
+
+def _check_stop(stop: Stop) -> None:
+    if stop not in ("first", None):
+        raise ValueError(f"stop: expected first or null, got {stop!r}")
+
+
+def _check_padding(padding: Padding) -> None:
+    if padding not in get_args(Padding):
+        raise ValueError(f"padding: expected {', '.join(get_args(Padding))}, got {padding!r}")
+
+
+def _check_rotation(max_rotation: float) -> None:
+    if not 0 <= max_rotation <= 180:
+        raise ValueError(f"max_rotation: expected 0 … 180 degrees, got {max_rotation}")
+
+
+def _translation_limit(images: Tensor, max_translation: float | None) -> float:
+    shorter = min(images.shape[-2:]) if images.ndim == 4 else 0
+    if max_translation is None:
+        return round(0.1 * shorter * 2) / 2
+    if not 0 <= max_translation < math.inf:
+        raise ValueError(f"max_translation: expected at least 0 pixels, got {max_translation}")
+    return float(max_translation)
+
+
+def _attack(
+    model: Model,
+    images: Tensor,
+    labels: Tensor,
+    transforms_of: Callable[[Tensor], Tensor],
+    padding: Padding,
+    stop: Stop,
+    *,
+    whole_pixels: bool = False,
+) -> AttackOutcome:
+    """Try the transforms that ``transforms_of`` gives for some images, (T, 3) or (N, T, 3)."""
+
+    def search(model: Model, images: Tensor, labels: Tensor) -> AttackOutcome:
+        transforms = transforms_of(images).to(images.device)
+        return _search(model, images, labels, transforms, padding, stop, whole_pixels)
+
+    outcome = run_confirmed(search, model, images, labels)
+    if len(images):
+        return outcome
+    count = transforms_of(images).shape[-2]
+    margins = images.new_zeros(0, count) if stop is None else None
+    return replace(outcome, transform=images.new_zeros(0, 3), margins=margins)
+
+
+@torch.no_grad()
+def _search(
+    model: Model,
+    images: Tensor,
+    labels: Tensor,
+    transforms: Tensor,
+    padding: Padding,
+    stop: Stop,
+    whole_pixels: bool,
+) -> AttackOutcome:
+    count, num_candidates = len(images), transforms.shape[-2]
+    shared = transforms.ndim == 2
+    order = torch.arange(num_candidates, device=images.device)
+    if stop == "first" and shared:
+        order = largest_first(transforms)
+    clean = _margins(model, images, labels)
+    margins = images.new_full((count, num_candidates), torch.nan)
+    forwards = torch.ones(count, dtype=torch.int64, device=images.device)
+    chosen = torch.full_like(forwards, -1)  # candidate that fools, or the worst one
+    valid = torch.isfinite(images).flatten(1).all(1) & torch.isfinite(clean)
+    live = (valid & (clean >= 0)).nonzero().squeeze(1)
+    for block in _blocks(order, stop):
+        if len(live) == 0:
+            break
+        if shared:
+            render = _renderer(images, transforms[block], padding, whole_pixels)
+        for rows in live.split(max(1, _BATCH_WARPS // len(block))):
+            if not shared:
+                render = _per_image_renderer(transforms[rows][:, block], padding)
+            warped = render(images[rows])  # (B, L, C, H, W)
+            found = _margins(model, warped.flatten(0, 1), labels[rows].repeat(len(block)))
+            margins[rows[:, None], block] = found.view(len(block), len(rows)).T
+            forwards[rows] += len(block)
+        if stop == "first":
+            fools = margins[live][:, block] < 0  # (L, B)
+            hit = fools.any(1)
+            chosen[live[hit]] = block[_first_true(fools[hit])]
+            live = live[~hit]
+    tried = margins.nan_to_num(nan=torch.inf).cpu().numpy()
+    worst = torch.from_numpy(tried.argmin(1)).to(chosen)  # numpy: the lowest index among equals
+    moved = valid & (clean >= 0)
+    chosen = torch.where(chosen < 0, worst, chosen)
+    rows = torch.arange(count, device=images.device)
+    transform = transforms[chosen] if shared else transforms[rows, chosen]  # (N, 3)
+    transform = torch.where(moved[:, None], transform, 0.0)
+    adversarials = images.clone()
+    for part in moved.nonzero().squeeze(1).split(_BATCH_WARPS):
+        adversarials[part] = _render_each(images[part], transform[part], padding, whole_pixels)
+    fooled = torch.where(moved, margins[rows, chosen] < 0, valid & (clean < 0))
+    zeros = torch.zeros_like(forwards)
+    return AttackOutcome(
+        adversarials,
+        fooled,
+        forwards,
+        zeros,
+        transform.to(images.dtype),
+        margins if stop is None else None,
+    )
+
+
+def _blocks(order: Tensor, stop: Stop) -> Iterator[Tensor]:
+    """Candidates tried together: a few at first, so that most images cost few passes."""
+    start, size = 0, _LARGEST_BLOCK if stop is None else 1
+    while start < len(order):
+        yield order[start : start + size]
+        start += size
+        size = min(start, _LARGEST_BLOCK) if stop == "first" else size
+
+
+def _first_true(table: Tensor) -> Tensor:
+    """Index of the first True of each row of (L, B): int64 (L,)."""
+    columns = torch.arange(table.shape[1], device=table.device)
+    return torch.where(table, columns, table.shape[1]).amin(1)
+
+
+def _margins(model: Model, images: Tensor, labels: Tensor) -> Tensor:
+    parts = zip(images.split(_BATCH_WARPS), labels.split(_BATCH_WARPS), strict=True)
+    return torch.cat([margins_of(model(x), y) for x, y in parts])
+
+
+Render = Callable[[Tensor], Tensor]
+"""Images (L, C, H, W) to each image under each of B candidates: (B, L, C, H, W)."""
+
+
+def _renderer(images: Tensor, transforms: Tensor, padding: Padding, whole_pixels: bool) -> Render:
+    """Candidates (B, 3) that all images share."""
+    if whole_pixels:
+        moves = [(int(right), int(down)) for _, right, down in transforms.tolist()]
+        return lambda part: torch.stack([shift(part, *move, padding) for move in moves])
+    grids = sampling_grids(transforms, *images.shape[2:]).to(images.dtype)
+    return lambda part: warp_all(part, grids, padding)
+
+
+def _per_image_renderer(transforms: Tensor, padding: Padding) -> Render:
+    """Candidates (L, B, 3), each image its own."""
+    count = transforms.shape[1]
+
+    def render(images: Tensor) -> Tensor:
+        grids = sampling_grids(transforms.transpose(0, 1).flatten(0, 1), *images.shape[2:])
+        repeated = images.repeat(count, 1, 1, 1)  # (B·L, C, H, W)
+        return warp(repeated, grids, padding).view(count, *images.shape)
+
+    return render
+
+
+def _render_each(images: Tensor, transform: Tensor, padding: Padding, whole_pixels: bool) -> Tensor:
+    """One transform (L, 3) per image (L, C, H, W)."""
+    if not whole_pixels:
+        return _per_image_renderer(transform[:, None], padding)(images)[0]
+    moves = transform.round().int().tolist()
+    moved = [
+        shift(x, right, down, padding)
+        for x, (_, right, down) in zip(images.split(1), moves, strict=True)
+    ]
+    return torch.cat(moved)

@@ -1,0 +1,86 @@
+"""Rotations and translations: the only place that knows signs, units, padding, interpolation.
+
+A transform is a row (angle, right, down): degrees, positive counter-clockwise as displayed, and
+pixels. The image is rotated about its centre, ((W − 1)/2, (H − 1)/2), then moved; both in one
+bilinear interpolation. Pixels from outside are zero, the border's, or reflected at the border
+pixels' centres.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from kornia.geometry.conversions import normalize_homography
+from kornia.geometry.transform import get_rotation_matrix2d
+from torch import Tensor
+from torch.nn import functional as F
+
+Padding = Literal["zeros", "border", "reflection"]
+_PAD_MODE = {"zeros": "constant", "border": "replicate", "reflection": "reflect"}
+
+
+def sampling_grids(transforms: Tensor, height: int, width: int) -> Tensor:
+    """Where each output pixel comes from, in ``grid_sample``'s coordinates (corners aligned).
+
+    Args:
+        transforms: (T, 3), computed in float64.
+        height: H.
+        width: W.
+
+    Returns:
+        float64 (T, H, W, 2).
+    """
+    transforms = transforms.double()
+    angle, right, down = transforms.unbind(1)
+    centre = torch.tensor([(width - 1) / 2, (height - 1) / 2], dtype=torch.float64)
+    centre = centre.to(transforms.device).expand(len(transforms), 2)
+    affine = get_rotation_matrix2d(centre, angle, torch.ones_like(centre))  # (T, 2, 3)
+    affine[:, 0, 2] += right
+    affine[:, 1, 2] += down
+    last = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64, device=transforms.device)
+    matrix = torch.cat([affine, last.expand(len(transforms), 1, 3)], dim=1)  # (T, 3, 3)
+    size = (height, width)
+    inverse = torch.linalg.inv(normalize_homography(matrix, size, size))
+    return F.affine_grid(inverse[:, :2], [len(transforms), 1, height, width], align_corners=True)
+
+
+def warp(images: Tensor, grids: Tensor, padding: Padding) -> Tensor:
+    """One transform per image.
+
+    Args:
+        images: (N, C, H, W).
+        grids: (N, H, W, 2) from ``sampling_grids``.
+        padding: what lies outside of the image.
+
+    Returns:
+        (N, C, H, W), inside [0, 1] where the images are.
+    """
+    grids = grids.to(images)
+    warped = F.grid_sample(images, grids, "bilinear", padding, align_corners=True)
+    return warped.clamp(0, 1)
+
+
+def warp_all(images: Tensor, grids: Tensor, padding: Padding) -> Tensor:
+    """Every image under every transform, sharing the interpolation weights.
+
+    Args:
+        images: (N, C, H, W).
+        grids: (T, H, W, 2) from ``sampling_grids``.
+        padding: what lies outside of the image.
+
+    Returns:
+        (T, N, C, H, W).
+    """
+    shape = (len(grids), *images.shape)
+    as_channels = images.flatten(0, 1).expand(len(grids), -1, -1, -1)  # (T, N·C, H, W)
+    return warp(as_channels, grids, padding).view(shape)
+
+
+def shift(images: Tensor, right: int, down: int, padding: Padding) -> Tensor:
+    """Move all images (N, C, H, W) by whole pixels, without interpolation."""
+    height, width = images.shape[2:]
+    pads = (max(right, 0), max(-right, 0), max(down, 0), max(-down, 0))
+    padded = F.pad(images, pads, mode=_PAD_MODE[padding])
+    top, left = max(-down, 0), max(-right, 0)
+    return padded[:, :, top : top + height, left : left + width]

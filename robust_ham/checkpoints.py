@@ -1,0 +1,193 @@
+"""A trained model on disk: weights that run no code, and a card that says what they mean.
+
+A windowed and a plain network have the same parameter names and shapes; the card decides which of
+them the weights belong to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from robust_ham.config import Config, FactoryGroup, ModelGroup, RequestError, model_group
+from robust_ham.models import build
+from robust_ham.store import file_hash, read_json, write_csv, write_json, writing_folder
+
+WEIGHTS, CARD, CURVE = "model.safetensors", "model.json", "training.csv"
+
+
+def save(
+    folder: Path, superseded: Path, model: nn.Module, card: dict[str, Any], curve: pd.DataFrame
+) -> None:
+    """Write weights, card and training curve as one folder that appears whole.
+
+    The card gains ``weights_sha256``; an older folder is moved to ``superseded``.
+    """
+    with writing_folder(folder, superseded) as temporary:
+        weights = temporary / WEIGHTS
+        save_file({k: v.contiguous().cpu() for k, v in model.state_dict().items()}, weights)
+        weights.chmod(0o644)
+        write_json(temporary / CARD, card | {"weights_sha256": file_hash(weights)})
+        write_csv(temporary / CURVE, curve)
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """The card of a model.
+
+    Raises:
+        RequestError: missing or damaged.
+    """
+    path = folder / CARD
+    try:
+        card = read_json(path)
+    except FileNotFoundError:
+        raise RequestError(f"{path}: no such model card") from None
+    except ValueError as error:
+        raise RequestError(str(error)) from None
+    for key in ("model_id", "model", "in_channels", "num_classes", "weights_sha256"):
+        if key not in card:
+            raise RequestError(f"{path}: no {key}")
+    return card
+
+
+def load(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """A trained network in eval mode, and its card.
+
+    Raises:
+        RequestError: a file is missing, damaged, or not what the card says.
+    """
+    card = read_card(folder)
+    spec = card_spec(card, folder / CARD)
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise RequestError(f"{path}: no such file")
+    if file_hash(path) != card["weights_sha256"]:
+        raise RequestError(f"{path}: not the weights that the card names (SHA-256 differs)")
+    model = build(spec, int(card["in_channels"]), int(card["num_classes"]))
+    load_weights(model, path)
+    return model.eval(), card
+
+
+def card_spec(card: dict[str, Any], path: Path) -> ModelGroup:
+    """The model that a card describes."""
+    try:
+        spec = model_group(card["model"])
+    except (ValidationError, ValueError):
+        raise RequestError(f"{path}: does not describe a model known here") from None
+    if not isinstance(spec, ModelGroup):
+        raise RequestError(f"{path}: does not describe a model")
+    return spec
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Fill ``model`` from a .safetensors or, without running code, a .pth state dict.
+
+    Raises:
+        RequestError: unreadable, other names or shapes, or values that are not finite.
+    """
+    state = _read_state(path)
+    own = model.state_dict()
+    for name, tensor in own.items():
+        if name not in state:
+            raise RequestError(f"{path}: no tensor {name}")
+        if state[name].shape != tensor.shape:
+            raise RequestError(
+                f"{path}: {name}: expected shape {tuple(tensor.shape)}, "
+                f"got {tuple(state[name].shape)}"
+            )
+        if not torch.isfinite(state[name]).all():
+            raise RequestError(f"{path}: {name} has values that are not finite")
+    extra = next((name for name in state if name not in own), None)
+    if extra is not None:
+        raise RequestError(f"{path}: unexpected tensor {extra}")
+    model.load_state_dict(state)
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise RequestError(f"{path}: no such file")
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError, ValueError):
+            raise RequestError(f"{path}: damaged or not a safetensors file") from None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # torch raises many kinds for a damaged or unsafe file
+        raise RequestError(f"{path}: not a state dict that can be read safely") from None
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise RequestError(f"{path}: expected a state dict of tensors")
+    return state
+
+
+def describe(spec: ModelGroup) -> dict[str, Any]:
+    """What the card keeps of a model's configuration: all but how it was come by."""
+    values: dict[str, Any] = json.loads(spec.model_dump_json(exclude={"sweep", "source"}))
+    return values
+
+
+def training_identity(config: Config, spec: ModelGroup) -> dict[str, Any]:
+    """The part of a configuration that decides what a trained model is."""
+    training: dict[str, Any] = json.loads(config.training.model_dump_json())
+    return {"model": describe(spec) | {"prefix": None}, "training": training}
+
+
+def import_factory(spec: FactoryGroup) -> Callable[[], nn.Module]:
+    """The user's function ``module:function``; modules of the working directory come last.
+
+    Raises:
+        RequestError: no such module or function, or no such weights file.
+    """
+    module_name, _, function_name = spec.factory.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        function: Any = importlib.import_module(module_name)
+    except ImportError as error:
+        raise RequestError(f"factory {spec.factory}: {error}") from None
+    for part in function_name.split("."):
+        function = getattr(function, part, None)
+    if not callable(function):
+        raise RequestError(f"factory {spec.factory}: no such function")
+    if spec.weights is not None and not Path(spec.weights).is_file():
+        raise RequestError(f"weights {spec.weights}: no such file")
+    factory: Callable[[], nn.Module] = function
+    return factory
+
+
+def load_factory(spec: FactoryGroup) -> nn.Module:
+    """A user's own model in eval mode.
+
+    Raises:
+        RequestError: not an ``nn.Module``, or the weights do not fit it.
+    """
+    model = import_factory(spec)()
+    if not isinstance(model, nn.Module):
+        raise RequestError(f"factory {spec.factory}: expected a torch.nn.Module, got {type(model)}")
+    if spec.weights is not None:
+        load_weights(model, Path(spec.weights))
+    return model.eval()
+
+
+def state_hash(model: nn.Module) -> str:
+    """SHA-256 over names, shapes and values of all tensors of a model."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()

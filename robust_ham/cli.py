@@ -1,0 +1,408 @@
+"""The command line; the only module that prints."""
+
+from __future__ import annotations
+
+import enum
+import importlib.util
+import logging
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from robust_ham.executors import Monitor
+    from robust_ham.plan import Plan
+
+EXIT_ENVIRONMENT, EXIT_REQUEST, EXIT_CELLS = 1, 2, 3
+
+app = typer.Typer(
+    name="robust-ham",
+    help="Adversarial robustness of baseline and Hamming-windowed CNNs across kernel sizes.\n\n"
+    "Start with: robust-ham run quickstart",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+class Stopped(BaseException):
+    """SIGINT or SIGTERM arrived; carries the exit code."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+class StopAfter(enum.StrEnum):
+    """Last stage of a run."""
+
+    train = "train"
+    attack = "attack"
+
+
+class Topic(enum.StrEnum):
+    """What ``list`` lists."""
+
+    attacks = "attacks"
+    models = "models"
+    windows = "windows"
+    datasets = "datasets"
+    configs = "configs"
+    keys = "keys"
+
+
+_debug = False
+
+
+def _set_debug(value: bool) -> None:
+    global _debug  # noqa: PLW0603 - one switch, set once while options are parsed
+    _debug = _debug or value
+
+
+Debug = Annotated[
+    bool, typer.Option("--debug", callback=_set_debug, help="Show tracebacks and debug messages.")
+]
+DataRoot = Annotated[
+    Path | None, typer.Option("--data-root", help="Folder of data sets; before ROBUST_HAM_DATA.")
+]
+
+
+@app.command()
+def run(
+    config: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped config.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("-o", help="Override a key, as in training.epochs=5.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder of the run; default results/<name>.")
+    ] = None,
+    data_root: DataRoot = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="Sets evaluation.threads.")] = None,
+    stop_after: Annotated[
+        StopAfter | None, typer.Option(help="Stop after training, or before the report.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and show the plan.")] = False,
+    debug: Debug = False,
+) -> int:
+    """Train or load the models, attack them, and write tables, figures and a report page.
+
+    Run the same command again to go on after an interruption: what is done is not done again.
+    """
+    from robust_ham.config import load_config
+
+    extra = [f"evaluation.threads={threads}"] if threads else []
+    loaded = load_config(config, [*(overrides or []), *extra])
+    folder = out or Path("results") / loaded.name
+    _check_attacks_package()
+    if not sys.stdout.isatty():
+        _say(f"{loaded.name}: {len(loaded.model_specs())} models, {len(loaded.attacks)} attacks")
+    from robust_ham.executors import choose_device, run_inline
+    from robust_ham.plan import make_plan
+
+    chosen = choose_device(device)
+    plan = make_plan(loaded, data_root, attack=stop_after != StopAfter.train)
+    if dry_run:
+        _show_plan(plan, folder)
+        return 0
+    folder.mkdir(parents=True, exist_ok=True)
+    with _log_file(folder / "run.log"), _monitor() as monitor:
+        num_failed = run_inline(plan, folder, chosen, monitor)
+    if stop_after is None and num_failed < len(plan.cells):
+        _report(folder)
+    if num_failed:
+        _complain(f"{num_failed} of {len(plan.cells)} cells failed: {folder / 'failures.jsonl'}")
+        return EXIT_CELLS
+    return 0
+
+
+@app.command()
+def report(
+    run_dirs: Annotated[list[Path], typer.Argument(help="Folders that `run` has written.")],
+    debug: Debug = False,
+) -> None:
+    """Rebuild summary, curves, figures and report.html from the per-image tables."""
+    for folder in run_dirs:
+        _report(folder)
+
+
+@app.command("list")
+def list_(
+    topic: Annotated[Topic | None, typer.Argument(help="Only this.")] = None,
+    debug: Debug = False,
+) -> None:
+    """What there is: attacks, models, windows, data sets, configs, config keys."""
+    listings: dict[Topic, Callable[[], list[tuple[str, str]]]] = {
+        Topic.attacks: _attacks,
+        Topic.models: _models,
+        Topic.windows: _windows,
+        Topic.datasets: _datasets,
+        Topic.configs: _configs,
+        Topic.keys: _keys,
+    }
+    for name in [topic] if topic else [t for t in Topic if t != Topic.keys]:
+        rows = listings[name]()
+        width = min(max((len(row[0]) for row in rows), default=0), 44)
+        _say(name if topic is None else "")
+        for left, right in rows:
+            _say(f"  {left:<{width}}  {right}")
+    if topic is None:
+        _say("\nAll config keys with their defaults: robust-ham list keys")
+
+
+@app.command()
+def doctor(data_root: DataRoot = None, debug: Debug = False) -> int:
+    """Versions, devices and data sets; what is missing and how to get it."""
+    _check_attacks_package()
+    import torch
+
+    from robust_ham.data import KNOWN, available
+    from robust_ham.manifest import versions
+    from robust_ham.training import resolve_precision
+
+    for name, version in versions().items():
+        _say(f"{name:<14}{version}")
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda" if cuda else "cpu")
+    _say(f"{'device':<14}{torch.cuda.get_device_name() if cuda else 'cpu (no CUDA device)'}")
+    _say(f"{'threads':<14}{torch.get_num_threads()}")
+    _say(f"{'precision':<14}{resolve_precision('auto', device)} for training, float32 for attacks")
+    _say("data sets")
+    for name, known in KNOWN.items():
+        place = available(name, data_root)
+        _say(f"  {name:<14}{place or 'not found; to get it: --data-root FOLDER, or ' + known.get}")
+    return 0
+
+
+def main() -> NoReturn:
+    """Entry point: runs a verb and turns what it raises into one line and an exit code."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
+    try:
+        code = app(standalone_mode=False)
+    except Stopped as stopped:
+        _complain("stopped; nothing finished is lost, the same command goes on")
+        code = stopped.code
+    except Exception as error:
+        code = _explain(error)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise Stopped(128 + number)  # 130 for SIGINT, 143 for SIGTERM
+
+
+def _explain(error: Exception) -> int:
+    """One line for what a user can mend, and its exit code; anything else is raised again."""
+    from robust_ham.config import RequestError
+
+    if isinstance(error, RequestError) and not _debug:
+        _complain(str(error))
+        return EXIT_REQUEST
+    if isinstance(error, OSError) and not _debug:
+        where = f"{error.filename}: " if error.filename else ""
+        _complain(f"{where}{error.strerror or error}")
+        return EXIT_ENVIRONMENT
+    usage = getattr(error, "format_message", None)  # wrong words on the command line
+    if usage is None:
+        raise error
+    _complain(usage())
+    return EXIT_REQUEST
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _complain(line: str) -> None:
+    print(f"robust-ham: {line}", file=sys.stderr, flush=True)
+
+
+def _check_attacks_package() -> None:
+    """Refuse a foreign package called ``attacks``."""
+    from robust_ham.config import RequestError
+
+    found = importlib.util.find_spec("attacks")
+    origin = Path(found.origin).resolve() if found and found.origin else None
+    expected = Path(__file__).resolve().parent.parent / "attacks" / "__init__.py"
+    if origin != expected:
+        raise RequestError(f"the package `attacks` is not robust-ham's: {origin or 'not found'}")
+
+
+def _show_plan(plan: Plan, folder: Path) -> None:
+    for cell in plan.cells:
+        _say(f"  {cell.name}")
+    config = plan.config
+    _say(
+        f"{len(plan.cells)} cells: {len(config.model_specs())} models, {len(config.attacks)} "
+        f"attacks on {config.evaluation.num_images} images each, into {folder}"
+    )
+
+
+def _report(folder: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from robust_ham.report.page import build_report
+
+    made = build_report(folder)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in made.header:
+        table.add_column(name, justify="left" if name in ("network", "window") else "right")
+    for row in made.rows:
+        table.add_row(*row)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=200)
+    console.print(table)
+    _say(f"\nreport: {made.page}")
+
+
+@contextmanager
+def _log_file(path: Path) -> Iterator[None]:
+    """Append the package's log to a file."""
+    logger = logging.getLogger("robust_ham")
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
+
+
+@contextmanager
+def _monitor() -> Iterator[Monitor]:
+    """Nested bars on a terminal, a line per cell elsewhere."""
+    if sys.stdout.isatty():
+        with _Bars() as bars:
+            yield bars
+    else:
+        yield _Lines()
+
+
+class _Lines:
+    """A plain line per finished cell."""
+
+    def started(self, num_cells: int) -> None:
+        self.num_cells, self.num_done = num_cells, 0
+
+    def cell_started(self, name: str) -> Callable[[int, int], None]:
+        return lambda done, total: None
+
+    def cell_ended(self, name: str, outcome: str, seconds: float) -> None:
+        self.num_done += 1
+        _say(f"[{self.num_done}/{self.num_cells}] {name}: {outcome} ({seconds:.1f} s)")
+
+
+class _Bars:
+    """One bar for the run, one for the cell."""
+
+    def __init__(self) -> None:
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        self.progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        self.run = self.progress.add_task("cells")
+        self.cell = self.progress.add_task("")
+
+    def __enter__(self) -> _Bars:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def started(self, num_cells: int) -> None:
+        self.progress.update(self.run, total=num_cells)
+
+    def cell_started(self, name: str) -> Callable[[int, int], None]:
+        self.progress.reset(self.cell, description=name, total=None)
+        last = 0.0
+
+        def step(done: int, total: int) -> None:
+            nonlocal last
+            if done == total or time.monotonic() - last > 0.1:
+                last = time.monotonic()
+                self.progress.update(self.cell, completed=done, total=total)
+
+        return step
+
+    def cell_ended(self, name: str, outcome: str, seconds: float) -> None:
+        self.progress.advance(self.run)
+        if outcome.startswith("failed"):
+            self.progress.console.print(f"{name}: {outcome}", markup=False, highlight=False)
+
+
+def _first_line(thing: object) -> str:
+    return (thing.__doc__ or "").strip().splitlines()[0]
+
+
+def _attacks() -> list[tuple[str, str]]:
+    _check_attacks_package()
+    from attacks import ATTACKS
+
+    return [(name, _first_line(function)) for name, function in ATTACKS.items()]
+
+
+def _models() -> list[tuple[str, str]]:
+    from robust_ham.config import ARCHITECTURES
+
+    return [(name, _first_line(group)) for name, group in ARCHITECTURES.items()]
+
+
+def _windows() -> list[tuple[str, str]]:
+    from robust_ham.windows import WINDOWS, effective_width, peak_side_lobe, window_1d
+
+    rows = []
+    for name in WINDOWS:
+        taps = window_1d(name, 7)
+        about = f"{effective_width(taps):.2f} effective taps, {peak_side_lobe(taps):.1f} dB"
+        rows.append((name, f"at k = 7: {about} peak side lobe"))
+    return rows
+
+
+def _datasets() -> list[tuple[str, str]]:
+    from robust_ham.data import KNOWN, available
+
+    return [
+        (name, available(name) or f"not found; --data-root FOLDER, or {known.get}")
+        for name, known in KNOWN.items()
+    ]
+
+
+def _configs() -> list[tuple[str, str]]:
+    from robust_ham.config import shipped_configs
+
+    return [
+        (name, path.read_text(encoding="utf-8").splitlines()[0].lstrip("# "))
+        for name, path in shipped_configs().items()
+    ]
+
+
+def _keys() -> list[tuple[str, str]]:
+    from robust_ham.config import config_keys
+
+    return [(f"{key} = {default}", text) for key, default, text in config_keys()]

@@ -1,0 +1,485 @@
+"""Typed configuration: a YAML file in, checked values out; unknown keys are errors.
+
+A leaf: imports nothing of the project and no torch, so that reports and ``--help`` stay light.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import yaml
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+SCHEMA = 1
+_SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_MAX_CONFIG_BYTES = 1_000_000
+
+
+class RequestError(Exception):
+    """What was asked for is wrong; its one line names the culprit. Exit code 2."""
+
+
+def safe_name(value: str) -> str:
+    """``value`` if it can be a file name everywhere.
+
+    Raises:
+        ValueError: anything but 1–100 letters, digits, ``.``, ``_``, ``-``.
+    """
+    if not _SAFE_NAME.fullmatch(value):
+        raise ValueError(f"expected letters, digits, '.', '_' or '-', got {value!r}")
+    return value
+
+
+def _number(value: Any) -> Any:  # noqa: ANN401
+    """Numbers written as ``8/255`` or ``5e-4`` (which YAML reads as text)."""
+    if isinstance(value, str):
+        numerator, slash, denominator = value.partition("/")
+        try:
+            return float(numerator) / (float(denominator) if slash else 1.0)
+        except (ValueError, ZeroDivisionError):
+            raise ValueError(f"expected a number such as 0.5 or 8/255, got {value!r}") from None
+    return value
+
+
+SafeName = Annotated[str, BeforeValidator(lambda v: safe_name(v) if isinstance(v, str) else v)]
+Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
+Window = Literal["none", "hamming", "hamming_sqrt", "hann", "blackman", "kaiser"]
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys are refused, values never change afterwards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class DatasetConfig(Section):
+    """Which images."""
+
+    name: str = Field(
+        "fashion_mnist",
+        min_length=1,
+        description="fashion_mnist, mnist, cifar10, cifar100, imagenet, or the name or path of "
+        "a folder with parquet files or one sub-folder per class",
+    )
+    num_train: int | None = Field(
+        None, ge=1, description="training images used, the first of the split; null: all found"
+    )
+    num_validation: int = Field(
+        0,
+        ge=0,
+        description="training images held out after those for the validation columns; 0: the "
+        "columns show the test split, which decides nothing",
+    )
+    image_size: int | None = Field(
+        None, ge=1, description="28×28 to 14 subsamples every second pixel; folders: resize, crop"
+    )
+    data_root: str | None = Field(
+        None, description="folder of data sets; --data-root and ROBUST_HAM_DATA go before it"
+    )
+    download: bool = Field(False, description="let torchvision download what is not found")
+
+
+class ModelGroup(Section):
+    """One model, or, with ``sweep``, one for each combination of the listed values."""
+
+    label_fields: ClassVar[tuple[str, ...]] = ("kernel_size", "window", "seed")
+
+    source: Literal["train", "zoo"] = Field(
+        "train", description="train (or load what this run has trained), or load from the zoo"
+    )
+    kernel_size: int = Field(7, ge=1, le=99, description="k of the k×k convolutions, odd")
+    window: Window = Field("none", description="window of the kernels; none: the baseline")
+    seed: int = Field(0, ge=0, lt=2**31, description="seed of initial weights, order, augmentation")
+    normalize: bool = Field(
+        False, description="the network normalises its input by the training images' mean and std"
+    )
+    prefix: SafeName | None = Field(None, description="put before the model id")
+    sweep: dict[str, list[Any]] = Field(
+        default_factory=dict, description="lists of values of any other key of the group"
+    )
+
+    @field_validator("kernel_size", "first_kernel", check_fields=False)
+    @classmethod
+    def _odd(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and value % 2 == 0:
+            raise ValueError(f"expected an odd number, got {value}")
+        return value
+
+    @model_validator(mode="after")
+    def _sweep_keys(self) -> ModelGroup:
+        fields = set(type(self).model_fields) - {"sweep", "source", "architecture"}
+        for key, values in self.sweep.items():
+            if key not in fields:
+                raise ValueError(f"sweep.{key}: expected one of {', '.join(sorted(fields))}")
+            if not values:
+                raise ValueError(f"sweep.{key}: expected at least one value")
+        return self
+
+    def expand(self) -> Iterator[ModelGroup]:
+        """The models of the group, the last key of ``sweep`` running fastest."""
+        base = self.model_dump(exclude={"sweep"})
+        for values in itertools.product(*self.sweep.values()):
+            chosen = dict(zip(self.sweep, values, strict=True))
+            try:
+                yield type(self).model_validate(base | chosen)
+            except ValidationError as error:
+                raise ValueError(f"sweep.{first_error(error)}") from None
+
+    def _tag(self) -> str:
+        raise NotImplementedError  # pragma: no cover - each architecture has its own
+
+    @property
+    def family(self) -> str:
+        """What models that differ only in kernel size, window and seed have in common."""
+        return f"{self.prefix}-{self._tag()}" if self.prefix else self._tag()
+
+    @property
+    def model_id(self) -> str:
+        """Name of the model's files: readable, and different for different models of a run."""
+        return f"{self.family}-k{self.kernel_size}-{self.window}-s{self.seed}"
+
+
+class CnnGroup(ModelGroup):
+    """The paper's small network: ``depth`` convolutions, global average pooling, one linear."""
+
+    architecture: Literal["cnn"] = "cnn"
+    depth: int = Field(6, ge=1, le=100, description="number of convolutions, M in the paper")
+    widths: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (128, 256), min_length=1, description="channels per layer; the last value repeats"
+    )
+    first_kernel: int | Literal["same"] = Field(
+        7, description="kernel of the first convolution, odd, or same as kernel_size"
+    )
+    downsampling: Literal["stride", "maxpool", "none"] = Field(
+        "stride", description="of the first layer: by 2, by 2×2 max-pooling, or none"
+    )
+
+    def _tag(self) -> str:
+        tag = f"cnn{self.depth}-w{'x'.join(map(str, self.widths))}"
+        tag += "" if self.first_kernel == "same" else f"-f{self.first_kernel}"
+        tag += "" if self.downsampling == "stride" else f"-{self.downsampling}"
+        return tag + ("-norm" if self.normalize else "")
+
+
+class ResNet18CifarGroup(ModelGroup):
+    """ResNet-18 for small images: first convolution of stride 1, no max-pooling."""
+
+    architecture: Literal["resnet18_cifar"]
+    normalize: bool = Field(True, description="as for cnn")
+    width: Number = Field(1.0, gt=0, le=16, description="multiplier of 64, 128, 256, 512 channels")
+    factorised: bool = Field(False, description="k×1 then 1×k in place of k×k")
+    first_kernel: int | Literal["same"] = Field(
+        "same", description="kernel of the first convolution, odd, or same as kernel_size"
+    )
+
+    def _tag(self) -> str:
+        tag = f"resnet18-x{self.width:g}" + ("-factorised" if self.factorised else "")
+        tag += "" if self.first_kernel == "same" else f"-f{self.first_kernel}"
+        return tag + ("" if self.normalize else "-raw")
+
+
+class FactoryGroup(ModelGroup):
+    """A user's own model: a function that returns an ``nn.Module`` with inputs in [0, 1].
+
+    ``kernel_size``, ``window`` and ``seed`` only label it in tables and figures.
+    """
+
+    architecture: Literal["factory"] = "factory"
+    factory: str = Field(
+        pattern=r"^[\w.]+:[\w.]+$", description="module:function; this runs that module's code"
+    )
+    weights: str | None = Field(
+        None, description=".safetensors or .pth state dict (read without running code)"
+    )
+
+    def _tag(self) -> str:
+        return self.factory.replace(":", "-")
+
+
+ARCHITECTURES: dict[str, type[ModelGroup]] = {
+    "cnn": CnnGroup,
+    "resnet18_cifar": ResNet18CifarGroup,
+    "factory": FactoryGroup,
+}
+
+
+class TrainingConfig(Section):
+    """How models are trained; the last epoch counts."""
+
+    epochs: int = Field(10, ge=1, description="passes over the training images")
+    batch_size: int = Field(128, ge=1, description="images per step")
+    optimizer: Literal["sgd"] = Field("sgd", description="stochastic gradient descent")
+    lr: Number = Field(0.1, gt=0, description="learning rate; of one_cycle: its peak")
+    momentum: Number = Field(0.9, ge=0, lt=1, description="momentum of SGD")
+    nesterov: bool = Field(False, description="Nesterov's momentum")
+    weight_decay: Number = Field(5e-4, ge=0, description="L2 penalty on all parameters")
+    schedule: Literal["one_cycle", "step", "constant"] = Field(
+        "one_cycle", description="one_cycle (30 % up, cosine), step (×0.1 at milestones), constant"
+    )
+    milestones: tuple[int, ...] = Field((), description="epochs at which step multiplies by 0.1")
+    augment: tuple[Literal["flip", "crop"], ...] = Field(
+        ("flip", "crop"), description="per image: horizontal flip; crop after padding by 4"
+    )
+    precision: Literal["auto", "bf16", "float32"] = Field(
+        "auto", description="auto: bf16 autocast where the device computes in it, else float32"
+    )
+
+
+class AttackConfig(BaseModel):
+    """One attack; keys not named here are options of the attack function itself."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    attack: str = Field(description="a name in the catalogue: robust-ham list attacks")
+    budget: Number | None = Field(
+        None, gt=0, description="distance of robust_accuracy; minimum-norm attacks"
+    )
+    budgets: tuple[Number, ...] | None = Field(
+        None, min_length=1, description="distances of the curve; the largest ends robust_area"
+    )
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Options of the attack function."""
+        return dict(self.model_extra or {})
+
+    @property
+    def norm(self) -> Literal["l2", "linf"]:
+        """Norm in which this attack's distances are counted."""
+        return "linf" if self.options.get("norm") == "linf" else "l2"
+
+    @property
+    def curve_budgets(self) -> tuple[float, ...]:
+        """``budgets``, ascending, or the norm's defaults."""
+        default = (
+            (0.05, 0.1, 0.25, 0.5) if self.norm == "l2" else (0.5 / 255, 1 / 255, 2 / 255, 4 / 255)
+        )
+        return tuple(sorted(self.budgets or default))
+
+    @property
+    def main_budget(self) -> float:
+        """``budget``, or the middle one of ``curve_budgets``."""
+        return self.budget or self.curve_budgets[len(self.curve_budgets) // 2]
+
+
+class EvaluationConfig(Section):
+    """Which images are attacked, and how it is computed."""
+
+    num_images: int = Field(1000, ge=1, description="attacked: the first of a balanced order")
+    split: Literal["test", "train"] = Field("test", description="split that is attacked")
+    seed: int = Field(0, ge=0, lt=2**31, description="seed of the balanced order")
+    batch_size: int = Field(250, ge=1, description="images handed to an attack at once")
+    threads: int = Field(2, ge=1, description="CPU threads of training and attacks; part of keys")
+    keep_adversarials: bool = Field(False, description="store all adversarial images")
+    gallery: bool = Field(
+        True,
+        description="keep 8 images per model and attack for the page; false for data whose "
+        "images may not be passed on",
+    )
+
+
+class Config(Section):
+    """A whole experiment."""
+
+    schema_version: Literal[1] = Field(
+        1,
+        validation_alias=AliasChoices("schema", "schema_version"),
+        serialization_alias="schema",
+        description="version of this layout",
+    )
+    name: SafeName = Field(description="name of the run; its folder is results/<name>")
+    dataset: DatasetConfig = Field(default_factory=DatasetConfig)
+    models: list[CnnGroup | ResNet18CifarGroup | FactoryGroup] = Field(min_length=1)
+    training: TrainingConfig = Field(default_factory=TrainingConfig)
+    attacks: dict[SafeName, AttackConfig] = Field(min_length=1)
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _by_architecture(cls, groups: Any) -> Any:  # noqa: ANN401
+        """Give each group its own class, so that an error names the one key that is wrong."""
+        if not isinstance(groups, list):
+            return groups
+        built = []
+        for index, group in enumerate(groups):
+            try:
+                built.append(model_group(group))
+            except ValueError as error:
+                raise ValueError(f"{index}.{error}") from None
+        return built
+
+    @model_validator(mode="after")
+    def _unique_ids(self) -> Config:
+        seen: set[str] = set()
+        for spec in self.model_specs():
+            if spec.model_id in seen:
+                raise ValueError(f"models: two models are called {spec.model_id}; set a prefix")
+            seen.add(spec.model_id)
+        return self
+
+    def model_specs(self) -> list[ModelGroup]:
+        """All models of the run, sweeps expanded."""
+        return [spec for group in self.models for spec in group.expand()]
+
+    def to_yaml(self) -> str:
+        """The complete configuration as YAML that ``load_config`` reads back."""
+        values = json.loads(self.model_dump_json(by_alias=True))
+        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def model_group(group: Any) -> Any:  # noqa: ANN401
+    """A group of the class its ``architecture`` names; what is no mapping passes unchanged."""
+    if not isinstance(group, dict):
+        return group
+    name = group.get("architecture", "factory" if "factory" in group else "cnn")
+    if name not in ARCHITECTURES:
+        expected = ", ".join(ARCHITECTURES)
+        raise ValueError(f"architecture: expected one of {expected}, got {name!r}")
+    try:
+        return ARCHITECTURES[name].model_validate(group)
+    except ValidationError as error:
+        raise ValueError(first_error(error)) from None
+
+
+def first_error(error: ValidationError) -> str:
+    """The first fault as ``key.sub_key: what is wrong``."""
+    fault = error.errors()[0]
+    known = set(ARCHITECTURES.values())
+    names = {cls.__name__ for cls in known}
+    where = ".".join(str(part) for part in fault["loc"] if str(part) not in names)
+    message = str(fault["msg"]).removeprefix("Value error, ")
+    if fault["type"] == "extra_forbidden":
+        message = "unknown key"
+    if "got" not in message and fault["type"] not in {"extra_forbidden", "missing"}:
+        message += f", got {fault['input']!r}"
+    message = message[0].lower() + message[1:]
+    if fault["type"] == "value_error" and where == "models":
+        return f"models.{message}"  # the message goes on with the path
+    return f"{where}: {message}" if where else message
+
+
+def override(values: dict[str, Any], assignment: str) -> None:
+    """Apply one ``key.sub_key=value`` (the value in YAML) to ``values`` in place.
+
+    Raises:
+        RequestError: no ``=``, or a path through something that is no mapping.
+    """
+    path, separator, text = assignment.partition("=")
+    if not separator or not path:
+        raise RequestError(f"-o {assignment}: expected key=value")
+    node: Any = values
+    *parents, last = path.strip().split(".")
+    for depth, part in enumerate(parents):
+        node = (
+            node[int(part)]
+            if isinstance(node, list) and part.isdigit() and int(part) < len(node)
+            else node.setdefault(part, {})
+            if isinstance(node, dict)
+            else None
+        )
+        if not isinstance(node, dict | list):
+            raise RequestError(f"-o {assignment}: {'.'.join(parents[: depth + 1])} holds no keys")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise RequestError(f"-o {assignment}: the value is not valid YAML") from None
+    if isinstance(node, list):
+        if not last.isdigit() or int(last) >= len(node):
+            raise RequestError(f"-o {assignment}: expected an index below {len(node)}, got {last}")
+        node[int(last)] = value
+    else:
+        node[last] = value
+
+
+def parse_config(text: str, overrides: list[str] | None = None, origin: str = "config") -> Config:
+    """Check a configuration given as YAML.
+
+    Raises:
+        RequestError: not YAML, an unknown key, a wrong value; the message names it.
+    """
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark else ""
+        raise RequestError(f"{origin}{line}: not valid YAML") from None
+    if not isinstance(values, dict):
+        raise RequestError(f"{origin}: expected a mapping of keys")
+    for assignment in overrides or []:
+        override(values, assignment)
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise RequestError(f"{origin}: {first_error(error)}") from None
+
+
+def config_folder() -> Path:
+    """Folder of the shipped configurations: inside the wheel, else in the checkout."""
+    inside = Path(__file__).parent / "configs"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "configs"
+
+
+def shipped_configs() -> dict[str, Path]:
+    """Name and file of every shipped configuration."""
+    return {path.stem: path for path in sorted(config_folder().glob("*.yaml"))}
+
+
+def load_config(name_or_path: str, overrides: list[str] | None = None) -> Config:
+    """Read a configuration by path or by the name of a shipped one.
+
+    Raises:
+        RequestError: not found, too large, or wrong; the message names the culprit.
+    """
+    shipped = shipped_configs()
+    path = Path(name_or_path)
+    if not path.is_file():
+        if name_or_path not in shipped:
+            raise RequestError(
+                f"{name_or_path}: no such file and no shipped config ({', '.join(shipped)})"
+            )
+        path = shipped[name_or_path]
+    if path.stat().st_size > _MAX_CONFIG_BYTES:
+        raise RequestError(f"{path}: expected a config below 1 MB")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise RequestError(f"{path}: not a text file") from None
+    return parse_config(text, overrides, origin=str(name_or_path))
+
+
+def config_keys() -> list[tuple[str, str, str]]:
+    """Every key, its default and its line of documentation."""
+    rows: list[tuple[str, str, str]] = []
+    sections: list[tuple[str, type[BaseModel]]] = [
+        ("", Config),
+        ("dataset.", DatasetConfig),
+        *((f"models[{name}].", group) for name, group in ARCHITECTURES.items()),
+        ("training.", TrainingConfig),
+        ("attacks.<id>.", AttackConfig),
+        ("evaluation.", EvaluationConfig),
+    ]
+    for prefix, section in sections:
+        for name, field in section.model_fields.items():
+            if field.description is None:
+                continue
+            default = (
+                "required"
+                if field.is_required()
+                else json.dumps(field.get_default(call_default_factory=True))
+            )
+            rows.append((prefix + (field.serialization_alias or name), default, field.description))
+    return rows

@@ -1,0 +1,263 @@
+"""Run an attack on one model, judge it afresh, write one row per image.
+
+What an attack says of itself is not believed: every returned image goes through the model once
+more, its pixels are checked against [0, 1], and its distances are measured here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from attacks import ATTACKS, AttackOutcome, margins_of
+from attacks.prepare import BOX_TOLERANCE, attack_mode
+from robust_ham.config import AttackConfig, RequestError
+from robust_ham.data import Split, balanced_order, to_float
+
+VERSION = 1
+"""Raised when the same attack on the same model gives other rows; part of every key."""
+
+ACCURACY_TOLERANCE = 0.001
+GALLERY_IMAGES = 8
+_JUDGE_BATCH = 500
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class AttackedImages:
+    """The images that every model of a run is attacked on.
+
+    ``images`` float32 (n, C, H, W) in [0, 1]; ``labels`` int64 (n,); ``sample_ids`` (n,) index into
+    the split.
+    """
+
+    images: Tensor
+    labels: Tensor
+    sample_ids: list[int]
+
+    def table(self) -> pd.DataFrame:
+        """``sample_id label sha256`` of the decoded uint8 pixels."""
+        pixels = self.images.mul(255).round().to(torch.uint8).numpy()
+        hashes = [hashlib.sha256(image.tobytes()).hexdigest() for image in pixels]
+        return pd.DataFrame(
+            {"sample_id": self.sample_ids, "label": self.labels.numpy(), "sha256": hashes}
+        )
+
+
+def attacked_images(split: Split, num_images: int, seed: int) -> AttackedImages:
+    """The first ``num_images`` of the split's class-balanced order.
+
+    Raises:
+        RequestError: the split has fewer.
+    """
+    if num_images > len(split):
+        raise RequestError(
+            f"evaluation.num_images: expected at most {len(split)} ({split.source}), "
+            f"got {num_images}"
+        )
+    rows = torch.from_numpy(balanced_order(split.labels, seed)[:num_images])
+    return AttackedImages(to_float(split.images[rows]), split.labels[rows], rows.tolist())
+
+
+def attack_options(config: AttackConfig, attack_id: str) -> dict[str, Any]:
+    """All options of an attack, those not given at the function's defaults.
+
+    Raises:
+        RequestError: unknown attack or option; the message lists what there is.
+    """
+    if config.attack not in ATTACKS:
+        raise RequestError(
+            f"attacks.{attack_id}.attack: expected one of {', '.join(ATTACKS)}, "
+            f"got {config.attack!r}"
+        )
+    parameters = inspect.signature(ATTACKS[config.attack]).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    for name in config.options:
+        if name not in defaults:
+            raise RequestError(
+                f"attacks.{attack_id}.{name}: unknown option of {config.attack} "
+                f"({', '.join(defaults)})"
+            )
+    return defaults | config.options
+
+
+def check_attack(config: AttackConfig, attack_id: str, image_shape: tuple[int, int, int]) -> None:
+    """Let the attack refuse its options now, on an empty batch, and not after hours.
+
+    Raises:
+        RequestError: unknown option, or a value out of range.
+    """
+    options = attack_options(config, attack_id)
+    images, labels = torch.zeros(0, *image_shape), torch.zeros(0, dtype=torch.int64)
+    try:
+        outcome = ATTACKS[config.attack](lambda x: x.flatten(1), images, labels, **options)
+    except (ValueError, TypeError) as error:
+        raise RequestError(f"attacks.{attack_id}: {error}") from None
+    if outcome.transform is not None and (config.budget or config.budgets):
+        raise RequestError(f"attacks.{attack_id}.budget: {config.attack} has no distance budget")
+
+
+@torch.no_grad()
+def logits_of(model: nn.Module, images: Tensor, device: torch.device) -> Tensor:
+    """float32 logits (n, K) on the CPU, model in eval mode, autocast off.
+
+    ``images`` are uint8, or floats in [0, 1].
+    """
+    with attack_mode(model):
+        parts = []
+        for part in images.split(_JUDGE_BATCH):
+            batch = part.to(device)
+            parts.append(model(to_float(batch) if batch.dtype == torch.uint8 else batch).cpu())
+    return torch.cat(parts)
+
+
+def predictions(model: nn.Module, split: Split, device: torch.device) -> pd.DataFrame:
+    """Clean prediction and margin of every image: ``sample_id label prediction margin``."""
+    logits = logits_of(model, split.images, device)
+    return pd.DataFrame(
+        {
+            "sample_id": np.arange(len(split)),
+            "label": split.labels.numpy(),
+            "prediction": logits.argmax(1).numpy(),
+            "margin": margins_of(logits, split.labels).numpy(),
+        }
+    )
+
+
+def accuracy(table: pd.DataFrame) -> float:
+    """Share of right predictions in a ``predictions`` table."""
+    return float((table["prediction"] == table["label"]).mean())
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One attack on one model: rows, adversarial images, and what the gallery shows."""
+
+    samples: pd.DataFrame
+    adversarials: Tensor
+    gallery: dict[str, np.ndarray[Any, Any]]
+
+
+def evaluate(
+    model: nn.Module,
+    attacked: AttackedImages,
+    config: AttackConfig,
+    attack_id: str,
+    *,
+    batch_size: int,
+    device: torch.device,
+    progress: Progress = lambda done, total: None,
+) -> Evaluation:
+    """Attack all images and judge what comes back.
+
+    Returns:
+        Rows with the columns of contract 3 from ``sample_id`` on; adversarials (n, C, H, W).
+
+    Raises:
+        RequestError: the attack refuses its options or the input.
+    """
+    options = attack_options(config, attack_id)
+    count = len(attacked.labels)
+    tables, adversarials = [], []
+    for start in range(0, count, batch_size):
+        part = slice(start, start + batch_size)
+        images, labels = attacked.images[part], attacked.labels[part]
+        try:
+            outcome = ATTACKS[config.attack](model, images.to(device), labels.to(device), **options)
+        except ValueError as error:
+            raise RequestError(f"attacks.{attack_id}: {error}") from None
+        tables.append(judge(model, images, labels, outcome, device))
+        adversarials.append(outcome.images.cpu())
+        progress(min(start + batch_size, count), count)
+    samples = pd.concat(tables, ignore_index=True)
+    samples.insert(0, "sample_id", attacked.sample_ids)
+    found = torch.cat(adversarials)
+    return Evaluation(samples, found, _gallery(attacked, found, samples))
+
+
+def judge(
+    model: nn.Module, images: Tensor, labels: Tensor, outcome: AttackOutcome, device: torch.device
+) -> pd.DataFrame:
+    """One row per image, from fresh forward passes on the clean and the returned images.
+
+    ``status``: ``already_wrong`` (distance 0), ``fooled``, ``survived`` (distance ∞) or
+    ``invalid`` (pixels or logits not finite, or pixels outside [0, 1] by more than 1e-6).
+    """
+    adversarial = outcome.images.cpu()
+    clean_logits = logits_of(model, images, device)
+    logits = logits_of(model, adversarial, device)
+    clean_prediction, prediction = clean_logits.argmax(1), logits.argmax(1)
+    inside = (
+        ((adversarial >= -BOX_TOLERANCE) & (adversarial <= 1 + BOX_TOLERANCE)).flatten(1).all(1)
+    )
+    finite = torch.isfinite(adversarial).flatten(1).all(1) & torch.isfinite(logits).all(1)
+    valid = inside & finite & torch.isfinite(clean_logits).all(1)
+    wrong = clean_prediction != labels
+    status = np.where(
+        ~valid,
+        "invalid",
+        np.where(wrong, "already_wrong", np.where(prediction != labels, "fooled", "survived")),
+    )
+    difference = (adversarial - images).double().flatten(1)
+    l2 = difference.norm(dim=1).numpy()
+    linf = difference.abs().amax(1).numpy()
+    relative = l2 / images.double().flatten(1).norm(dim=1).clamp_min(1e-12).numpy()
+    spatial = outcome.transform is not None
+
+    def distance(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        if spatial:
+            return np.full(len(labels), np.nan)
+        censored = np.where(status == "fooled", values, np.inf)
+        return np.where(status == "already_wrong", 0.0, censored)
+
+    transform = (
+        outcome.transform.cpu().double().numpy()
+        if outcome.transform is not None
+        else np.full((len(labels), 3), np.nan)
+    )
+    return pd.DataFrame(
+        {
+            "label": labels.numpy(),
+            "clean_prediction": clean_prediction.numpy(),
+            "clean_margin": margins_of(clean_logits, labels).double().numpy(),
+            "adversarial_prediction": prediction.numpy(),
+            "status": status,
+            "l2": distance(l2),
+            "linf": distance(linf),
+            "l2_relative": distance(relative),
+            "forwards": outcome.forwards.cpu().numpy(),
+            "backwards": outcome.backwards.cpu().numpy(),
+            "angle": transform[:, 0],
+            "dx": transform[:, 1],
+            "dy": transform[:, 2],
+            "margin": margins_of(logits, labels).double().numpy(),
+        }
+    )
+
+
+def _gallery(
+    attacked: AttackedImages, adversarials: Tensor, samples: pd.DataFrame
+) -> dict[str, np.ndarray[Any, Any]]:
+    """The first fooled images, filled up with others, as small arrays."""
+    fooled = (samples["status"] == "fooled").to_numpy()
+    rows = np.concatenate([np.flatnonzero(fooled), np.flatnonzero(~fooled)])[:GALLERY_IMAGES]
+    clean = attacked.images[rows]
+    columns = ["sample_id", "label", "clean_prediction", "adversarial_prediction"]
+    shown = {name: samples[name].to_numpy()[rows].astype(np.int64) for name in columns}
+    return shown | {
+        "clean": clean.mul(255).round().to(torch.uint8).numpy(),
+        "adversarial": adversarials[rows].numpy().astype(np.float16),
+        "perturbation": (adversarials[rows] - clean).numpy().astype(np.float16),
+        "fooled": fooled[rows],
+        "l2": samples["l2"].to_numpy()[rows],
+        "transform": samples[["angle", "dx", "dy"]].to_numpy()[rows],
+    }

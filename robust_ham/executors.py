@@ -1,0 +1,121 @@
+"""Who runs the cells of a plan: here, this process, one after the other."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from robust_ham.cells import Context, run_cell, write_inputs, write_timings
+from robust_ham.config import RequestError
+from robust_ham.manifest import write_manifest
+from robust_ham.plan import Plan
+from robust_ham.store import RunFolder
+
+log = logging.getLogger(__name__)
+
+
+class Monitor(Protocol):
+    """Is told what happens; the command line shows it."""
+
+    def started(self, num_cells: int) -> None:
+        """Before the first cell."""
+
+    def cell_started(self, name: str) -> Callable[[int, int], None]:
+        """Returns what is called with (steps done, steps in all) of this cell."""
+        ...
+
+    def cell_ended(self, name: str, outcome: str, seconds: float) -> None:
+        """``outcome``: done, already there, or failed: reason."""
+
+
+class Silent:
+    """A monitor that shows nothing."""
+
+    def started(self, num_cells: int) -> None:
+        """Show nothing."""
+
+    def cell_started(self, name: str) -> Callable[[int, int], None]:
+        """Show nothing."""
+        return lambda done, total: None
+
+    def cell_ended(self, name: str, outcome: str, seconds: float) -> None:
+        """Show nothing."""
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto``, ``cpu`` or ``cuda`` (``cuda:1`` …).
+
+    Raises:
+        RequestError: unknown, or not present.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise RequestError(f"--device: expected auto, cpu or cuda, got {name}")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise RequestError("--device cuda: no CUDA device here")
+    return device
+
+
+def run_inline(
+    plan: Plan, folder: Path, device: torch.device, monitor: Monitor | None = None
+) -> int:
+    """Run every cell whose result is not there yet.
+
+    A failed cell is noted in ``failures.jsonl`` and the others go on; attacks on a model that
+    failed fail too.
+
+    Returns:
+        The number of failed cells.
+
+    Raises:
+        RequestError: a checkpoint or an option is not what was asked for.
+        OSError: the folder cannot be written.
+    """
+    monitor = monitor or Silent()
+    run = RunFolder(folder)
+    context = Context(plan, run, device)
+    torch.set_num_threads(plan.config.evaluation.threads)
+    write_inputs(context)
+    run.failures.unlink(missing_ok=True)
+    begin = time.monotonic()
+    broken: set[str] = set()
+    num_failed = 0
+    monitor.started(len(plan.cells))
+    for cell in plan.cells:
+        start = time.monotonic()
+        step = monitor.cell_started(cell.name)
+        try:
+            if cell.spec.model_id in broken:
+                raise RuntimeError(f"its model {cell.spec.model_id} failed")
+            outcome: str = run_cell(context, cell, step)
+        except (RequestError, OSError):
+            raise
+        except Exception as error:  # one cell's fault is noted; the others go on
+            reason = " ".join(str(error).split()) or type(error).__name__
+            outcome = f"failed: {reason}"
+            num_failed += 1
+            if cell.attack_id is None:
+                broken.add(cell.spec.model_id)
+            with run.failures.open("a", encoding="utf-8") as file:
+                line = {"cell": cell.name, "error": type(error).__name__, "reason": reason}
+                file.write(json.dumps(line) + "\n")
+            log.debug("%s", traceback.format_exc())
+        seconds = time.monotonic() - start
+        if outcome == "done":
+            write_timings(run, cell.name, seconds)
+        log.info("%s: %s (%.1f s)", cell.name, outcome, seconds)
+        monitor.cell_ended(cell.name, outcome, seconds)
+    write_manifest(context, time.monotonic() - begin)
+    return num_failed

@@ -1,0 +1,87 @@
+"""From a configuration to cells: obtaining one model, or one attack on one model.
+
+Everything that can be refused is refused here, before any compute.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from robust_ham import checkpoints
+from robust_ham.config import Config, FactoryGroup, ModelGroup, RequestError
+from robust_ham.data import Dataset
+from robust_ham.evaluation import AttackedImages, attacked_images, check_attack
+
+ZOO = Path(__file__).parent / "zoo"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The smallest unit of work: ``attack_id`` None obtains the model."""
+
+    spec: ModelGroup
+    attack_id: str | None = None
+
+    @property
+    def name(self) -> str:
+        """``model-id`` or ``model-id/attack-id``."""
+        return self.spec.model_id + (f"/{self.attack_id}" if self.attack_id else "")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a configuration asks for, checked."""
+
+    config: Config
+    dataset: Dataset
+    attacked: AttackedImages
+    cells: list[Cell]
+
+
+def zoo_folder(config: Config, spec: ModelGroup) -> Path:
+    """Where the zoo keeps a model."""
+    return ZOO / config.dataset.name / spec.model_id
+
+
+def make_plan(config: Config, data_root: Path | None = None, *, attack: bool = True) -> Plan:
+    """Read the data and list the cells: each model, followed by its attacks.
+
+    Raises:
+        RequestError: the data, an attack, a model or an option cannot be what was asked for.
+    """
+    dataset = Dataset(config.dataset, data_root)
+    test = dataset.test
+    specs = config.model_specs()
+    for spec in specs:
+        _check_model(config, spec)
+    for attack_id, attack_config in config.attacks.items():
+        check_attack(attack_config, attack_id, test.image_shape)
+    if any(spec.source == "train" and not isinstance(spec, FactoryGroup) for spec in specs):
+        _ = dataset.train  # refuses a num_train that is not there
+    split = test if config.evaluation.split == "test" else dataset.train
+    attacked = attacked_images(split, config.evaluation.num_images, config.evaluation.seed)
+    cells = []
+    for spec in specs:
+        cells.append(Cell(spec))
+        cells += [Cell(spec, attack_id) for attack_id in config.attacks if attack]
+    return Plan(config, dataset, attacked, cells)
+
+
+def _check_model(config: Config, spec: ModelGroup) -> None:
+    if isinstance(spec, FactoryGroup):
+        if spec.source == "zoo":
+            raise RequestError("models: a factory model cannot have source: zoo")
+        checkpoints.import_factory(spec)
+    elif spec.source == "zoo":
+        folder = zoo_folder(config, spec)
+        if not folder.is_dir():
+            have = sorted(path.name for path in folder.parent.glob("*/"))
+            raise RequestError(
+                f"models: {spec.model_id} is not in the zoo of {config.dataset.name} "
+                f"({', '.join(have) or 'empty'})"
+            )
+        if checkpoints.read_card(folder)["model"] != checkpoints.describe(spec):
+            raise RequestError(
+                f"{folder / checkpoints.CARD}: describes another model than asked for"
+            )

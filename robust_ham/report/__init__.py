@@ -1,0 +1,1 @@
+"""Tables in, figures and one HTML page out; no torch."""

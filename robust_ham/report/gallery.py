@@ -1,0 +1,97 @@
+"""The gallery: clean images, what the attack did to them, and what the model then said."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from robust_ham.analysis.curves import Run
+from robust_ham.report.style import WINDOW_LABELS, figure_style
+
+CLASS_NAMES = {
+    "fashion_mnist": "T-shirt trouser pullover dress coat sandal shirt sneaker bag boot".split(),
+    "cifar10": "airplane automobile bird cat deer dog frog horse ship truck".split(),
+}
+_COLUMNS = 3
+Arrays = dict[str, np.ndarray[Any, Any]]
+
+
+def load_gallery(run: Run, model_id: str, attack_id: str) -> Arrays | None:
+    """The stored images of one model and attack; None if none were kept."""
+    path = run.folder.gallery(model_id, attack_id)
+    if not path.is_file():
+        return None
+    with np.load(path, allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+def gallery_figure(run: Run, attack_id: str) -> Figure | None:
+    """Rows are models (the first seed of each arm), columns are images; None if none were kept.
+
+    Each image stands clean, then, for perturbations, the perturbation magnified to full contrast,
+    then attacked, with both predictions.
+    """
+    first_seeds: dict[tuple[str, int, str], str] = {}
+    for spec in run.specs:
+        first_seeds.setdefault((spec.family, spec.kernel_size, spec.window), spec.model_id)
+    rows: list[tuple[str, Arrays]] = []
+    for (_, size, window), model_id in first_seeds.items():
+        arrays = load_gallery(run, model_id, attack_id)
+        if arrays is not None:
+            rows.append((f"{WINDOW_LABELS[window]}\nk = {size}", arrays))
+    if not rows:
+        return None
+    spatial = bool(np.isfinite(rows[0][1]["transform"]).any())
+    per_image = 2 if spatial else 3
+    names = CLASS_NAMES.get(run.config.dataset.name)
+    with figure_style():
+        columns = _COLUMNS * per_image
+        figure = Figure(figsize=(1.05 * columns + 0.8, 1.35 * len(rows)), layout="constrained")
+        grid = figure.subplots(len(rows), columns, squeeze=False)
+        for axes_row, (label, arrays) in zip(grid, rows, strict=True):
+            for axes in axes_row:
+                axes.set_xticks([])
+                axes.set_yticks([])
+                axes.spines[:].set_visible(False)
+            axes_row[0].set_ylabel(label, rotation=0, ha="right", va="center")
+            for i in range(min(_COLUMNS, len(arrays["label"]))):
+                _draw(axes_row[i * per_image : (i + 1) * per_image], arrays, i, names)
+    return figure
+
+
+def _draw(axes: np.ndarray[Any, Any], arrays: Arrays, i: int, names: list[str] | None) -> None:
+    def name(label: int) -> str:
+        return names[label] if names else str(label)
+
+    _show(axes[0], arrays["clean"][i] / 255.0)
+    axes[0].set_title(name(int(arrays["clean_prediction"][i])), fontsize=7, pad=2)
+    angle, right, down = arrays["transform"][i]
+    if len(axes) == 3:
+        change = arrays["perturbation"][i].astype(np.float64)
+        largest = np.abs(change).max()
+        _show(axes[1], 0.5 + change / (2 * largest) if largest > 0 else np.full_like(change, 0.5))
+        axes[1].set_title(f"× {0.5 / largest:.0f}" if largest > 0 else "none", fontsize=7, pad=2)
+        axes[1].set_xlabel(f"L2 {arrays['l2'][i]:.2f}", fontsize=6.5, labelpad=1)
+    else:
+        axes[1].set_xlabel(f"{angle:+.0f}°  {right:+g}, {down:+g} px", fontsize=6.5, labelpad=1)
+    _show(axes[-1], arrays["adversarial"][i].astype(np.float64))
+    fooled = bool(arrays["fooled"][i])
+    prediction = name(int(arrays["adversarial_prediction"][i]))
+    axes[-1].set_title(
+        prediction if fooled else f"{prediction} (held)",
+        fontsize=7,
+        pad=2,
+        color="#b03000" if fooled else "#222222",
+    )
+
+
+def _show(axes: Axes, image: np.ndarray[Any, Any]) -> None:
+    """Draw (C, H, W) in [0, 1]."""
+    pixels = np.clip(np.moveaxis(image, 0, -1), 0, 1)
+    if pixels.shape[2] == 1:
+        axes.imshow(pixels[:, :, 0], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    else:
+        axes.imshow(pixels, interpolation="nearest")

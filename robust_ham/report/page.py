@@ -1,0 +1,232 @@
+"""Everything that is made from a run's tables: summary, curves, figures and one HTML page."""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import pandas as pd
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from robust_ham.analysis.curves import (
+    Run,
+    budget_curves,
+    kernel_size_curves,
+    summarise,
+)
+from robust_ham.config import RequestError
+from robust_ham.report import figures
+from robust_ham.report.gallery import gallery_figure
+from robust_ham.report.style import WINDOW_LABELS, save_figure
+from robust_ham.store import RunFolder, write_csv, write_text
+
+_TABLE_COLUMNS = {
+    "model_id": "model",
+    "attack": "attack",
+    "n": "n",
+    "test_accuracy": "test accuracy",
+    "clean_accuracy": "clean accuracy (n)",
+    "budget": "budget",
+    "robust_accuracy": "robust accuracy",
+    "robust_area": "robust area",
+    "fooled_rate": "fooled rate",
+    "median_l2": "median L2",
+    "rho_adv": "ρ_adv",
+    "effective_width_learned": "learned width",
+    "params": "parameters",
+    "forwards": "forwards",
+    "backwards": "backwards",
+}
+_PERCENT = {"test_accuracy", "clean_accuracy", "robust_accuracy", "fooled_rate"}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure on the page."""
+
+    name: str
+    caption: str
+    content: Markup
+
+
+@dataclass(frozen=True)
+class Report:
+    """What ``build_report`` has made: the page, and its headline table."""
+
+    page: Path
+    header: list[str]
+    rows: list[list[str]]
+
+
+def build_report(folder: Path) -> Report:
+    """Write ``summary.csv``, ``curves.csv``, ``figures/`` and ``report.html``.
+
+    Raises:
+        RequestError: not a run folder, a damaged table, or nothing to report yet.
+    """
+    run = Run(RunFolder(folder))
+    summary = summarise(run)
+    if summary.empty:
+        raise RequestError(f"{folder}: no attack has been evaluated yet; run it first")
+    budgets = budget_curves(run)
+    curves = kernel_size_curves(run)
+    write_csv(run.folder.summary, summary)
+    write_csv(run.folder.curves, budgets)
+    pictures = _pictures(run, curves, budgets)
+    made = Report(run.folder.report, *_arm_table(run, curves))
+    write_text(made.page, _page(run, summary, made, pictures))
+    return made
+
+
+def _pictures(run: Run, curves: pd.DataFrame, budgets: pd.DataFrame) -> list[Picture]:
+    folder = run.folder.figures
+    pictures = []
+
+    def keep(figure: Figure, name: str, caption: str, *, svg: bool = True) -> None:
+        save_figure(figure, folder, name, svg=svg)
+        pictures.append(Picture(name, caption, _inline(folder, name, svg=svg)))
+
+    keep(
+        figures.robustness_figure(run, curves),
+        "robustness",
+        "Clean accuracy and robustness against kernel size. Large markers: mean over seeds; small "
+        "points: single seeds; bars: 95 % intervals over seeds and images together (with one "
+        "seed: over images, for that one model).",
+    )
+    distance_attacks = [a for a in run.config.attacks if (budgets["attack"] == a).any()]
+    for attack_id in distance_attacks:
+        title = figures.attack_title(run, attack_id)
+        keep(
+            figures.metrics_figure(run, curves, attack_id),
+            f"metrics-{attack_id}",
+            f"{title}: all measures against kernel size. Intervals of medians and of ρ_adv are "
+            "bootstrapped over seeds and images, approximate below 10 seeds. ρ_adv is over fooled "
+            "images only.",
+        )
+        keep(
+            figures.budget_figure(run, budgets, attack_id),
+            f"curves-{attack_id}",
+            f"{title}: share of all images still right within the budget. Lines: mean over seeds; "
+            "bands: range of the seeds.",
+        )
+    histories = _histories(run)
+    if len(histories):
+        keep(
+            figures.training_figure(histories),
+            "training",
+            "Training loss (augmented images, mean over each epoch) and validation loss.",
+        )
+    for attack_id in run.config.attacks:
+        figure = gallery_figure(run, attack_id)
+        if figure is not None:
+            caption = f"{figures.attack_title(run, attack_id)}: fooled images. "
+            caption += "Above each: what the model sees; perturbations magnified as noted."
+            keep(figure, f"gallery-{attack_id}", caption, svg=False)
+    return pictures
+
+
+def _inline(folder: Path, name: str, *, svg: bool) -> Markup:
+    """A figure as part of the page: SVG as it is, PNG in base64."""
+    if svg:
+        text = (folder / f"{name}.svg").read_text(encoding="utf-8")
+        return Markup(text[text.index("<svg") :])
+    content = base64.b64encode((folder / f"{name}.png").read_bytes()).decode()
+    return Markup('<img alt="" src="data:image/png;base64,{}">').format(content)
+
+
+def _histories(run: Run) -> pd.DataFrame:
+    tables = []
+    for spec in run.specs:
+        path = run.folder.model(spec.model_id) / "training.csv"
+        if path.is_file():
+            table = pd.read_csv(path)
+            tables.append(
+                table.assign(
+                    family=spec.family,
+                    window=spec.window,
+                    kernel_size=spec.kernel_size,
+                    seed=spec.seed,
+                )
+            )
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def _page(run: Run, summary: pd.DataFrame, made: Report, pictures: list[Picture]) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    manifest = run.folder.manifest
+    failures = run.folder.failures
+    return environment.get_template("page.html.j2").render(
+        config=run.config,
+        config_yaml=run.config.to_yaml(),
+        num_images=int(summary["n"].max()),
+        num_models=summary["model_id"].nunique(),
+        num_expected=len(run.config.model_specs()) * len(run.config.attacks),
+        num_found=len(run.samples),
+        arms=made,
+        header=list(_TABLE_COLUMNS.values()),
+        rows=[
+            [_cell(row[name], name) for name in _TABLE_COLUMNS]
+            for row in summary.to_dict(orient="records")
+        ],
+        pictures=pictures,
+        manifest=json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else None,
+        failures=[json.loads(line) for line in failures.read_text(encoding="utf-8").splitlines()]
+        if failures.is_file()
+        else [],
+    )
+
+
+def _cell(value: Any, name: str) -> str:  # noqa: ANN401
+    """A number as the page shows it."""
+    if value is None or (isinstance(value, float) and np.isnan(value)):
+        return "–"
+    if isinstance(value, str):
+        return value
+    if np.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    if name in _PERCENT:
+        return f"{100 * value:.1f} %"
+    if float(value).is_integer():
+        return f"{int(value):,}".replace(",", "\u202f")
+    return f"{value:.3g}"
+
+
+def _arm_table(run: Run, curves: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the headline table: kernel size and window by primary metric."""
+    wanted = [("", "clean_accuracy")]
+    for attack_id in run.config.attacks:
+        have = set(curves.loc[curves["attack"] == attack_id, "metric"])
+        metric = next((m for m in ("robust_area", "robust_accuracy") if m in have), None)
+        if metric is not None:
+            wanted.append((attack_id, metric))
+    header = ["network", "k", "window", "seeds"]
+    for attack_id, metric in wanted:
+        title = figures.attack_title(run, attack_id) if attack_id else "clean images"
+        header.append(f"{title}: {figures.metric_label(run, attack_id, metric)}")
+    rows = []
+    arms = curves.groupby(["family", "kernel_size", "window"], sort=False)
+    for (family, size, window), arm in arms:
+        row = [str(family), str(size), WINDOW_LABELS[str(window)], str(arm["num_seeds"].iloc[0])]
+        for attack_id, metric in wanted:
+            found = arm[(arm["attack"] == attack_id) & (arm["metric"] == metric)]
+            row.append(_interval(found.iloc[0], metric) if len(found) else "–")
+        rows.append(row)
+    return header, rows
+
+
+def _interval(row: pd.Series[Any], metric: str) -> str:
+    if metric in _PERCENT:
+        return f"{100 * row['estimate']:.1f} % [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
+    return f"{row['estimate']:.3g} [{row['low']:.3g}, {row['high']:.3g}]"

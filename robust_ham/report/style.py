@@ -1,0 +1,68 @@
+"""One look for all figures, and files that come out byte for byte the same."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import matplotlib as mpl
+import seaborn as sns
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from robust_ham.store import writing
+
+WINDOW_LABELS = {
+    "none": "baseline",
+    "hamming": "Hamming",
+    "hamming_sqrt": "√Hamming",
+    "hann": "Hann",
+    "blackman": "Blackman",
+    "kaiser": "Kaiser",
+}
+_MARKERS = dict(zip(WINDOW_LABELS, "osDv^P", strict=True))
+_COLOURS = dict(zip(WINDOW_LABELS, (0, 1, 2, 4, 5, 7), strict=True))
+FAMILY_LINES = ("-", "--", ":", "-.")
+_DPI = 160
+
+
+def window_colour(window: str) -> tuple[float, float, float]:
+    """A window's colour, the same in every figure, safe for the colour-blind."""
+    red, green, blue = sns.color_palette("colorblind", 10)[_COLOURS[window]]
+    return red, green, blue
+
+
+def window_marker(window: str) -> str:
+    """A window's marker, so that colour is never the only difference."""
+    return _MARKERS[window]
+
+
+@contextmanager
+def figure_style() -> Iterator[None]:
+    """Settings of all figures."""
+    own = {
+        "font.size": 9,
+        "axes.titlesize": 10,
+        "axes.labelsize": 9,
+        "legend.fontsize": 8.5,
+        "xtick.labelsize": 8.5,
+        "ytick.labelsize": 8.5,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+    }
+    with mpl.rc_context(sns.axes_style("ticks") | own):
+        yield
+
+
+def save_figure(figure: Figure, folder: Path, name: str, *, svg: bool = True) -> None:
+    """Write ``name``.png, and .svg, whole; without dates, and with ids fixed by the name."""
+    FigureCanvasAgg(figure)
+    formats = {"png": {"Software": None}} | ({"svg": {"Date": None}} if svg else {})
+    for suffix, metadata in formats.items():
+        content = io.BytesIO()
+        with mpl.rc_context({"svg.hashsalt": name}):
+            figure.savefig(content, format=suffix, dpi=_DPI, bbox_inches="tight", metadata=metadata)
+        with writing(folder / f"{name}.{suffix}") as temporary:
+            temporary.write_bytes(content.getvalue())

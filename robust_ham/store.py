@@ -1,0 +1,221 @@
+"""Files of a run: where they are, written whole or not at all, and content keys.
+
+A leaf without torch. A file appears under its name only when it is complete: it is written beside
+its place, flushed to the disk and renamed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from robust_ham.config import SCHEMA
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths inside one run's folder (contract 3)."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """The complete, resolved configuration."""
+        return self.root / "config.yaml"
+
+    @property
+    def manifest(self) -> Path:
+        """Versions, seeds, hashes."""
+        return self.root / "manifest.json"
+
+    @property
+    def inputs(self) -> Path:
+        """Labels and hashes of the attacked images."""
+        return self.root / "inputs.parquet"
+
+    @property
+    def summary(self) -> Path:
+        """One row per model and attack."""
+        return self.root / "summary.csv"
+
+    @property
+    def curves(self) -> Path:
+        """Robust accuracy against budget."""
+        return self.root / "curves.csv"
+
+    @property
+    def timings(self) -> Path:
+        """Seconds per cell."""
+        return self.root / "timings.csv"
+
+    @property
+    def failures(self) -> Path:
+        """One line per failed cell."""
+        return self.root / "failures.jsonl"
+
+    @property
+    def log(self) -> Path:
+        """What happened, line by line."""
+        return self.root / "run.log"
+
+    @property
+    def figures(self) -> Path:
+        """Figures as SVG and PNG."""
+        return self.root / "figures"
+
+    @property
+    def report(self) -> Path:
+        """The page."""
+        return self.root / "report.html"
+
+    def model(self, model_id: str) -> Path:
+        """Folder of a model's weights, card and training curve."""
+        return self.root / "models" / model_id
+
+    def predictions(self, model_id: str) -> Path:
+        """Clean prediction and margin of every image of the split."""
+        return self.root / "predictions" / f"{model_id}.parquet"
+
+    def samples(self, model_id: str, attack_id: str) -> Path:
+        """One row per attacked image."""
+        return self.root / "samples" / model_id / f"{attack_id}.parquet"
+
+    def gallery(self, model_id: str, attack_id: str) -> Path:
+        """Eight images with their adversarials."""
+        return self.root / "gallery" / model_id / f"{attack_id}.npz"
+
+    def adversarials(self, model_id: str, attack_id: str) -> Path:
+        """All adversarial images."""
+        return self.root / "adversarials" / model_id / f"{attack_id}.npz"
+
+
+def content_key(content: Any) -> str:  # noqa: ANN401
+    """SHA-256 of ``content`` as canonical JSON: equal for equal content, whatever the key order."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` that becomes ``path`` if nothing raises."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{path.suffix}")
+    try:
+        yield temporary
+        _flush(temporary)
+        temporary.replace(path)
+        _flush(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing_folder(folder: Path, superseded: Path) -> Iterator[Path]:
+    """Like ``writing`` for a folder; an older folder of that name is moved to ``superseded``."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        for path in temporary.iterdir():
+            _flush(path)
+        if folder.exists():
+            superseded.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(superseded, ignore_errors=True)
+            folder.replace(superseded)
+        temporary.replace(folder)
+        _flush(folder.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole."""
+    with writing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write ``content`` with ``schema`` as its first key."""
+    write_text(path, json.dumps({"schema": SCHEMA} | content, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        ValueError: not a JSON object of this schema.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError):
+        raise ValueError(f"{path}: not a JSON file") from None
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        raise ValueError(f"{path}: expected a JSON object with schema {SCHEMA}")
+    return content
+
+
+def write_table(path: Path, table: pd.DataFrame, metadata: dict[str, Any]) -> None:
+    """Write a table as parquet (zstd) with ``metadata`` in its schema."""
+    arrow = pa.Table.from_pandas(table, preserve_index=False)
+    content = json.dumps({"schema": SCHEMA} | metadata, sort_keys=True)
+    arrow = arrow.replace_schema_metadata(
+        {**(arrow.schema.metadata or {}), b"robust_ham": content.encode()}
+    )
+    with writing(path) as temporary:
+        pq.write_table(arrow, temporary, compression="zstd")
+
+
+def read_metadata(path: Path) -> dict[str, Any] | None:
+    """Metadata of a table of ours; None if there is no such table or it cannot be read."""
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+        content = json.loads(metadata[b"robust_ham"])
+    except (OSError, pa.ArrowException, KeyError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Read a parquet table.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    try:
+        frame: pd.DataFrame = pq.read_table(path).to_pandas()
+    except pa.ArrowException as error:
+        raise ValueError(f"{path}: damaged table ({str(error).splitlines()[0]})") from None
+    return frame
+
+
+def write_csv(path: Path, table: pd.DataFrame) -> None:
+    """Write a table as CSV, floats in the shortest form that reads back equal."""
+    with writing(path) as temporary:
+        table.to_csv(temporary, index=False, lineterminator="\n")

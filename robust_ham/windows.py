@@ -1,0 +1,100 @@
+"""Window functions that taper a convolution kernel, and what is known of them.
+
+All windows are symmetric (both ends equal), as in ``scipy.signal.windows`` with ``sym=True``.
+``torch.hamming_window`` is periodic by default and is not used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Array = NDArray[np.float64]
+KAISER_BETA = 14.0
+_FFT_POINTS = 65_536
+
+
+def _phase(length: int) -> Array:
+    """2πn/(k−1) for n = 0 … k−1, of shape (length,)."""
+    return 2 * np.pi * np.arange(length) / (length - 1)
+
+
+def _none(length: int) -> Array:
+    return np.ones(length)
+
+
+def _hamming(length: int) -> Array:
+    return np.asarray(0.54 - 0.46 * np.cos(_phase(length)))
+
+
+def _hamming_sqrt(length: int) -> Array:
+    return np.asarray(np.sqrt(_hamming(length)))
+
+
+def _hann(length: int) -> Array:
+    return np.asarray(0.5 - 0.5 * np.cos(_phase(length)))
+
+
+def _blackman(length: int) -> Array:
+    values = 0.42 - 0.5 * np.cos(_phase(length)) + 0.08 * np.cos(2 * _phase(length))
+    values[[0, -1]] = 0.0  # exact, where rounding gives −1.4e-17
+    return np.asarray(values)
+
+
+def _kaiser(length: int) -> Array:
+    return np.kaiser(length, KAISER_BETA)
+
+
+WINDOWS: dict[str, Callable[[int], Array]] = {
+    "none": _none,
+    "hamming": _hamming,
+    "hamming_sqrt": _hamming_sqrt,
+    "hann": _hann,
+    "blackman": _blackman,
+    "kaiser": _kaiser,
+}
+
+
+def window_1d(name: str, length: int) -> Array:
+    """The symmetric window ``name`` of ``length`` taps, float64, shape (length,).
+
+    A window of one tap is the identity. ``hamming_sqrt`` is the square root of the Hamming window,
+    so that the 2-D window is √outer(hamming, hamming). ``kaiser`` has β = 14.
+
+    Raises:
+        ValueError: unknown name, or length below 1.
+    """
+    if name not in WINDOWS:
+        raise ValueError(f"window: expected one of {', '.join(WINDOWS)}, got {name!r}")
+    if length < 1:
+        raise ValueError(f"window length: expected at least 1, got {length}")
+    return np.ones(1) if length == 1 else WINDOWS[name](length)
+
+
+def window_2d(name: str, height: int, width: int) -> Tensor:
+    """Outer product of two 1-D windows, float64, shape (height, width).
+
+    Source: Tomen & van Gemert, arXiv 2101.10143, section 3.
+    """
+    return torch.from_numpy(np.outer(window_1d(name, height), window_1d(name, width)))
+
+
+def effective_width(weights: Array) -> float:
+    """Effective number of taps of a 1-D window, (Σw)²/Σw²: k for the rectangle."""
+    return float(weights.sum() ** 2 / (weights**2).sum())
+
+
+def peak_side_lobe(weights: Array) -> float:
+    """Highest side lobe of a 1-D window, in dB below the main lobe (65,536-point FFT).
+
+    The main lobe ends at the first minimum of the spectrum; a window whose spectrum only falls has
+    no side lobe, and its level at the Nyquist frequency is returned.
+    """
+    magnitude = np.abs(np.fft.rfft(weights, max(_FFT_POINTS, 64 * len(weights))))
+    rises = np.flatnonzero(np.diff(magnitude) > 0)
+    highest = magnitude[rises[0] :].max() if len(rises) else magnitude[-1]
+    return float(20 * np.log10(highest / magnitude[0]))
