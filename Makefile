@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: quickstart test test-slow lint zoo bench-training readme-picture clean
+.PHONY: quickstart test test-slow lint zoo bench-training schema readme-picture clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/robust-ham run quickstart
@@ -30,6 +30,9 @@ zoo: $(INSTALLED)
 # Images per second of our training loop and of a plain DataLoader + float32 loop.
 bench-training: $(INSTALLED)
 	$(BIN)/python tests/bench_training.py
+
+schema: $(INSTALLED)
+	$(BIN)/robust-ham list schema > configs/schema.json
 
 readme-picture: quickstart
 	mkdir -p results/figures

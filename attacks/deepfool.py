@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from attacks.outcome import AttackOutcome, margins_of, misclassified
-from attacks.prepare import Model, run_confirmed
+from attacks.prepare import Model, chunks, run_confirmed
 
 Norm = Literal["l2", "linf"]
 
@@ -111,7 +111,7 @@ def _search(
     for step in range(steps + 1):
         survivors = []
         live = live[needed[live].argsort(stable=True)]  # chunk-mates need about as many gradients
-        for rows in live.split(_CHUNK_IMAGES):
+        for rows in chunks(live, _CHUNK_IMAGES):
             boundary = _nearest_boundary(
                 model,
                 points[rows],
@@ -144,7 +144,7 @@ def _search(
             break
     if refine:
         moved = fooled & (points != images).flatten(1).any(1)
-        for rows in moved.nonzero().squeeze(1).split(_CHUNK_IMAGES):
+        for rows in chunks(moved.nonzero().squeeze(1), _CHUNK_IMAGES):
             points[rows] = _refined(model, images[rows], points[rows], labels[rows])
             forwards[rows] += _BISECTIONS + 1
     return AttackOutcome(points, fooled, forwards, backwards)

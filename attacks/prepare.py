@@ -94,6 +94,12 @@ def _nothing() -> contextlib.AbstractContextManager[None]:
     return contextlib.nullcontext()
 
 
+def chunks(rows: Tensor, size: int) -> Iterator[Tensor]:
+    """``rows`` in pieces of at most ``size``; none for no rows."""
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
+
+
 def prepare(model: Model, images: Tensor) -> Model:
     """A faster copy of ``model`` with the same logits, or ``model`` itself.
 
@@ -164,7 +170,7 @@ def run_confirmed(search: Search, model: Model, images: Tensor, labels: Tensor) 
 
 @torch.no_grad()
 def _judge(model: Model, images: Tensor, labels: Tensor) -> Tensor:
-    parts = zip(images.split(_CONFIRM_BATCH), labels.split(_CONFIRM_BATCH), strict=True)
+    parts = zip(chunks(images, _CONFIRM_BATCH), chunks(labels, _CONFIRM_BATCH), strict=True)
     return torch.cat([misclassified(model(x), y) for x, y in parts])
 
 

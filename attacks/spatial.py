@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from attacks.outcome import AttackOutcome, margins_of
-from attacks.prepare import Model, run_confirmed
+from attacks.prepare import Model, chunks, run_confirmed
 from attacks.warp import Padding, sampling_grids, shift, warp, warp_all
 
 Stop = Literal["first"] | None
@@ -233,7 +233,7 @@ def _search(
             break
         if shared:
             render = _renderer(images, transforms[block], padding, whole_pixels)
-        for rows in live.split(max(1, _BATCH_WARPS // len(block))):
+        for rows in chunks(live, max(1, _BATCH_WARPS // len(block))):
             if not shared:
                 render = _per_image_renderer(transforms[rows][:, block], padding)
             warped = render(images[rows])  # (B, L, C, H, W)
@@ -253,7 +253,7 @@ def _search(
     transform = transforms[chosen] if shared else transforms[rows, chosen]  # (N, 3)
     transform = torch.where(moved[:, None], transform, 0.0)
     adversarials = images.clone()
-    for part in moved.nonzero().squeeze(1).split(_BATCH_WARPS):
+    for part in chunks(moved.nonzero().squeeze(1), _BATCH_WARPS):
         adversarials[part] = _render_each(images[part], transform[part], padding, whole_pixels)
     fooled = torch.where(moved, margins[rows, chosen] < 0, valid & (clean < 0))
     zeros = torch.zeros_like(forwards)
@@ -283,7 +283,7 @@ def _first_true(table: Tensor) -> Tensor:
 
 
 def _margins(model: Model, images: Tensor, labels: Tensor) -> Tensor:
-    parts = zip(images.split(_BATCH_WARPS), labels.split(_BATCH_WARPS), strict=True)
+    parts = zip(chunks(images, _BATCH_WARPS), chunks(labels, _BATCH_WARPS), strict=True)
     return torch.cat([margins_of(model(x), y) for x, y in parts])
 
 
@@ -319,6 +319,6 @@ def _render_each(images: Tensor, transform: Tensor, padding: Padding, whole_pixe
     moves = transform.round().int().tolist()
     moved = [
         shift(x, right, down, padding)
-        for x, (_, right, down) in zip(images.split(1), moves, strict=True)
+        for x, (_, right, down) in zip(chunks(images, 1), moves, strict=True)
     ]
     return torch.cat(moved)

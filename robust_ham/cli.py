@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import importlib.util
+import json
 import logging
 import signal
 import sys
@@ -20,13 +21,13 @@ if TYPE_CHECKING:
     from robust_ham.executors import Monitor
     from robust_ham.plan import Plan
 
+_NO_SIDE_LOBE = -200.0  # dB
 EXIT_ENVIRONMENT, EXIT_REQUEST, EXIT_CELLS = 1, 2, 3
 
 app = typer.Typer(
     name="robust-ham",
     help="Adversarial robustness of baseline and Hamming-windowed CNNs across kernel sizes.\n\n"
     "Start with: robust-ham run quickstart",
-    no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
@@ -56,6 +57,7 @@ class Topic(enum.StrEnum):
     datasets = "datasets"
     configs = "configs"
     keys = "keys"
+    schema = "schema"
 
 
 _debug = False
@@ -138,7 +140,7 @@ def list_(
     topic: Annotated[Topic | None, typer.Argument(help="Only this.")] = None,
     debug: Debug = False,
 ) -> None:
-    """What there is: attacks, models, windows, data sets, configs, config keys."""
+    """What there is: attacks, models, windows, data sets, configs, config keys, their schema."""
     listings: dict[Topic, Callable[[], list[tuple[str, str]]]] = {
         Topic.attacks: _attacks,
         Topic.models: _models,
@@ -147,7 +149,12 @@ def list_(
         Topic.configs: _configs,
         Topic.keys: _keys,
     }
-    for name in [topic] if topic else [t for t in Topic if t != Topic.keys]:
+    if topic == Topic.schema:
+        from robust_ham.config import Config
+
+        _say(json.dumps(Config.model_json_schema(by_alias=True), indent=1))
+        return
+    for name in [topic] if topic else [t for t in listings if t != Topic.keys]:
         rows = listings[name]()
         width = min(max((len(row[0]) for row in rows), default=0), 44)
         _say(name if topic is None else "")
@@ -186,7 +193,7 @@ def main() -> NoReturn:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
     try:
-        code = app(standalone_mode=False)
+        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except Stopped as stopped:
         _complain("stopped; nothing finished is lost, the same command goes on")
         code = stopped.code
@@ -379,8 +386,9 @@ def _windows() -> list[tuple[str, str]]:
     rows = []
     for name in WINDOWS:
         taps = window_1d(name, 7)
-        about = f"{effective_width(taps):.2f} effective taps, {peak_side_lobe(taps):.1f} dB"
-        rows.append((name, f"at k = 7: {about} peak side lobe"))
+        level = peak_side_lobe(taps)
+        lobe = f"side lobes at {level:.1f} dB" if level > _NO_SIDE_LOBE else "no side lobe"
+        rows.append((name, f"at k = 7: {effective_width(taps):.2f} effective taps, {lobe}"))
     return rows
 
 

@@ -121,8 +121,16 @@ def logits_of(model: nn.Module, images: Tensor, device: torch.device) -> Tensor:
 
 
 def predictions(model: nn.Module, split: Split, device: torch.device) -> pd.DataFrame:
-    """Clean prediction and margin of every image: ``sample_id label prediction margin``."""
+    """Clean prediction and margin of every image: ``sample_id label prediction margin``.
+
+    Raises:
+        RequestError: the model does not give one logit per class.
+    """
     logits = logits_of(model, split.images, device)
+    if logits.shape != (len(split), split.num_classes):
+        raise RequestError(
+            f"model: expected logits ({len(split)}, {split.num_classes}), got {tuple(logits.shape)}"
+        )
     return pd.DataFrame(
         {
             "sample_id": np.arange(len(split)),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from robust_ham.config import FactoryGroup
 from robust_ham.store import write_json
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def write_manifest(context: Context, seconds: float) -> None:
     """Write ``manifest.json`` at the end of a run."""
     config, dataset = context.plan.config, context.plan.dataset
     trains = any(
-        spec.source == "train" and "factory" not in type(spec).model_fields
+        spec.source == "train" and not isinstance(spec, FactoryGroup)
         for spec in config.model_specs()
     )
     write_json(

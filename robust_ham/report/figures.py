@@ -196,6 +196,7 @@ def training_figure(histories: pd.DataFrame) -> Figure:
             axes.set_title(f"k = {size}")
             axes.set_xlabel("epoch")
             axes.set_ylabel("loss")
+            axes.set_yscale("log")
             axes.label_outer()
         _legend(figure)
     return figure

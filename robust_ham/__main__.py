@@ -1,0 +1,5 @@
+"""``python -m robust_ham`` is ``robust-ham``."""
+
+from robust_ham.cli import main
+
+main()

@@ -1,0 +1,68 @@
+"""What several tests need: small real networks, real images, tiny runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import cache
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robust_ham import checkpoints, cli
+from robust_ham.config import DatasetConfig
+from robust_ham.data import balanced_order, load_split, to_float
+from robust_ham.plan import ZOO
+
+torch.set_num_threads(2)
+
+
+@cache
+def zoo_model(kernel_size: int, window: str) -> nn.Module:
+    """A trained network of the zoo."""
+    folder = ZOO / "fashion_mnist" / f"cnn3-w16x32-k{kernel_size}-{window}-s0"
+    return checkpoints.load(folder)[0]
+
+
+@cache
+def fashion_images(count: int) -> tuple[Tensor, Tensor]:
+    """The first test images of the balanced order, in [0, 1], and their labels."""
+    split = load_split(DatasetConfig(name="fashion_mnist"), "test")
+    rows = torch.from_numpy(balanced_order(split.labels, 0)[:count])
+    return to_float(split.images[rows]), split.labels[rows]
+
+
+@pytest.fixture
+def run_cli(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Run a command line in this process: exit code, standard output, standard error."""
+
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["robust-ham", *map(str, words)])
+        monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        captured = capsys.readouterr()
+        return int(stopped.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+TINY_RUN = """
+schema: 1
+name: tiny
+dataset: {name: fashion_mnist, num_train: 256}
+models:
+  - architecture: cnn
+    depth: 2
+    widths: [4]
+    first_kernel: same
+    sweep: {kernel_size: [3], window: [none, hamming]}
+training: {epochs: 1, batch_size: 64, lr: 0.1, precision: float32}
+attacks:
+  deepfool_l2: {attack: deepfool, budget: 0.25, budgets: [0.1, 0.25, 0.5], steps: 10}
+  spatial_shift: {attack: spatial_shift, stop: first}
+evaluation: {num_images: 20}
+"""

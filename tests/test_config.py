@@ -1,0 +1,145 @@
+"""Configurations: strict, documented, and every fault named in one line."""
+
+import json
+
+import pytest
+
+from robust_ham.config import (
+    RequestError,
+    config_folder,
+    config_keys,
+    load_config,
+    parse_config,
+    shipped_configs,
+)
+
+MINIMAL = """
+name: test
+models: [{architecture: cnn}]
+attacks: {d: {attack: deepfool}}
+"""
+
+
+def parsed(extra="", overrides=(), base=MINIMAL):
+    return parse_config(base + extra, list(overrides))
+
+
+def test_numbers_as_people_write_them():
+    config = parsed(overrides=["training.weight_decay=5e-4", "attacks.d.budgets=[0.5/255, 8/255]"])
+    assert config.training.weight_decay == 5e-4
+    assert config.attacks["d"].budgets == (0.5 / 255, 8 / 255)
+    assert config.attacks["d"].curve_budgets[-1] == 8 / 255
+
+
+def test_a_sweep_is_the_product_of_its_lists():
+    config = parsed(overrides=["models.0.sweep={kernel_size: [3, 5], window: [none, hamming]}"])
+    assert [spec.model_id for spec in config.model_specs()] == [
+        "cnn6-w128x256-f7-k3-none-s0",
+        "cnn6-w128x256-f7-k3-hamming-s0",
+        "cnn6-w128x256-f7-k5-none-s0",
+        "cnn6-w128x256-f7-k5-hamming-s0",
+    ]
+
+
+def test_defaults_by_norm():
+    config = parsed(overrides=["attacks.inf={attack: deepfool, norm: linf}"])
+    assert config.attacks["inf"].curve_budgets == (0.5 / 255, 1 / 255, 2 / 255, 4 / 255)
+    assert config.attacks["inf"].main_budget == 2 / 255
+    assert config.attacks["d"].curve_budgets == (0.05, 0.1, 0.25, 0.5)
+
+
+def test_the_resolved_configuration_reads_back_equal():
+    for name in shipped_configs():
+        config = load_config(name)
+        assert parse_config(config.to_yaml()) == config
+
+
+@pytest.mark.parametrize("name", shipped_configs())
+def test_shipped_configs_open_with_their_command(name):
+    config = load_config(name)
+    assert config.name == name
+    first = shipped_configs()[name].read_text().splitlines()[0]
+    assert first.startswith(f"# robust-ham run {name} ")
+    assert any(word in first for word in ("minute", "second", "hour", "days"))
+
+
+def test_schema_file_is_the_schema():
+    """`make schema` writes it."""
+    from robust_ham.config import Config
+
+    stored = json.loads((config_folder() / "schema.json").read_text())
+    assert stored == Config.model_json_schema(by_alias=True)
+
+
+def test_every_key_is_documented():
+    rows = config_keys()
+    assert len(rows) > 40
+    assert all(text and default for _, default, text in rows)
+    assert ("schema", "1", "version of this layout") in rows
+    assert any(key == "models[cnn].depth" and default == "6" for key, default, _ in rows)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["training.epoch=3"], "config: training.epoch: unknown key"),
+        (["trainings.epochs=3"], "config: trainings: unknown key"),
+        (["training.epochs=0"], "config: training.epochs: input should be greater than or equal"),
+        (["training.epochs=many"], "config: training.epochs: .*got 'many'"),
+        (["training.lr=fast"], "config: training.lr: expected a number such as .* got 'fast'"),
+        (["training.lr=.inf"], "config: training.lr: .*finite"),
+        (["training.schedule=cosine"], "config: training.schedule: .*one_cycle"),
+        (["models.0.kernel_size=4"], "config: models.0.kernel_size: expected an odd number, got 4"),
+        (["models.0.window=humming"], "config: models.0.window: .*'hamming'"),
+        (["models.0.depht=3"], "config: models.0.depht: unknown key"),
+        (["models.0.architecture=vgg"], "config: models.0.architecture: expected one of cnn"),
+        (["models.0.sweep={kernel: [3]}"], "config: models.0.sweep.kernel: expected one of"),
+        (["models.0.sweep={kernel_size: []}"], "sweep.kernel_size: expected at least one value"),
+        (["models.0.sweep={kernel_size: [3, 4]}"], "sweep.kernel_size: expected an odd number"),
+        (["models.0.sweep={seed: [1, 1]}"], "two models are called cnn6-.*; set a prefix"),
+        (["models=[]"], "config: models: "),
+        (["models=3"], "config: models: "),
+        (["attacks.d.budgets=[8/0]"], "config: attacks.d.budgets.0: expected a number"),
+        (["attacks={}"], "config: attacks: "),
+        (["attacks.a/b={attack: deepfool}"], "config: attacks"),
+        (["name=../escape"], "config: name: expected letters, digits"),
+        (["schema=2"], "config: schema"),
+        (["evaluation.num_images=-1"], "config: evaluation.num_images: "),
+        (["training"], "-o training: expected key=value"),
+        (["name.deep=3"], "-o name.deep=3: name holds no keys"),
+        (["models.7.depth=3"], "-o models.7.depth=3: models.7 holds no keys"),
+        (["name=[unclosed"], "the value is not valid YAML"),
+    ],
+)
+def test_faults_are_named_in_one_line(overrides, message):
+    with pytest.raises(RequestError, match=message) as error:
+        parsed(overrides=overrides)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: [", "line 1: not valid YAML"),
+        ("- a list", "expected a mapping"),
+        ("", "expected a mapping"),
+        ("name: x", "models: "),
+        ("!!python/object/apply:os.system [echo]", "not valid YAML"),
+    ],
+)
+def test_files_that_are_no_configuration(text, message):
+    with pytest.raises(RequestError, match=message):
+        parse_config(text)
+
+
+def test_missing_and_unreadable_files(tmp_path):
+    with pytest.raises(
+        RequestError, match=r"quikstart: no such file and no shipped config \(.*quick"
+    ):
+        load_config("quikstart")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RequestError, match="binary.yaml: not a text file"):
+        load_config(str(tmp_path / "binary.yaml"))
+    (tmp_path / "large.yaml").write_text("#" * 1_000_001)
+    with pytest.raises(RequestError, match="expected a config below 1 MB"):
+        load_config(str(tmp_path / "large.yaml"))

@@ -1,0 +1,178 @@
+"""The harness judges success itself."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import fashion_images, zoo_model
+
+from attacks import ATTACKS, AttackOutcome
+from robust_ham.config import AttackConfig, RequestError
+from robust_ham.data import Split
+from robust_ham.evaluation import (
+    accuracy,
+    attack_options,
+    attacked_images,
+    check_attack,
+    evaluate,
+    judge,
+    predictions,
+)
+
+CPU = torch.device("cpu")
+
+
+class Threshold(torch.nn.Module):
+    """Class 1 where the first pixel is above one half; NaN logits where it is exactly 0.25."""
+
+    def forward(self, x):
+        pixel = x.flatten(1)[:, 0]
+        logit = torch.where(pixel == 0.25, torch.nan, 10 * (pixel - 0.5))
+        return torch.stack([-logit, logit], 1)
+
+
+def outcome_of(adversarial, transform=None):
+    count = len(adversarial)
+    ones = torch.ones(count, dtype=torch.int64)
+    return AttackOutcome(adversarial, torch.ones(count).bool(), ones, 2 * ones, transform)
+
+
+def test_every_status_from_a_hand_made_batch():
+    clean = torch.tensor([0.1, 0.9, 0.2, 0.2, 0.2, 0.2]).view(6, 1, 1, 1).expand(6, 1, 1, 4)
+    labels = torch.zeros(6, dtype=torch.int64)
+    adversarial = clean.clone()
+    adversarial[0, 0, 0, 0] = 0.7  # fooled at distance 0.6
+    adversarial[2, 0, 0, 0] = 0.4  # claims to fool and does not
+    adversarial[3, 0, 0, 0] = 1.001  # outside of the box
+    adversarial[4, 0, 0, 1] = torch.nan
+    adversarial[5, 0, 0, 0] = 0.25  # NaN logits
+    rows = judge(Threshold(), clean, labels, outcome_of(adversarial), CPU)
+    assert rows["status"].tolist() == [
+        "fooled",
+        "already_wrong",
+        "survived",
+        "invalid",
+        "invalid",
+        "invalid",
+    ]
+    assert rows["l2"].tolist() == pytest.approx([0.6, 0, *[math.inf] * 4])
+    assert rows["linf"].tolist() == pytest.approx([0.6, 0, *[math.inf] * 4])
+    assert rows["l2_relative"][0] == pytest.approx(0.6 / 0.2)
+    assert rows["clean_prediction"].tolist() == [0, 1, 0, 0, 0, 0]
+    assert rows["adversarial_prediction"][0] == 1
+    assert rows["clean_margin"][0] == pytest.approx(8)
+    assert rows["margin"][0] == pytest.approx(-4)
+    assert rows["forwards"].tolist() == [1] * 6
+    assert rows["backwards"].tolist() == [2] * 6
+    assert rows[["angle", "dx", "dy"]].isna().all().all()
+
+
+def test_spatial_rows_have_a_transform_and_no_distance():
+    clean = torch.full((1, 1, 1, 4), 0.1)
+    rows = judge(
+        Threshold(),
+        clean,
+        torch.zeros(1, dtype=torch.int64),
+        outcome_of(clean + 0.6, torch.tensor([[5.0, -1.5, 3.0]])),
+        CPU,
+    )
+    assert rows["status"].tolist() == ["fooled"]
+    assert rows[["angle", "dx", "dy"]].to_numpy().tolist() == [[5.0, -1.5, 3.0]]
+    assert rows[["l2", "linf", "l2_relative"]].isna().all().all()
+
+
+def test_an_attack_that_claims_too_much_is_not_believed(monkeypatch):
+    def boaster(model, images, labels):
+        return outcome_of(images.clone())
+
+    monkeypatch.setitem(ATTACKS, "boaster", boaster)
+    x, y = fashion_images(10)
+    attacked = attacked_images(Split((x * 255).byte(), y, 10, "here"), 10, 0)
+    found = evaluate(
+        zoo_model(3, "none"),
+        attacked,
+        AttackConfig(attack="boaster"),
+        "b",
+        batch_size=4,
+        device=CPU,
+    )
+    assert set(found.samples["status"]) <= {"survived", "already_wrong"}
+
+
+def test_batches_do_not_change_the_rows():
+    x, y = fashion_images(10)
+    attacked = attacked_images(Split((x * 255).round().byte(), y, 10, "here"), 10, 0)
+    config = AttackConfig(attack="deepfool")
+    tables = [
+        evaluate(zoo_model(3, "none"), attacked, config, "d", batch_size=b, device=CPU).samples
+        for b in (3, 10)
+    ]
+    assert tables[0]["status"].tolist() == tables[1]["status"].tolist()
+    np.testing.assert_allclose(tables[0]["l2"], tables[1]["l2"], rtol=1e-4)
+    assert tables[0]["sample_id"].tolist() == attacked.sample_ids
+
+
+def test_inputs_table_names_each_image():
+    x, y = fashion_images(4)
+    x[1] = x[0]
+    table = attacked_images(Split((x * 255).byte(), y, 10, "here"), 4, 0).table()
+    by_id = table.set_index("sample_id")["sha256"]
+    assert by_id[0] == by_id[1]
+    assert by_id.nunique() == 3
+
+
+def test_predictions_and_accuracy():
+    images = torch.tensor([0, 255, 255], dtype=torch.uint8).view(3, 1, 1, 1)
+    split = Split(images, torch.tensor([0, 1, 0]), 2, "here")
+    table = predictions(Threshold(), split, CPU)
+    assert table["prediction"].tolist() == [0, 1, 1]
+    assert table["margin"].tolist() == [10, 10, -10]
+    assert accuracy(table) == pytest.approx(2 / 3)
+
+
+def test_gallery_prefers_fooled_images():
+    x, y = fashion_images(12)
+    attacked = attacked_images(Split((x * 255).round().byte(), y, 10, "here"), 12, 0)
+    config = AttackConfig(attack="deepfool")
+    found = evaluate(zoo_model(3, "none"), attacked, config, "d", batch_size=12, device=CPU)
+    shown = found.gallery
+    assert shown["clean"].shape == (8, 1, 28, 28)
+    assert shown["fooled"].sum() == min(8, (found.samples["status"] == "fooled").sum())
+    ids = found.samples.set_index("sample_id")
+    for i, sample_id in enumerate(shown["sample_id"]):
+        assert ids.loc[sample_id, "label"] == shown["label"][i]
+
+
+def test_too_many_images_are_refused():
+    split = Split(torch.zeros(3, 1, 2, 2).byte(), torch.zeros(3).long(), 2, "somewhere")
+    with pytest.raises(RequestError, match=r"num_images: expected at most 3 \(somewhere\), got 4"):
+        attacked_images(split, 4, 0)
+
+
+def test_options_are_checked_against_the_signature():
+    assert attack_options(AttackConfig(attack="deepfool", steps=7), "d")["steps"] == 7
+    assert attack_options(AttackConfig(attack="deepfool"), "d")["overshoot"] == 0.02
+    with pytest.raises(RequestError, match=r"attacks.d.step: unknown option of deepfool \(norm"):
+        attack_options(AttackConfig(attack="deepfool", step=7), "d")
+    with pytest.raises(RequestError, match="attacks.d.attack: expected one of deepfool"):
+        attack_options(AttackConfig(attack="deepfol"), "d")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"attack": "deepfool", "norm": "l3"}, "attacks.a: norm: expected l2 or linf"),
+        ({"attack": "deepfool", "steps": "many"}, "attacks.a: "),
+        ({"attack": "spatial_grid", "budget": 0.5}, "attacks.a.budget: spatial_grid has no"),
+    ],
+)
+def test_values_are_refused_before_any_compute(options, message):
+    with pytest.raises(RequestError, match=message):
+        check_attack(AttackConfig(**options), "a", (1, 28, 28))
+
+
+def test_a_model_for_another_number_of_classes_is_refused():
+    split = Split(torch.zeros(3, 1, 1, 4).byte(), torch.tensor([0, 1, 2]), 3, "here")
+    with pytest.raises(RequestError, match=r"model: expected logits \(3, 3\), got \(3, 2\)"):
+        predictions(Threshold(), split, CPU)

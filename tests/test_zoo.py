@@ -1,0 +1,45 @@
+"""The shipped networks are what their cards say."""
+
+import json
+
+import pytest
+import torch
+
+from robust_ham import checkpoints
+from robust_ham.config import DatasetConfig, load_config
+from robust_ham.data import load_split
+from robust_ham.evaluation import accuracy, predictions
+from robust_ham.plan import ZOO, zoo_folder
+from robust_ham.store import file_hash
+
+CONFIG = load_config("quickstart")
+SPECS = CONFIG.model_specs()
+
+
+def test_the_quickstart_asks_for_all_of_the_zoo_and_the_zoo_config_makes_it():
+    ids = {spec.model_id for spec in SPECS}
+    assert len(ids) == 30
+    assert ids == {path.name for path in (ZOO / "fashion_mnist").iterdir()}
+    assert ids == {spec.model_id for spec in load_config("zoo_fashion_mnist").model_specs()}
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda s: s.model_id)
+def test_weights_and_cards_belong_together(spec):
+    folder = zoo_folder(CONFIG, spec)
+    card = checkpoints.read_card(folder)
+    assert file_hash(folder / checkpoints.WEIGHTS) == card["weights_sha256"]
+    assert card["model"] == checkpoints.describe(spec)
+    assert card["data"]["num_train"] == 60_000
+    training = load_config("zoo_fashion_mnist").training
+    assert card["training"] == json.loads(training.model_dump_json())
+    assert (folder / checkpoints.CURVE).read_text().count("\n") == training.epochs + 1
+
+
+@pytest.mark.parametrize("window", ["none", "hamming"])
+def test_recorded_accuracy_is_found_again(window):
+    spec = next(s for s in SPECS if (s.kernel_size, s.window, s.seed) == (3, window, 1))
+    model, card = checkpoints.load(zoo_folder(CONFIG, spec))
+    test = load_split(DatasetConfig(name="fashion_mnist"), "test")
+    found = accuracy(predictions(model, test, torch.device("cpu")))
+    assert found == pytest.approx(card["test_accuracy"], abs=1e-3)
+    assert card["test_sha256"] == test.hash()
