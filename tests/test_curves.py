@@ -178,6 +178,8 @@ def test_curves_against_kernel_size_average_over_seeds(run):
     assert curves.loc[("d", "median_l2", "hamming")]["per_seed"] == pytest.approx((2.7, 5.4))
     assert curves.loc[("d", "rho_adv", "none")]["estimate"] == pytest.approx(1.5 * 1.3 / 15)
     assert curves.loc[("s", "robust_accuracy", "none")]["estimate"] == pytest.approx(2 / 6)
+    spatial = curves.loc[("s", "robust_accuracy", "none")]
+    assert 0 <= spatial["low"] <= spatial["high"] <= 1
     clean = curves.loc[("", "clean_accuracy", "none")]
     assert clean["per_seed"] == pytest.approx((0.75, 0.75))
 

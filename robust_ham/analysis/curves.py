@@ -255,6 +255,7 @@ def _nanmedian(values: Values) -> Values:
     return np.array([np.median(row) if len(row) else np.nan for row in rows])
 
 
+SHARES = {"clean_accuracy", "robust_accuracy"}
 DISTANCE_METRICS = (
     Metric("robust_area", "robust area", _area_values, _mean),
     Metric("robust_accuracy", "robust accuracy", _within_budget, _mean),
@@ -316,6 +317,10 @@ def _arm_row(
     per_seed: Values,
 ) -> tuple[Any, ...]:
     spec, card = arm[0], run.cards[arm[0].model_id]
+    lowest, highest = 0.0, 1.0 if metric in SHARES else np.inf
+    interval = Interval(
+        interval.estimate, max(interval.low, lowest), min(interval.high, highest)
+    )  # the t interval knows nothing of the range
     about = (spec.family, spec.window, spec.kernel_size)
     size = (card.get("effective_width"), card.get("params"), card.get("flops"))
     return (attack_id, metric, *about, *size, len(arm), *interval, tuple(per_seed.tolist()))

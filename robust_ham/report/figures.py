@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from robust_ham.analysis.curves import Run
+from robust_ham.analysis.curves import SHARES, Run
 from robust_ham.report.style import (
     FAMILY_LINES,
     WINDOW_LABELS,
@@ -25,7 +25,6 @@ _METRIC_LABELS = {
     "median_l2": "median L2 distance",
     "rho_adv": "ρ_adv",
 }
-_SHARES = {"clean_accuracy", "robust_accuracy"}
 _PRIMARY = ("robust_area", "robust_accuracy")
 
 
@@ -87,7 +86,7 @@ def _panels(run: Run, curves: pd.DataFrame, panels: list[tuple[str, str, str]]) 
             _against_kernel_size(axes, part)
             axes.set_title(title)
             axes.set_ylabel(metric_label(run, attack_id, metric))
-            if metric in _SHARES:
+            if metric in SHARES:
                 axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
         for axes in list(grid):
             axes.set_axis_off()
