@@ -6,16 +6,16 @@ import enum
 import importlib.util
 import json
 import logging
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
+
+from robust_ham import stopping
 
 if TYPE_CHECKING:
     from robust_ham.executors import Monitor
@@ -31,14 +31,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-
-
-class Stopped(BaseException):
-    """SIGINT or SIGTERM arrived; carries the exit code."""
-
-    def __init__(self, code: int) -> None:
-        super().__init__(code)
-        self.code = code
 
 
 class StopAfter(enum.StrEnum):
@@ -190,20 +182,15 @@ def doctor(data_root: DataRoot = None, debug: Debug = False) -> int:
 
 def main() -> NoReturn:
     """Entry point: runs a verb and turns what it raises into one line and an exit code."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop)
+    stopping.listen()
     try:
         code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
-    except Stopped as stopped:
+    except stopping.Stopped as stopped:
         _complain("stopped; nothing finished is lost, the same command goes on")
         code = stopped.code
     except Exception as error:
         code = _explain(error)
     sys.exit(code if isinstance(code, int) else 0)
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    raise Stopped(128 + number)  # 130 for SIGINT, 143 for SIGTERM
 
 
 def _explain(error: Exception) -> int:

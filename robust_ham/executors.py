@@ -12,6 +12,7 @@ from typing import Protocol
 
 import torch
 
+from robust_ham import stopping
 from robust_ham.cells import Context, run_cell, write_inputs, write_timings
 from robust_ham.config import RequestError
 from robust_ham.manifest import write_manifest
@@ -94,6 +95,7 @@ def run_inline(
     num_failed = 0
     monitor.started(len(plan.cells))
     for cell in plan.cells:
+        stopping.check()
         start = time.monotonic()
         step = monitor.cell_started(cell.name)
         try:

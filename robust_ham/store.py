@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from robust_ham.config import SCHEMA
+from robust_ham.stopping import uninterrupted
 
 
 @dataclass(frozen=True)
@@ -125,13 +126,14 @@ def writing(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path`` that becomes ``path`` if nothing raises."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{path.suffix}")
-    try:
-        yield temporary
-        _flush(temporary)
-        temporary.replace(path)
-        _flush(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with uninterrupted():
+        try:
+            yield temporary
+            _flush(temporary)
+            temporary.replace(path)
+            _flush(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -139,20 +141,21 @@ def writing_folder(folder: Path, superseded: Path) -> Iterator[Path]:
     """Like ``writing`` for a folder; an older folder of that name is moved to ``superseded``."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        yield temporary
-        for path in temporary.iterdir():
-            _flush(path)
-        if folder.exists():
-            superseded.parent.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(superseded, ignore_errors=True)
-            folder.replace(superseded)
-        temporary.replace(folder)
-        _flush(folder.parent)
-    finally:
+    with uninterrupted():
         shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        try:
+            yield temporary
+            for path in temporary.iterdir():
+                _flush(path)
+            if folder.exists():
+                superseded.parent.mkdir(parents=True, exist_ok=True)
+                shutil.rmtree(superseded, ignore_errors=True)
+                folder.replace(superseded)
+            temporary.replace(folder)
+            _flush(folder.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

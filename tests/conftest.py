@@ -41,7 +41,7 @@ def run_cli(
 
     def run(*words: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["robust-ham", *map(str, words)])
-        monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
+        monkeypatch.setattr(cli.stopping, "listen", lambda: None)
         with pytest.raises(SystemExit) as stopped:
             cli.main()
         captured = capsys.readouterr()

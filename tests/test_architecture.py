@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [  # each may import what stands before it
-    {"config"},
+    {"config", "stopping"},
     {"store", "windows"},
     {"layers", "analysis"},
     {"models", "data", "report"},

@@ -255,7 +255,7 @@ def test_list_and_doctor(run_cli):
 def test_debug_shows_the_traceback(monkeypatch):
     monkeypatch.setattr(cli, "_debug", False)
     monkeypatch.setattr(sys, "argv", ["robust-ham", "run", "no_such", "--debug"])
-    monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(cli.stopping, "listen", lambda: None)
     with pytest.raises(Exception, match="no such file"):
         cli.main()
 
