@@ -364,7 +364,8 @@ def first_error(error: ValidationError) -> str:
     message = str(fault["msg"]).removeprefix("Value error, ")
     if fault["type"] == "extra_forbidden":
         message = "unknown key"
-    if "got" not in message and fault["type"] not in {"extra_forbidden", "missing"}:
+    scalar = isinstance(fault["input"], str | int | float | bool | None)
+    if scalar and "got" not in message and fault["type"] not in {"extra_forbidden", "missing"}:
         message += f", got {fault['input']!r}"
     message = message[0].lower() + message[1:]
     if fault["type"] == "value_error" and where == "models":

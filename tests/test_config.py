@@ -115,6 +115,7 @@ def test_faults_are_named_in_one_line(overrides, message):
     with pytest.raises(RequestError, match=message) as error:
         parsed(overrides=overrides)
     assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 250
 
 
 @pytest.mark.parametrize(
