@@ -25,6 +25,7 @@ from attacks.deepfool import deepfool
 from attacks.outcome import AttackOutcome, margins_of, misclassified
 from attacks.prepare import Model
 from attacks.spatial import spatial_grid, spatial_random, spatial_shift, transformation_grid
+from attacks.superdeepfool import superdeepfool
 
 __all__ = [
     "ATTACKS",
@@ -37,6 +38,7 @@ __all__ = [
     "spatial_grid",
     "spatial_random",
     "spatial_shift",
+    "superdeepfool",
     "transformation_grid",
 ]
 
@@ -51,6 +53,7 @@ class Attack(Protocol):
 
 ATTACKS: dict[str, Attack] = {
     "deepfool": deepfool,
+    "superdeepfool": superdeepfool,
     "spatial_grid": spatial_grid,
     "spatial_random": spatial_random,
     "spatial_shift": spatial_shift,

@@ -22,8 +22,8 @@ Norm = Literal["l2", "linf"]
 STEP_CONSTANT = 1e-4
 """Added to the distance of every step but the first, so that no image stalls at the boundary."""
 
-_CHUNK_IMAGES = 64
-_BISECTIONS = 12
+CHUNK_IMAGES = 64
+BISECTIONS = 12
 _BEYOND = 1.001
 
 
@@ -65,6 +65,31 @@ def deepfool(
     Raises:
         ValueError: an option or the input is out of range.
     """
+    check_options(norm, steps, overshoot, candidates, prune)
+    attack = partial(
+        search,
+        norm=norm,
+        steps=steps,
+        overshoot=overshoot,
+        candidates=candidates,
+        prune=prune,
+        refine=refine,
+    )
+    return run_confirmed(attack, model, images, labels)
+
+
+def check_options(
+    norm: Norm,
+    steps: int,
+    overshoot: float,
+    candidates: int | Literal["all"],
+    prune: float | None,
+) -> None:
+    """Refuse options out of range.
+
+    Raises:
+        ValueError: names the option.
+    """
     if norm not in ("l2", "linf"):
         raise ValueError(f"norm: expected l2 or linf, got {norm!r}")
     if steps < 1:
@@ -75,19 +100,9 @@ def deepfool(
         raise ValueError(f"candidates: expected all or at least 2, got {candidates!r}")
     if prune is not None and not prune > 0:
         raise ValueError(f"prune: expected a positive number or null, got {prune}")
-    search = partial(
-        _search,
-        norm=norm,
-        steps=steps,
-        overshoot=overshoot,
-        candidates=candidates,
-        prune=prune,
-        refine=refine,
-    )
-    return run_confirmed(search, model, images, labels)
 
 
-def _search(
+def search(
     model: Model,
     images: Tensor,
     labels: Tensor,
@@ -99,6 +114,7 @@ def _search(
     prune: float | None,
     refine: bool,
 ) -> AttackOutcome:
+    """DeepFool on a model already in attack mode; arguments as for ``deepfool``."""
     count, device = len(images), images.device
     points = images.clone()  # the overshot, clipped point of each image
     perturbation = torch.zeros_like(images)
@@ -111,7 +127,7 @@ def _search(
     for step in range(steps + 1):
         survivors = []
         live = live[needed[live].argsort(stable=True)]  # chunk-mates need about as many gradients
-        for rows in chunks(live, _CHUNK_IMAGES):
+        for rows in chunks(live, CHUNK_IMAGES):
             boundary = _nearest_boundary(
                 model,
                 points[rows],
@@ -144,9 +160,9 @@ def _search(
             break
     if refine:
         moved = fooled & (points != images).flatten(1).any(1)
-        for rows in chunks(moved.nonzero().squeeze(1), _CHUNK_IMAGES):
-            points[rows] = _refined(model, images[rows], points[rows], labels[rows])
-            forwards[rows] += _BISECTIONS + 1
+        for rows in chunks(moved.nonzero().squeeze(1), CHUNK_IMAGES):
+            points[rows] = refined(model, images[rows], points[rows], labels[rows])
+            forwards[rows] += BISECTIONS + 1
     return AttackOutcome(points, fooled, forwards, backwards)
 
 
@@ -257,7 +273,7 @@ def _unit_step(gradient: Tensor, dual: Tensor, norm: Norm) -> Tensor:
 
 
 @torch.no_grad()
-def _refined(model: Model, images: Tensor, fooling: Tensor, labels: Tensor) -> Tensor:
+def refined(model: Model, images: Tensor, fooling: Tensor, labels: Tensor) -> Tensor:
     """Bisect between clean and fooling images; end 0.1 % beyond the boundary, or where it was."""
     low = torch.zeros(len(images), dtype=images.dtype, device=images.device)
     high = torch.ones_like(low)
@@ -265,7 +281,7 @@ def _refined(model: Model, images: Tensor, fooling: Tensor, labels: Tensor) -> T
     def along(share: Tensor) -> Tensor:
         return images + share.view(-1, 1, 1, 1) * (fooling - images)
 
-    for _ in range(_BISECTIONS):
+    for _ in range(BISECTIONS):
         middle = (low + high) / 2
         inside = margins_of(model(along(middle)), labels) < 0
         high = torch.where(inside, middle, high)
