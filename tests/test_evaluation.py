@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import fashion_images, zoo_model
@@ -18,6 +19,7 @@ from robust_ham.evaluation import (
     evaluate,
     judge,
     predictions,
+    same_answer,
 )
 
 CPU = torch.device("cpu")
@@ -111,6 +113,30 @@ def test_batches_do_not_change_the_rows():
     assert tables[0]["status"].tolist() == tables[1]["status"].tolist()
     np.testing.assert_allclose(tables[0]["l2"], tables[1]["l2"], rtol=1e-4)
     assert tables[0]["sample_id"].tolist() == attacked.sample_ids
+
+
+def test_pruning_that_changes_the_answer_is_given_up(monkeypatch):
+    used = []
+
+    def attack(model, images, labels, *, prune=2.5):
+        used.append((len(images), prune))
+        return outcome_of(images + (0.4 if prune is None else 0.5))
+
+    monkeypatch.setitem(ATTACKS, "pruning", attack)
+    split = Split(torch.full((100, 1, 1, 4), 50).byte(), torch.zeros(100).long(), 2, "here")
+    attacked = attacked_images(split, 100, 0)
+    config = AttackConfig(attack="pruning")
+    found = evaluate(Threshold(), attacked, config, "p", batch_size=100, device=CPU)
+    assert used == [(64, 2.5), (64, None), (100, None)]
+    assert found.samples["linf"].tolist() == pytest.approx([0.4] * 100, abs=1e-6)
+
+
+def test_same_answer_compares_statuses_and_mean_distances():
+    table = pd.DataFrame({"status": ["fooled", "fooled", "survived"], "l2": [1.0, 1.0, math.inf]})
+    assert same_answer(table, table, "l2")
+    assert same_answer(table.replace({"l2": {1.0: 1.0009}}), table, "l2")
+    assert not same_answer(table.replace({"l2": {1.0: 1.0011}}), table, "l2")
+    assert not same_answer(table.replace({"status": {"survived": "fooled"}}), table, "l2")
 
 
 def test_inputs_table_names_each_image():

@@ -34,6 +34,7 @@ def attack_title(run: Run, attack_id: str) -> str:
     norm = {"l2": " L2", "linf": " L∞"}[attack.norm] if attack.attack == "deepfool" else ""
     names = {
         "deepfool": "DeepFool",
+        "superdeepfool": "SuperDeepFool L2",
         "spatial_grid": "rotation + translation grid",
         "spatial_random": "random rotations + translations",
         "spatial_shift": "whole-pixel shifts",
