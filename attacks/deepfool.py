@@ -229,7 +229,8 @@ def _nearest_boundary(
     needed = torch.zeros_like(forwards)
     for j in range(classes.shape[1]):
         if j > 0 and prune is not None:
-            active = active & ~(gaps[:, j] / (prune * largest_dual) >= best)
+            bound = gaps[:, j] / (prune * largest_dual)  # ∞ or NaN before any gradient was met
+            active = active & ~((largest_dual > 0) & (bound >= best))
         wanted = active.nonzero().squeeze(1)
         if len(wanted) == 0:
             break
@@ -240,6 +241,8 @@ def _nearest_boundary(
             forwards[graph] += 1
         rows = graph
         difference = logits.gather(1, classes[rows, j, None]) - logits.gather(1, labels[rows, None])
+        if not logits.requires_grad:  # a model that ignores its input, or hides its gradient
+            break
         (gradient,) = torch.autograd.grad(
             (difference.squeeze(1) * active[rows]).sum(), inputs, retain_graph=True
         )

@@ -47,14 +47,14 @@ def check_inputs(images: Tensor, labels: Tensor) -> None:
 
 
 def check_logits(logits: Tensor, labels: Tensor) -> None:
-    """Refuse logits that do not fit the labels.
+    """Refuse logits (of the first image) that do not fit the labels (of all).
 
     Raises:
-        ValueError: not (N, K) with K of at least 2, or a label outside 0 … K − 1.
+        ValueError: not (1, K) with K of at least 2, or a label outside 0 … K − 1.
     """
-    if logits.ndim != 2 or len(logits) != len(labels) or logits.shape[1] < 2:
+    if logits.ndim != 2 or len(logits) != 1 or logits.shape[1] < 2:
         raise ValueError(
-            f"model: expected logits ({len(labels)}, K) with K ≥ 2, got {tuple(logits.shape)}"
+            f"model: expected logits (N, K) with K ≥ 2, got {tuple(logits.shape)} for one image"
         )
     if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= logits.shape[1]):
         bad = int(labels.min()) if int(labels.min()) < 0 else int(labels.max())
@@ -153,7 +153,7 @@ def run_confirmed(search: Search, model: Model, images: Tensor, labels: Tensor) 
         return AttackOutcome(images.clone(), counts.bool(), counts, counts.clone())
     with attack_mode(model):
         with torch.no_grad():
-            check_logits(model(images[:1]), labels[:1])
+            check_logits(model(images[:1]), labels)
         fast = prepare(model, images)
         outcome = search(fast, images, labels)
         if fast is model:

@@ -125,6 +125,8 @@ def spatial_shift(
     if max_translation is not None and limit != int(limit):
         raise ValueError(f"max_translation: expected a whole number, got {max_translation}")
     reach = int(limit)
+    if padding == "reflection" and images.ndim == 4 and reach >= min(images.shape[2:]):
+        raise ValueError(f"max_translation: expected less than the image's side, got {reach}")
     grid = transformation_grid(0.0, reach, 1, 2 * reach + 1)
     return _attack(model, images, labels, lambda _: grid, padding, stop, whole_pixels=True)
 

@@ -5,6 +5,8 @@ A result carries the key of everything that decides it; only a result with the r
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -31,6 +33,7 @@ from robust_ham.store import (
     write_json,
     write_table,
     writing,
+    writing_folder,
 )
 
 log = logging.getLogger(__name__)
@@ -89,16 +92,21 @@ def _model_cell(context: Context, spec: ModelGroup, progress: Progress) -> Done:
     return "done" if "done" in (done, predicted) else "already there"
 
 
-def _train(context: Context, spec: ModelGroup, progress: Progress) -> Done:
+def _identity(context: Context, spec: ModelGroup) -> dict[str, Any]:
+    """All that decides a trained model and its card; its hash is the model's key."""
     config, dataset = context.plan.config, context.plan.dataset
     precision = training.resolve_precision(config.training.precision, context.device)
     identity = checkpoints.training_identity(config, spec)
     identity["training"]["precision"] = precision
-    identity |= context.where | {"data": dataset.hashes, "version": training.VERSION}
-    key = content_key(identity)
+    data = dataset.hashes | {"test": dataset.test_hash}
+    return identity | context.where | {"data": data, "version": training.VERSION}
+
+
+def _train(context: Context, spec: ModelGroup, progress: Progress) -> Done:
+    config, dataset = context.plan.config, context.plan.dataset
+    identity = _identity(context, spec)
     folder = context.run.model(spec.model_id)
-    superseded = _superseded(context, folder, key)
-    if superseded is None:
+    if folder.is_dir():  # what is no longer asked for was set aside
         return "already there"
     model, curve = training.train(
         spec,
@@ -106,13 +114,13 @@ def _train(context: Context, spec: ModelGroup, progress: Progress) -> Done:
         dataset.train,
         dataset.validation,
         device=context.device,
-        precision=precision,
+        precision=identity["training"]["precision"],
         progress=progress,
     )
     model = model.cpu()
     last = curve.iloc[-1].to_dict()
-    card = _card(context, spec, model) | {
-        "key": key,
+    card = _card(context, spec, model, dataset.train.num_classes) | {
+        "key": content_key(identity),
         "training": identity["training"],
         "data": {
             "name": config.dataset.name,
@@ -127,29 +135,11 @@ def _train(context: Context, spec: ModelGroup, progress: Progress) -> Done:
         "validation_loss": last["validation_loss"],
         "validation_accuracy": last["validation_accuracy"],
     }
-    checkpoints.save(folder, superseded, model, card, curve)
+    checkpoints.save(folder, model, card, curve)
     return "done"
 
 
-def _superseded(context: Context, folder: Path, key: str) -> Path | None:
-    """Where an older model of this name goes; None if ``folder`` holds the one asked for."""
-    old = "damaged"
-    if folder.is_dir():
-        try:
-            card = checkpoints.read_card(folder)
-            old = str(card.get("key", old))
-            weights = folder / checkpoints.WEIGHTS
-            intact = weights.is_file() and file_hash(weights) == card["weights_sha256"]
-        except RequestError:
-            intact = False
-        if intact and old == key:
-            return None
-        reason = "another configuration" if intact else "damaged"
-        log.warning("%s: %s; kept under superseded/ and trained again", folder.name, reason)
-    return context.run.root / "superseded" / f"{folder.name}-{old[:8]}"
-
-
-def _card(context: Context, spec: ModelGroup, model: nn.Module) -> dict[str, Any]:
+def _card(context: Context, spec: ModelGroup, model: nn.Module, num_classes: int) -> dict[str, Any]:
     """What every model's card says, however it was come by."""
     test = context.plan.dataset.test
     table = evaluation.predictions(model.to(context.device), test, context.device)
@@ -158,7 +148,7 @@ def _card(context: Context, spec: ModelGroup, model: nn.Module) -> dict[str, Any
         "model_id": spec.model_id,
         "model": checkpoints.describe(spec),
         "in_channels": test.image_shape[0],
-        "num_classes": test.num_classes,
+        "num_classes": num_classes,
         "test_accuracy": evaluation.accuracy(table),
         "test_sha256": context.plan.dataset.test_hash,
     } | {k: v if np.isfinite(v) else None for k, v in size.items()}
@@ -167,29 +157,31 @@ def _card(context: Context, spec: ModelGroup, model: nn.Module) -> dict[str, Any
 def _copy_card(context: Context, spec: ModelGroup) -> Done:
     """A zoo model's card and training curve; its weights stay in the zoo."""
     source, target = zoo_folder(context.plan.config, spec), context.run.model(spec.model_id)
-    if (target / checkpoints.CARD).is_file() and file_hash(target / checkpoints.CARD) == file_hash(
-        source / checkpoints.CARD
-    ):
+    if target.is_dir():  # what is no longer asked for was set aside
         return "already there"
-    for name in (checkpoints.CURVE, checkpoints.CARD):
-        with writing(target / name) as temporary:
-            temporary.write_bytes((source / name).read_bytes())
+    with writing_folder(target) as temporary:
+        for name in (checkpoints.CURVE, checkpoints.CARD):
+            (temporary / name).write_bytes((source / name).read_bytes())
     return "done"
 
 
 def _describe_factory(context: Context, spec: FactoryGroup) -> Done:
+    """A user's model is known by its weights and by what it answers, for its code may change."""
     model = checkpoints.load_factory(spec)
-    weights = checkpoints.state_hash(model)
+    test = context.plan.dataset.test
+    answers = evaluation.predictions(model.to(context.device), test, context.device)
+    margins = hashlib.sha256(answers["margin"].to_numpy().tobytes()).hexdigest()
+    weights = content_key({"weights": checkpoints.state_hash(model), "margins": margins})
     target = context.run.model(spec.model_id)
     if (target / checkpoints.CARD).is_file():
         card = checkpoints.read_card(target)
-        if (
-            card["weights_sha256"] == weights
-            and card["test_sha256"] == context.plan.dataset.test_hash
-        ):
+        same = card["weights_sha256"] == weights
+        if same and card["test_sha256"] == context.plan.dataset.test_hash:
             return "already there"
-    card = _card(context, spec, model) | {"weights_sha256": weights}
-    write_json(target / checkpoints.CARD, card)
+        set_aside(context.run, target)
+    card = _card(context, spec, model, test.num_classes) | {"weights_sha256": weights}
+    with writing_folder(target) as temporary:
+        write_json(temporary / checkpoints.CARD, card)
     return "done"
 
 
@@ -222,13 +214,12 @@ def _predict(context: Context, spec: ModelGroup) -> Done:
     model, card = load_model(context, spec)
     table = evaluation.predictions(model, context.plan.dataset.test, context.device)
     found = evaluation.accuracy(table)
-    same_data = card.get("test_sha256") == context.plan.dataset.test_hash
-    if same_data and abs(found - card["test_accuracy"]) > ACCURACY_TOLERANCE:
+    if abs(found - card["test_accuracy"]) > ACCURACY_TOLERANCE:
         raise RequestError(
             f"{spec.model_id}: test accuracy {found:.4f}, but its card says "
             f"{card['test_accuracy']:.4f}: not the model that the card describes"
         )
-    write_table(path, table, {"key": key, "model_id": spec.model_id})
+    write_table(path, table, {"key": key, "weights": card["weights_sha256"]})
     return "done"
 
 
@@ -238,22 +229,8 @@ def _predict(context: Context, spec: ModelGroup) -> Done:
 def _attack_cell(context: Context, spec: ModelGroup, attack_id: str, progress: Progress) -> Done:
     config = context.plan.config
     attack = config.attacks[attack_id]
-    options = evaluation.attack_options(attack, attack_id)
     card = checkpoints.read_card(context.run.model(spec.model_id))
-    key = content_key(
-        context.where
-        | {
-            "weights": card["weights_sha256"],
-            "window": spec.window,
-            "attack": attack.attack,
-            "options": options,
-            "inputs": context.inputs_key,
-            "batch_size": config.evaluation.batch_size,
-            "gallery": config.evaluation.gallery,
-            "keep_adversarials": config.evaluation.keep_adversarials,
-            "version": evaluation.VERSION,
-        }
-    )
+    key = content_key({"recipe": _recipe(context, attack_id), "weights": card["weights_sha256"]})
     path = context.run.samples(spec.model_id, attack_id)
     if (read_metadata(path) or {}).get("key") == key:
         return "already there"
@@ -276,10 +253,85 @@ def _attack_cell(context: Context, spec: ModelGroup, attack_id: str, progress: P
             _save_arrays(temporary, sample_id=ids, adversarial=found.adversarials.numpy())
     samples = found.samples
     samples.insert(0, "split", config.evaluation.split)
-    samples.insert(0, "dataset", config.dataset.name)
+    samples.insert(0, "dataset", Path(config.dataset.name).name)
     samples.insert(0, "model_id", spec.model_id)
-    write_table(path, samples, {"key": key, "attack_id": attack_id, "attack": attack.attack})
+    about = {
+        "key": key,
+        "recipe": _recipe(context, attack_id),
+        "weights": card["weights_sha256"],
+        "attack": attack.attack,
+    }
+    write_table(path, samples, about)
     return "done"
+
+
+def _recipe(context: Context, attack_id: str) -> str:
+    """Hash of all that decides an attack's rows but the model."""
+    config = context.plan.config
+    attack = config.attacks[attack_id]
+    return content_key(
+        context.where
+        | {
+            "attack": attack.attack,
+            "options": evaluation.attack_options(attack, attack_id),
+            "inputs": context.inputs_key,
+            "batch_size": config.evaluation.batch_size,
+            "gallery": config.evaluation.gallery,
+            "keep_adversarials": config.evaluation.keep_adversarials,
+            "version": evaluation.VERSION,
+        }
+    )
+
+
+# --- what is no longer asked for -------------------------------------------------------------
+
+
+def set_aside_stale(context: Context) -> None:
+    """Move what another configuration has left, or what is damaged, to ``superseded/``.
+
+    Afterwards the tables of the folder belong to the present configuration, so that a report never
+    mixes two.
+    """
+    run = context.run
+    for spec in context.plan.config.model_specs():
+        folder = run.model(spec.model_id)
+        if folder.is_dir() and not _is_wanted(context, spec, folder):
+            set_aside(run, folder)
+        for attack_id in context.plan.config.attacks:
+            path = run.samples(spec.model_id, attack_id)
+            metadata = read_metadata(path) or {}
+            if path.exists() and metadata.get("recipe") != _recipe(context, attack_id):
+                set_aside(run, path)
+                run.gallery(spec.model_id, attack_id).unlink(missing_ok=True)
+
+
+def _is_wanted(context: Context, spec: ModelGroup, folder: Path) -> bool:
+    """Whether a model's folder is what the configuration asks for, and whole."""
+    if isinstance(spec, FactoryGroup):
+        return True  # judged when the model is there
+    if spec.source == "zoo":
+        source = zoo_folder(context.plan.config, spec)
+        names = (checkpoints.CARD, checkpoints.CURVE)
+        return {p.name for p in folder.iterdir()} == set(names) and all(
+            file_hash(folder / name) == file_hash(source / name) for name in names
+        )
+    try:
+        card = checkpoints.read_card(folder)
+    except RequestError:
+        return False
+    weights = folder / checkpoints.WEIGHTS
+    whole = weights.is_file() and file_hash(weights) == card["weights_sha256"]
+    return whole and card.get("key") == content_key(_identity(context, spec))
+
+
+def set_aside(run: RunFolder, path: Path) -> None:
+    """Move a file or folder of the run to the first free place under ``superseded/``."""
+    place = run.root / "superseded" / path.relative_to(run.root)
+    free = (place.with_name(f"{place.name}.{i}") for i in itertools.count(1))
+    target = next(p for p in free if not p.exists())
+    target.parent.mkdir(parents=True, exist_ok=True)
+    path.replace(target)
+    log.warning("%s is damaged or not what is asked for now: moved to %s", path.name, target)
 
 
 def _save_arrays(path: Path, **arrays: np.ndarray[Any, Any]) -> None:

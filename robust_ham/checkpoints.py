@@ -29,14 +29,12 @@ from robust_ham.store import file_hash, read_json, write_csv, write_json, writin
 WEIGHTS, CARD, CURVE = "model.safetensors", "model.json", "training.csv"
 
 
-def save(
-    folder: Path, superseded: Path, model: nn.Module, card: dict[str, Any], curve: pd.DataFrame
-) -> None:
+def save(folder: Path, model: nn.Module, card: dict[str, Any], curve: pd.DataFrame) -> None:
     """Write weights, card and training curve as one folder that appears whole.
 
-    The card gains ``weights_sha256``; an older folder is moved to ``superseded``.
+    The card gains ``weights_sha256``; the folder must not be there yet.
     """
-    with writing_folder(folder, superseded) as temporary:
+    with writing_folder(folder) as temporary:
         weights = temporary / WEIGHTS
         save_file({k: v.contiguous().cpu() for k, v in model.state_dict().items()}, weights)
         weights.chmod(0o644)
@@ -158,8 +156,9 @@ def import_factory(spec: FactoryGroup) -> Callable[[], nn.Module]:
         sys.path.append(os.getcwd())
     try:
         function: Any = importlib.import_module(module_name)
-    except ImportError as error:
-        raise RequestError(f"factory {spec.factory}: {error}") from None
+    except Exception as error:  # it is the user's code: whatever it raises, one line says so
+        reason = " ".join(str(error).split())
+        raise RequestError(f"factory {spec.factory}: {type(error).__name__}: {reason}") from None
     for part in function_name.split("."):
         function = getattr(function, part, None)
     if not callable(function):

@@ -90,7 +90,7 @@ def run(
 
     Run the same command again to go on after an interruption: what is done is not done again.
     """
-    from robust_ham.config import load_config
+    from robust_ham.config import RequestError, load_config
 
     extra = [f"evaluation.threads={threads}"] if threads else []
     loaded = load_config(config, [*(overrides or []), *extra])
@@ -109,12 +109,15 @@ def run(
     folder.mkdir(parents=True, exist_ok=True)
     with _log_file(folder / "run.log"), _monitor() as monitor:
         num_failed = run_inline(plan, folder, chosen, monitor)
-    if stop_after is None and num_failed < len(plan.cells):
-        _report(folder)
     if num_failed:
         _complain(f"{num_failed} of {len(plan.cells)} cells failed: {folder / 'failures.jsonl'}")
-        return EXIT_CELLS
-    return 0
+    if stop_after is None:
+        try:
+            _report(folder)
+        except RequestError:
+            if not num_failed:  # else there is nothing to report, for the reason just given
+                raise
+    return EXIT_CELLS if num_failed else 0
 
 
 @app.command()

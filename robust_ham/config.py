@@ -44,7 +44,7 @@ def safe_name(value: str) -> str:
     return value
 
 
-def _number(value: Any) -> Any:  # noqa: ANN401
+def number(value: Any) -> Any:  # noqa: ANN401
     """Numbers written as ``8/255`` or ``5e-4`` (which YAML reads as text)."""
     if isinstance(value, str):
         numerator, slash, denominator = value.partition("/")
@@ -56,7 +56,8 @@ def _number(value: Any) -> Any:  # noqa: ANN401
 
 
 SafeName = Annotated[str, BeforeValidator(lambda v: safe_name(v) if isinstance(v, str) else v)]
-Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
+Number = Annotated[float, BeforeValidator(number), Field(allow_inf_nan=False)]
+OddSize = Annotated[int, Field(ge=1, le=99)]
 Window = Literal["none", "hamming", "hamming_sqrt", "hann", "blackman", "kaiser"]
 
 
@@ -161,7 +162,7 @@ class CnnGroup(ModelGroup):
     widths: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         (128, 256), min_length=1, description="channels per layer; the last value repeats"
     )
-    first_kernel: int | Literal["same"] = Field(
+    first_kernel: OddSize | Literal["same"] = Field(
         7, description="kernel of the first convolution, odd, or same as kernel_size"
     )
     downsampling: Literal["stride", "maxpool", "none"] = Field(
@@ -182,7 +183,7 @@ class ResNet18CifarGroup(ModelGroup):
     normalize: bool = Field(True, description="as for cnn")
     width: Number = Field(1.0, gt=0, le=16, description="multiplier of 64, 128, 256, 512 channels")
     factorised: bool = Field(False, description="k×1 then 1×k in place of k×k")
-    first_kernel: int | Literal["same"] = Field(
+    first_kernel: OddSize | Literal["same"] = Field(
         "same", description="kernel of the first convolution, odd, or same as kernel_size"
     )
 
@@ -248,7 +249,7 @@ class AttackConfig(BaseModel):
     budget: Number | None = Field(
         None, gt=0, description="distance of robust_accuracy; minimum-norm attacks"
     )
-    budgets: tuple[Number, ...] | None = Field(
+    budgets: tuple[Annotated[Number, Field(gt=0)], ...] | None = Field(
         None, min_length=1, description="distances of the curve; the largest ends robust_area"
     )
 
@@ -346,7 +347,7 @@ def model_group(group: Any) -> Any:  # noqa: ANN401
     if not isinstance(group, dict):
         return group
     name = group.get("architecture", "factory" if "factory" in group else "cnn")
-    if name not in ARCHITECTURES:
+    if not isinstance(name, str) or name not in ARCHITECTURES:
         expected = ", ".join(ARCHITECTURES)
         raise ValueError(f"architecture: expected one of {expected}, got {name!r}")
     try:
@@ -396,7 +397,7 @@ def override(values: dict[str, Any], assignment: str) -> None:
             raise RequestError(f"-o {assignment}: {'.'.join(parents[: depth + 1])} holds no keys")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         raise RequestError(f"-o {assignment}: the value is not valid YAML") from None
     if isinstance(node, list):
         if not last.isdigit() or int(last) >= len(node):
@@ -414,7 +415,7 @@ def parse_config(text: str, overrides: list[str] | None = None, origin: str = "c
     """
     try:
         values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
         raise RequestError(f"{origin}{line}: not valid YAML") from None

@@ -363,7 +363,10 @@ def _decode(content: bytes | Path, where: str) -> NDArray[np.uint8]:
     try:
         with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as image:
             grey = image.mode in {"1", "L", "I;16"}
-            pixels = np.asarray(image.convert("L" if grey else "RGB"))
+            if image.mode == "I;16":  # convert() would clip
+                pixels = (np.asarray(image) >> 8).astype(np.uint8)
+            else:
+                pixels = np.asarray(image.convert("L" if grey else "RGB"))
     except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError):
         raise RequestError(f"{where}: not an image that can be read") from None
     return pixels[:, :, None] if grey else pixels
@@ -403,7 +406,8 @@ def _read_parquet(files: list[Path], config: DatasetConfig) -> Split:
             content = cell.get("bytes") if isinstance(cell, dict) else cell
             if not isinstance(content, bytes):
                 raise RequestError(f"{file} row {row}: expected the image as bytes")
-            images.append(_decode(content, f"{file} row {row}"))
+            pixels = _decode(content, f"{file} row {row}")
+            images.append(_fitted(pixels, config))
     targets = np.concatenate(labels)
     return Split(
         _stack(images, files[0].parent),
@@ -413,17 +417,27 @@ def _read_parquet(files: list[Path], config: DatasetConfig) -> Split:
     )
 
 
+def _class_names(folder: Path) -> list[str]:
+    visible = (p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    return sorted(path.name for path in visible)
+
+
 def _read_class_folders(folder: Path, config: DatasetConfig) -> Split:
-    classes = sorted(path for path in folder.iterdir() if path.is_dir())
-    if not classes:
+    own = _class_names(folder)
+    if not own:
         raise RequestError(f"{folder}: wrong layout: expected one sub-folder per class")
+    train = folder.parent / "train"  # its classes count, so that all splits agree
+    classes = _class_names(train) if train.is_dir() else own
+    foreign = sorted(set(own) - set(classes))
+    if foreign:
+        raise RequestError(f"{folder}: class {foreign[0]} is not in {train}")
     images: list[NDArray[np.uint8]] = []
     labels: list[int] = []
-    for label, path in enumerate(classes):
-        for file in sorted(path.iterdir()):
+    for label, name in enumerate(classes):
+        path = folder / name
+        for file in sorted(path.iterdir()) if path.is_dir() else []:
             if file.suffix.lower() in _IMAGE_SUFFIXES:
-                pixels = _decode(file, str(file))
-                images.append(_resize_and_crop(pixels, config) if config.image_size else pixels)
+                images.append(_fitted(_decode(file, str(file)), config))
                 labels.append(label)
     if not images:
         raise RequestError(f"{folder}: no image files in its sub-folders")
@@ -433,10 +447,14 @@ def _read_class_folders(folder: Path, config: DatasetConfig) -> Split:
     return Split(_stack(images, folder), torch.from_numpy(targets), num_classes, str(folder))
 
 
-def _resize_and_crop(pixels: NDArray[np.uint8], config: DatasetConfig) -> NDArray[np.uint8]:
-    """Short side to image_size (ImageNet: to 256/224 of it), then the central square."""
+def _fitted(pixels: NDArray[np.uint8], config: DatasetConfig) -> NDArray[np.uint8]:
+    """Short side to image_size (ImageNet: to 256/224 of it), then the central square.
+
+    Small known data sets stay as they are: they are subsampled later.
+    """
     size = config.image_size
-    assert size is not None
+    if size is None or config.name in _DOWNLOADS:
+        return pixels
     short = round(size * 256 / 224) if config.name == "imagenet" else size
     height, width = pixels.shape[:2]
     scale = short / min(height, width)

@@ -6,21 +6,23 @@ more, its pixels are checked against [0, 1], and its distances are measured here
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import pandas as pd
 import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from attacks import ATTACKS, AttackOutcome, margins_of
 from attacks.prepare import BOX_TOLERANCE, attack_mode
-from robust_ham.config import AttackConfig, RequestError
+from robust_ham.config import AttackConfig, RequestError, number
 from robust_ham.data import Split, balanced_order, to_float
 
 VERSION = 1
@@ -28,6 +30,7 @@ VERSION = 1
 
 ACCURACY_TOLERANCE = 0.001
 GALLERY_IMAGES = 8
+NO_PREDICTION = -1  # where logits are not finite
 PRUNE_CHECK_IMAGES = 64
 PRUNE_TOLERANCE = 0.001
 _JUDGE_BATCH = 500
@@ -86,13 +89,33 @@ def attack_options(config: AttackConfig, attack_id: str) -> dict[str, Any]:
         )
     parameters = inspect.signature(ATTACKS[config.attack]).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-    for name in config.options:
+    types = get_type_hints(ATTACKS[config.attack])
+    options = dict(defaults)
+    for name, value in config.options.items():
         if name not in defaults:
             raise RequestError(
                 f"attacks.{attack_id}.{name}: unknown option of {config.attack} "
                 f"({', '.join(defaults)})"
             )
-    return defaults | config.options
+        options[name] = _typed(value, types.get(name, Any), f"attacks.{attack_id}.{name}")
+    return options
+
+
+def _typed(value: Any, expected: Any, key: str) -> Any:  # noqa: ANN401
+    """``value`` if it is of the annotated type; text such as 2e-2 or 8/255 may be a number."""
+    check: TypeAdapter[Any] = TypeAdapter(
+        expected, config=ConfigDict(strict=True, allow_inf_nan=False)
+    )
+    candidates = [value]
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            candidates.append(number(value))
+    for candidate in candidates:
+        with contextlib.suppress(ValidationError):
+            return check.validate_python(candidate)
+    described = expected.__name__ if isinstance(expected, type) else str(expected)
+    described = described.replace("typing.", "")
+    raise RequestError(f"{key}: expected {described}, got {value!r}")
 
 
 def check_attack(config: AttackConfig, attack_id: str, image_shape: tuple[int, int, int]) -> None:
@@ -132,15 +155,17 @@ def predictions(model: nn.Module, split: Split, device: torch.device) -> pd.Data
         RequestError: the model does not give one logit per class.
     """
     logits = logits_of(model, split.images, device)
-    if logits.shape != (len(split), split.num_classes):
+    if logits.ndim != 2 or logits.shape[1] < split.num_classes:
         raise RequestError(
-            f"model: expected logits ({len(split)}, {split.num_classes}), got {tuple(logits.shape)}"
+            f"model: expected logits (N, {split.num_classes}), got {tuple(logits.shape)}"
         )
     return pd.DataFrame(
         {
             "sample_id": np.arange(len(split)),
             "label": split.labels.numpy(),
-            "prediction": logits.argmax(1).numpy(),
+            "prediction": logits.argmax(1)
+            .masked_fill(~torch.isfinite(logits).all(1), NO_PREDICTION)
+            .numpy(),
             "margin": margins_of(logits, split.labels).numpy(),
         }
     )
@@ -227,18 +252,20 @@ def judge(
     """One row per image, from fresh forward passes on the clean and the returned images.
 
     ``status``: ``already_wrong`` (distance 0), ``fooled``, ``survived`` (distance ∞) or
-    ``invalid`` (pixels or logits not finite, or pixels outside [0, 1] by more than 1e-6).
+    ``invalid`` (pixels or logits not finite, or pixels outside [0, 1] by more than 1e-6: distance
+    ∞, but 0 where the clean image was not classified right).
     """
     adversarial = outcome.images.cpu()
     clean_logits = logits_of(model, images, device)
     logits = logits_of(model, adversarial, device)
     clean_prediction, prediction = clean_logits.argmax(1), logits.argmax(1)
+    clean_prediction[~torch.isfinite(clean_logits).all(1)] = NO_PREDICTION
     inside = (
         ((adversarial >= -BOX_TOLERANCE) & (adversarial <= 1 + BOX_TOLERANCE)).flatten(1).all(1)
     )
     finite = torch.isfinite(adversarial).flatten(1).all(1) & torch.isfinite(logits).all(1)
     valid = inside & finite & torch.isfinite(clean_logits).all(1)
-    wrong = clean_prediction != labels
+    wrong = (clean_prediction != labels).numpy()
     status = np.where(
         ~valid,
         "invalid",
@@ -254,7 +281,7 @@ def judge(
         if spatial:
             return np.full(len(labels), np.nan)
         censored = np.where(status == "fooled", values, np.inf)
-        return np.where(status == "already_wrong", 0.0, censored)
+        return np.where(wrong, 0.0, censored)
 
     transform = (
         outcome.transform.cpu().double().numpy()

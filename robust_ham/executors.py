@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 
 from robust_ham import stopping
-from robust_ham.cells import Context, run_cell, write_inputs, write_timings
+from robust_ham.cells import Context, run_cell, set_aside_stale, write_inputs, write_timings
 from robust_ham.config import RequestError
 from robust_ham.manifest import write_manifest
 from robust_ham.plan import Plan
@@ -88,7 +88,9 @@ def run_inline(
     run = RunFolder(folder)
     context = Context(plan, run, device)
     torch.set_num_threads(plan.config.evaluation.threads)
+    set_aside_stale(context)
     write_inputs(context)
+    write_manifest(context)
     run.failures.unlink(missing_ok=True)
     begin = time.monotonic()
     broken: set[str] = set()

@@ -59,8 +59,8 @@ def peak_memory_mb() -> int:
     return round(peak / (1024 if sys.platform != "darwin" else 1024**2))
 
 
-def write_manifest(context: Context, seconds: float) -> None:
-    """Write ``manifest.json`` at the end of a run."""
+def write_manifest(context: Context, seconds: float | None = None) -> None:
+    """Write ``manifest.json``; ``seconds`` are known at the end of a run."""
     config, dataset = context.plan.config, context.plan.dataset
     trains = any(
         spec.source == "train" and not isinstance(spec, FactoryGroup)
@@ -78,7 +78,7 @@ def write_manifest(context: Context, seconds: float) -> None:
             else "cpu",
             "threads": config.evaluation.threads,
             "dataset": {
-                "name": config.dataset.name,
+                "name": Path(config.dataset.name).name,
                 "sha256": {"test": dataset.test_hash} | (dataset.hashes if trains else {}),
                 "num_attacked": len(context.plan.attacked.labels),
             },
@@ -86,6 +86,7 @@ def write_manifest(context: Context, seconds: float) -> None:
                 "evaluation": config.evaluation.seed,
                 "models": sorted({spec.seed for spec in config.model_specs()}),
             },
-            "last_run": {"seconds": round(seconds, 1), "peak_memory_mb": peak_memory_mb()},
+            "last_run": seconds
+            and {"seconds": round(seconds, 1), "peak_memory_mb": peak_memory_mb()},
         },
     )

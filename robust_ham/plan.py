@@ -8,10 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from robust_ham import checkpoints
 from robust_ham.config import Config, FactoryGroup, ModelGroup, RequestError
 from robust_ham.data import Dataset
 from robust_ham.evaluation import AttackedImages, attacked_images, check_attack
+from robust_ham.models import MODELS
 
 ZOO = Path(__file__).parent / "zoo"
 
@@ -54,11 +57,11 @@ def make_plan(config: Config, data_root: Path | None = None, *, attack: bool = T
     test = dataset.test
     specs = config.model_specs()
     for spec in specs:
-        _check_model(config, spec)
+        _check_model(config, spec, dataset)
     for attack_id, attack_config in config.attacks.items():
         check_attack(attack_config, attack_id, test.image_shape)
     if any(spec.source == "train" and not isinstance(spec, FactoryGroup) for spec in specs):
-        _ = dataset.train  # refuses a num_train that is not there
+        _check_splits_agree(config, dataset)
     split = test if config.evaluation.split == "test" else dataset.train
     attacked = attacked_images(split, config.evaluation.num_images, config.evaluation.seed)
     cells = []
@@ -68,7 +71,16 @@ def make_plan(config: Config, data_root: Path | None = None, *, attack: bool = T
     return Plan(config, dataset, attacked, cells)
 
 
-def _check_model(config: Config, spec: ModelGroup) -> None:
+def _check_splits_agree(config: Config, dataset: Dataset) -> None:
+    train, test = dataset.train, dataset.test
+    if train.image_shape != test.image_shape or test.num_classes > train.num_classes:
+        raise RequestError(
+            f"dataset {config.dataset.name}: training images {train.image_shape} of "
+            f"{train.num_classes} classes, test images {test.image_shape} of {test.num_classes}"
+        )
+
+
+def _check_model(config: Config, spec: ModelGroup, dataset: Dataset) -> None:
     if isinstance(spec, FactoryGroup):
         if spec.source == "zoo":
             raise RequestError("models: a factory model cannot have source: zoo")
@@ -85,3 +97,14 @@ def _check_model(config: Config, spec: ModelGroup) -> None:
             raise RequestError(
                 f"{folder / checkpoints.CARD}: describes another model than asked for"
             )
+        if checkpoints.read_card(folder)["test_sha256"] != dataset.test_hash:
+            raise RequestError(
+                f"models: {spec.model_id} of the zoo was made for other images than this "
+                f"{config.dataset.name}; use source: train"
+            )
+    else:
+        try:
+            with torch.device("meta"):
+                MODELS[type(spec)](spec, dataset.test.image_shape[0], dataset.test.num_classes)
+        except ValueError as error:
+            raise RequestError(f"models: {spec.model_id}: {error}") from None

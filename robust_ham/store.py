@@ -11,6 +11,8 @@ import hashlib
 import json
 import os
 import shutil
+import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +22,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from robust_ham.config import SCHEMA
+from robust_ham.config import SCHEMA, RequestError
 from robust_ham.stopping import uninterrupted
 
 
@@ -122,6 +124,15 @@ def _flush(path: Path) -> None:
 
 
 @contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Say of which file it is when what it holds makes no sense."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise RequestError(f"{path}: damaged ({type(error).__name__})") from None
+
+
+@contextlib.contextmanager
 def writing(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path`` that becomes ``path`` if nothing raises."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -137,8 +148,8 @@ def writing(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def writing_folder(folder: Path, superseded: Path) -> Iterator[Path]:
-    """Like ``writing`` for a folder; an older folder of that name is moved to ``superseded``."""
+def writing_folder(folder: Path) -> Iterator[Path]:
+    """Like ``writing`` for a folder, which must not be there yet."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     with uninterrupted():
@@ -148,10 +159,6 @@ def writing_folder(folder: Path, superseded: Path) -> Iterator[Path]:
             yield temporary
             for path in temporary.iterdir():
                 _flush(path)
-            if folder.exists():
-                superseded.parent.mkdir(parents=True, exist_ok=True)
-                shutil.rmtree(superseded, ignore_errors=True)
-                folder.replace(superseded)
             temporary.replace(folder)
             _flush(folder.parent)
         finally:

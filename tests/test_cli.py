@@ -71,7 +71,8 @@ def test_a_changed_configuration_reruns_only_what_it_changes(run_cli, config, tm
     assert printed.count("/deepfool_l2: done") == 2  # 10 steps again; the budget alone is no key
     _, printed, _ = run_cli("run", config, "--out", out, "-o", "training.lr=0.2")
     assert printed.count(": done") == 6
-    assert len(list((out / "superseded").iterdir())) == 2  # nothing trained is lost
+    kept = {str(path.relative_to(out / "superseded")) for path in out.glob("superseded/*/*")}
+    assert "models/cnn2-w4-k3-none-s0.1" in kept  # nothing trained is lost
 
 
 def test_a_damaged_model_is_trained_again_and_kept(run_cli, config, tmp_path):
@@ -84,7 +85,19 @@ def test_a_damaged_model_is_trained_again_and_kept(run_cli, config, tmp_path):
     assert "cnn2-w4-k3-none-s0: done" in printed
     after = {k: v for k, v in tables(out).items() if not k.startswith("superseded")}
     assert after == before
-    assert "damaged" in (out / "run.log").read_text()
+    assert "cnn2-w4-k3-none-s0 is damaged or not what" in (out / "run.log").read_text()
+
+
+def test_a_report_never_mixes_two_configurations(run_cli, config, tmp_path):
+    out = tmp_path / "out"
+    run_cli("run", config, "--out", out)
+    change = ["-o", "attacks.deepfool_l2.norm=linf", "-o", "evaluation.gallery=false"]
+    run_cli("run", config, "--out", out, *change, "--stop-after", "train")
+    assert not list(out.glob("samples/*/*"))
+    assert not list(out.glob("gallery/*/*"))
+    code, _, errors = run_cli("report", out)
+    assert code == 2
+    assert "no attack has been evaluated yet" in errors
 
 
 def test_report_rebuilds_every_byte(run_cli, config, tmp_path):
@@ -150,7 +163,10 @@ def test_training_that_diverges_is_a_failed_cell(run_cli, config, tmp_path):
     [
         (["run", "{config}", "-o", "training.epoch=3"], "training.epoch: unknown key"),
         (["run", "{config}", "-o", "attacks.deepfool_l2.step=3"], "unknown option of deepfool"),
-        (["run", "{config}", "-o", "attacks.deepfool_l2.norm=l3"], "norm: expected l2 or linf"),
+        (
+            ["run", "{config}", "-o", "attacks.deepfool_l2.norm=l3"],
+            "attacks.deepfool_l2.norm: expected",
+        ),
         (["run", "{config}", "-o", "evaluation.num_images=20000"], "expected at most 10000"),
         (["run", "{config}", "-o", "dataset.name=nothing"], "nothing (test): not found"),
         (["run", "{config}", "--data-root", "/no/such"], "--data-root: expected a folder"),
@@ -163,6 +179,12 @@ def test_training_that_diverges_is_a_failed_cell(run_cli, config, tmp_path):
         (["walk"], "walk"),
         (["run", "{config}", "-o", "models.0.source=zoo"], "is not in the zoo of fashion_mnist"),
         (["run", "{config}", "-o", "models=[{factory: 'no_module:f'}]"], "No module named"),
+        (["run", "{config}", "-o", "models.0.depth=0"], "models.0.depth"),
+        (["run", "{config}", "-o", "models.0.widths=[4, 4, 4]"], "widths: expected at most depth"),
+        (["run", "{config}", "-o", "models.0.architecture=[cnn]"], "architecture: expected one"),
+        (["run", "{config}", "-o", "name=2020-13-45"], "not valid YAML"),
+        (["run", "{config}", "-o", "attacks.deepfool_l2.budgets=[-1]"], "budgets.0"),
+        (["run", "quickstart", "-o", "dataset.image_size=14"], "made for other images"),
     ],
 )
 def test_requests_that_are_wrong(run_cli, config, tmp_path, words, message):

@@ -128,14 +128,20 @@ attacks:
 """
 
 
+CARD = {
+    "model": {"architecture": "cnn", "depth": 2, "widths": [4]},
+    "params": 7,
+    "weights_sha256": "these",
+}
+
+
 @pytest.fixture
 def run(tmp_path):
     """Four models with the six rows, distances multiplied by 1, 2 (seeds) and 1, 3 (windows)."""
     folder = RunFolder(tmp_path)
     write_text(folder.config, CONFIG)
     for spec in Run(folder).config.model_specs():
-        card = {"model": {"architecture": "cnn", "depth": 2, "widths": [4]}, "params": 7}
-        write_json(folder.model(spec.model_id) / "model.json", card)
+        write_json(folder.model(spec.model_id) / "model.json", CARD)
         rows = six_rows()
         factor = (1 + spec.seed) * (3 if spec.window == "hamming" else 1)
         rows[["l2", "linf", "l2_relative"]] *= factor
@@ -191,9 +197,18 @@ def test_an_arm_whose_cells_are_not_all_done_waits(run):
     assert set(curves.loc[curves["attack"] == "d", "window"]) == {"hamming"}
 
 
+def test_tables_of_other_weights_do_not_count(run):
+    spec = run.specs[0]
+    for path in (run.folder.samples(spec.model_id, "d"), run.folder.predictions(spec.model_id)):
+        write_table(path, six_rows(), {"weights": "others"})
+    changed = Run(run.folder)
+    assert (spec.model_id, "d") not in changed.samples
+    assert changed.correct(spec.model_id) is None
+
+
 def test_damaged_tables_and_other_folders_are_named(run, tmp_path):
     run.folder.samples(run.specs[0].model_id, "d").write_bytes(b"PAR1 broken")
-    with pytest.raises(RequestError, match=r"d.parquet: damaged table"):
+    with pytest.raises(RequestError, match=r"d.parquet: damaged"):
         summarise(Run(run.folder))
     with pytest.raises(RequestError, match="not a run folder"):
         summarise(Run(RunFolder(tmp_path / "nowhere")))

@@ -129,6 +129,27 @@ def test_folders_are_resized_and_cropped_when_asked(tmp_path):
     assert split.images.shape == (2, 3, 16, 16)
 
 
+def test_classes_are_those_of_the_training_folders(tmp_path):
+    images, labels = mnist_like(9, 8)
+    write_folders(tmp_path / "pets/train", images, labels % 3)
+    write_folders(tmp_path / "pets/test", images[[0, 2]], labels[[0, 2]])
+    (tmp_path / "pets/test/.hidden").mkdir()
+    split = load_split(DatasetConfig(name="pets"), "test", tmp_path)
+    assert split.labels.tolist() == [0, 2]  # class1 has no test image and keeps its place
+    assert split.num_classes == 3
+    write_folders(tmp_path / "pets/test", images[:1], labels[:1] + 7)
+    refused("pets", tmp_path, "class class7 is not in .*train")
+
+
+def test_sixteen_bit_images_keep_their_grey_levels(tmp_path):
+    target = tmp_path / "deep/test/class0"
+    target.mkdir(parents=True)
+    ramp = np.arange(0, 65536, 4096, dtype=np.uint16).reshape(4, 4)
+    Image.fromarray(ramp).save(target / "a.png")
+    split = load_split(DatasetConfig(name="deep"), "test", tmp_path)
+    assert np.array_equal(split.images[0, 0].numpy(), ramp >> 8)
+
+
 def test_held_out_images_follow_the_training_images(tmp_path):
     images, labels = mnist_like(30)
     write_idx(tmp_path / "MNIST/raw", "train", images, labels)

@@ -237,6 +237,25 @@ def test_zero_gradient_is_a_failure():
     assert torch.equal(outcome.images, x)
 
 
+def test_a_class_with_the_labels_own_gradient_does_not_hide_the_others():
+    def model(x):
+        pixel = x.flatten(1)[:, 0]
+        return torch.stack([pixel, pixel - 0.1, 1 - pixel], 1)
+
+    x = torch.full((1, 1, 1, 2), 0.9)
+    outcome = deepfool(model, x, torch.zeros(1, dtype=torch.int64))
+    assert outcome.fooled.all()
+    assert (outcome.images - x).norm().item() == pytest.approx(1.02 * 0.4, rel=1e-4)
+
+
+def test_a_model_that_hides_its_gradient_is_not_fooled():
+    def model(x):
+        return x.detach().flatten(1)[:, :3]
+
+    outcome = deepfool(model, torch.rand(2, 1, 2, 2), torch.tensor([0, 1]))
+    assert (outcome.backwards == 0).all()
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_logits_that_are_not_finite_fool_nobody(bad):
     def model(x):
@@ -319,6 +338,7 @@ def test_bad_options_are_refused_even_on_an_empty_batch(options, message):
         (torch.zeros(1, 1, 2, 2), torch.zeros(1), "labels: expected int64"),
         (torch.zeros(1, 1, 2, 2), torch.full((1,), 4), "labels: expected 0 … 3, got 4"),
         (torch.zeros(1, 1, 2, 2), torch.full((1,), -1), "labels: expected 0 … 3, got -1"),
+        (torch.zeros(2, 1, 2, 2), torch.tensor([0, 9]), "labels: expected 0 … 3, got 9"),
     ],
 )
 def test_bad_input_is_refused(images, labels, message):

@@ -62,6 +62,9 @@ def test_every_status_from_a_hand_made_batch():
     assert rows["linf"].tolist() == pytest.approx([0.6, 0, *[math.inf] * 4])
     assert rows["l2_relative"][0] == pytest.approx(0.6 / 0.2)
     assert rows["clean_prediction"].tolist() == [0, 1, 0, 0, 0, 0]
+    nan = torch.full((1, 1, 1, 4), 0.25)  # NaN logits before any attack: nothing was right
+    row = judge(Threshold(), nan, labels[:1], outcome_of(nan), CPU).iloc[0]
+    assert (row["status"], row["clean_prediction"], row["l2"]) == ("invalid", -1, 0)
     assert rows["adversarial_prediction"][0] == 1
     assert rows["clean_margin"][0] == pytest.approx(8)
     assert rows["margin"][0] == pytest.approx(-4)
@@ -179,6 +182,13 @@ def test_too_many_images_are_refused():
 def test_options_are_checked_against_the_signature():
     assert attack_options(AttackConfig(attack="deepfool", steps=7), "d")["steps"] == 7
     assert attack_options(AttackConfig(attack="deepfool"), "d")["overshoot"] == 0.02
+    assert (
+        attack_options(AttackConfig(attack="deepfool", overshoot="2e-2"), "d")["overshoot"] == 0.02
+    )
+    assert (
+        attack_options(AttackConfig(attack="deepfool", candidates="all"), "d")["candidates"]
+        == "all"
+    )
     with pytest.raises(RequestError, match=r"attacks.d.step: unknown option of deepfool \(norm"):
         attack_options(AttackConfig(attack="deepfool", step=7), "d")
     with pytest.raises(RequestError, match="attacks.d.attack: expected one of deepfool"):
@@ -188,8 +198,16 @@ def test_options_are_checked_against_the_signature():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"attack": "deepfool", "norm": "l3"}, "attacks.a: norm: expected l2 or linf"),
-        ({"attack": "deepfool", "steps": "many"}, "attacks.a: "),
+        ({"attack": "deepfool", "norm": "l3"}, "attacks.a.norm: expected .*l2.*linf.*got 'l3'"),
+        ({"attack": "deepfool", "steps": "many"}, "attacks.a.steps: expected int, got 'many'"),
+        ({"attack": "deepfool", "steps": 2.5}, "attacks.a.steps: expected int, got 2.5"),
+        ({"attack": "deepfool", "refine": "no"}, "attacks.a.refine: expected bool, got 'no'"),
+        ({"attack": "deepfool", "prune": math.inf}, "attacks.a.prune: expected .*got inf"),
+        ({"attack": "spatial_shift", "padding": "mirror"}, "attacks.a.padding: expected"),
+        (
+            {"attack": "spatial_shift", "padding": "reflection", "max_translation": 28},
+            "max_translation: expected less than the image's side, got 28",
+        ),
         ({"attack": "spatial_grid", "budget": 0.5}, "attacks.a.budget: spatial_grid has no"),
     ],
 )
@@ -200,5 +218,5 @@ def test_values_are_refused_before_any_compute(options, message):
 
 def test_a_model_for_another_number_of_classes_is_refused():
     split = Split(torch.zeros(3, 1, 1, 4).byte(), torch.tensor([0, 1, 2]), 3, "here")
-    with pytest.raises(RequestError, match=r"model: expected logits \(3, 3\), got \(3, 2\)"):
+    with pytest.raises(RequestError, match=r"model: expected logits \(N, 3\), got \(3, 2\)"):
         predictions(Threshold(), split, CPU)

@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 import pytest
-from test_curves import CONFIG, six_rows
+from test_curves import CARD, CONFIG, six_rows
 
 from robust_ham.analysis.curves import Run
 from robust_ham.config import RequestError
@@ -19,8 +19,7 @@ def folder(tmp_path):
     write_text(run.config, CONFIG)
     stream = np.random.default_rng(0)
     for spec in Run(run).config.model_specs():
-        card = {"model": {"architecture": "cnn", "depth": 2, "widths": [4]}, "params": 7}
-        write_json(run.model(spec.model_id) / "model.json", card)
+        write_json(run.model(spec.model_id) / "model.json", CARD)
         write_table(run.samples(spec.model_id, "d"), six_rows(), {})
         write_table(run.samples(spec.model_id, "s"), six_rows(spatial=True), {})
         path = run.gallery(spec.model_id, "d")
@@ -79,3 +78,30 @@ def test_nothing_to_report_yet(tmp_path):
     write_text(RunFolder(tmp_path).config, CONFIG)
     with pytest.raises(RequestError, match="no attack has been evaluated yet"):
         build_report(tmp_path)
+
+
+def test_damaged_files_are_named(folder):
+    model = folder.model(Run(folder).specs[0].model_id)
+    files = {
+        folder.manifest: b"{",
+        folder.failures: b"half a li",
+        model / "training.csv": b"epoch\n1\n",
+        model / "model.json": b'{"schema": 1}',
+        folder.gallery(model.name, "d"): b"PK broken",
+        folder.config: b"\xff\xfe",
+    }
+    for path, content in files.items():
+        before = path.read_bytes() if path.is_file() else None
+        path.write_bytes(content)
+        with pytest.raises(RequestError, match=path.name) as error:
+            build_report(folder.root)
+        assert "\n" not in str(error.value)
+        path.unlink()
+        if before is not None:
+            path.write_bytes(before)
+    build_report(folder.root)
+
+
+def test_a_gallery_that_must_not_be_shown_is_left_out(folder):
+    folder.config.write_text(CONFIG + "evaluation: {gallery: false}\n")
+    assert "gallery-d" not in build_report(folder.root).page.read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from robust_ham.analysis.statistics import (
     Interval,
@@ -20,7 +22,7 @@ from robust_ham.analysis.statistics import (
     wilson,
 )
 from robust_ham.config import AttackConfig, Config, ModelGroup, RequestError, parse_config
-from robust_ham.store import RunFolder, read_json, read_table
+from robust_ham.store import RunFolder, read_json, read_metadata, read_table, reading
 
 SUMMARY_COLUMNS = (
     "model_id architecture window kernel_size effective_width effective_width_learned depth width "
@@ -49,7 +51,9 @@ class Run:
         path = self.folder.config
         if not path.is_file():
             raise RequestError(f"{self.folder.root}: not a run folder (no config.yaml)")
-        return parse_config(path.read_text(encoding="utf-8"), origin=str(path))
+        with reading(path):
+            text = path.read_text(encoding="utf-8")
+        return parse_config(text, origin=str(path))
 
     @cached_property
     def specs(self) -> list[ModelGroup]:
@@ -60,38 +64,41 @@ class Run:
     @cached_property
     def cards(self) -> dict[str, dict[str, Any]]:
         """Model id to card."""
-        try:
-            return {
-                s.model_id: read_json(self.folder.model(s.model_id) / "model.json")
-                for s in self.specs
-            }
-        except ValueError as error:
-            raise RequestError(str(error)) from None
+        cards = {}
+        for spec in self.specs:
+            path = self.folder.model(spec.model_id) / "model.json"
+            with reading(path):
+                cards[spec.model_id] = read_json(path)
+                _ = cards[spec.model_id]["model"]["architecture"]
+        return cards
 
     @cached_property
     def samples(self) -> dict[tuple[str, str], pd.DataFrame]:
         """(model id, attack id) to per-image rows, in the order of the configuration."""
-        pairs = [(s.model_id, a) for s in self.specs for a in self.config.attacks]
-        return {
-            pair: _read(self.folder.samples(*pair))
-            for pair in pairs
-            if self.folder.samples(*pair).is_file()
-        }
+        found = {}
+        for model_id, attack_id in itertools.product(self.cards, self.config.attacks):
+            path = self.folder.samples(model_id, attack_id)
+            if path.is_file() and self._of_this_model(path, model_id):
+                found[model_id, attack_id] = _read(path)
+        return found
+
+    def _of_this_model(self, path: Path, model_id: str) -> bool:
+        """Whether a table was made with the weights that the model's card names."""
+        weights = (read_metadata(path) or {}).get("weights")
+        return weights is None or weights == self.cards[model_id].get("weights_sha256")
 
     def correct(self, model_id: str) -> Values | None:
         """1.0 where the model is right, for every image of the test split; None: not predicted."""
         path = self.folder.predictions(model_id)
-        if not path.is_file():
+        if not path.is_file() or not self._of_this_model(path, model_id):
             return None
         table = _read(path)
         return np.asarray(table["prediction"] == table["label"], dtype=np.float64)
 
 
 def _read(path: Path) -> pd.DataFrame:
-    try:
+    with reading(path):
         return read_table(path)
-    except ValueError as error:
-        raise RequestError(str(error)) from None
 
 
 def is_spatial(samples: pd.DataFrame) -> bool:
@@ -109,12 +116,15 @@ def robust_area(distances: Values, largest: float) -> float:
     return float(np.minimum(distances, largest).mean())
 
 
+def _right_at_first(samples: pd.DataFrame) -> NDArray[np.bool_]:
+    return np.asarray(samples["clean_prediction"] == samples["label"])
+
+
 def summary_row(samples: pd.DataFrame, attack: AttackConfig) -> dict[str, float]:
     """The figures of one model under one attack, from its per-image rows."""
     count = len(samples)
-    status = samples["status"]
-    right_at_first = (status != "already_wrong").to_numpy()
-    fooled = (status == "fooled").to_numpy()
+    right_at_first = _right_at_first(samples)
+    fooled = (samples["status"] == "fooled").to_numpy()
     clean = wilson(int((samples["clean_prediction"] == samples["label"]).sum()), count)
     row: dict[str, float] = {
         "n": count,
@@ -221,8 +231,7 @@ def _area_values(samples: pd.DataFrame, attack: AttackConfig) -> Values:
 
 
 def _median_values(samples: pd.DataFrame, attack: AttackConfig) -> Values:
-    right = (samples["status"] != "already_wrong").to_numpy()
-    return np.where(right, samples["l2"].to_numpy(dtype=np.float64), np.nan)
+    return np.where(_right_at_first(samples), samples["l2"].to_numpy(dtype=np.float64), np.nan)
 
 
 def _rho_values(samples: pd.DataFrame, attack: AttackConfig) -> Values:
@@ -235,7 +244,8 @@ def _within_budget(samples: pd.DataFrame, attack: AttackConfig) -> Values:
 
 
 def _survived(samples: pd.DataFrame, attack: AttackConfig) -> Values:
-    return np.asarray(samples["status"].isin(["survived", "invalid"]), dtype=np.float64)
+    held = samples["status"].isin(["survived", "invalid"])
+    return np.asarray(held & _right_at_first(samples), dtype=np.float64)
 
 
 def _mean(values: Values) -> Values:

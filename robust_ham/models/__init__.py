@@ -112,7 +112,7 @@ class Size:
 
 def measure(model: nn.Module, spec: ModelGroup, image_shape: tuple[int, int, int]) -> Size:
     """Trainable parameters, FLOPs of one image (torch's counter) and effective widths in taps."""
-    parameter = next(model.parameters())
+    parameter = next(model.parameters(), torch.zeros(0))
     image = torch.zeros(1, *image_shape, device=parameter.device, dtype=parameter.dtype)
     was_training = model.training
     counter = FlopCounterMode(display=False)

@@ -183,16 +183,21 @@ def training_figure(histories: pd.DataFrame) -> Figure:
     validation_loss``.
     """
     sizes = sorted(histories["kernel_size"].unique())
+    families = list(histories["family"].unique())
+    several = len(families) > 1
     with figure_style():
         figure = Figure(figsize=(2.6 * len(sizes), 3.0), layout="constrained")
         grid = figure.subplots(1, len(sizes), squeeze=False, sharey=True).flat
         for axes, size in zip(grid, sizes, strict=True):
             part = histories[histories["kernel_size"] == size]
-            for window, arm in part.groupby("window", sort=False):
+            for (family, window), arm in part.groupby(["family", "window"], sort=False):
                 mean = arm.groupby("epoch")[["train_loss", "validation_loss"]].mean()
                 colour, name = window_colour(str(window)), WINDOW_LABELS[str(window)]
-                axes.plot(mean["train_loss"], "--", color=colour, label=f"{name}, training")
-                axes.plot(mean["validation_loss"], color=colour, label=f"{name}, validation")
+                name += f" ({family})" if several else ""
+                width = 1.4 + 1.4 * families.index(str(family))
+                for column, line in (("train_loss", "--"), ("validation_loss", "-")):
+                    label = f"{name}, {column.removesuffix('_loss')}"
+                    axes.plot(mean[column], line, color=colour, linewidth=width, label=label)
             axes.set_title(f"k = {size}")
             axes.set_xlabel("epoch")
             axes.set_ylabel("loss")

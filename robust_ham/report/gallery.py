@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from robust_ham.analysis.curves import Run
 from robust_ham.report.style import WINDOW_LABELS, figure_style
+from robust_ham.store import reading
 
 CLASS_NAMES = {
     "fashion_mnist": "T-shirt trouser pullover dress coat sandal shirt sneaker bag boot".split(),
@@ -22,9 +23,9 @@ Arrays = dict[str, np.ndarray[Any, Any]]
 def load_gallery(run: Run, model_id: str, attack_id: str) -> Arrays | None:
     """The stored images of one model and attack; None if none were kept."""
     path = run.folder.gallery(model_id, attack_id)
-    if not path.is_file():
+    if not path.is_file() or not run.config.evaluation.gallery:
         return None
-    with np.load(path, allow_pickle=False) as arrays:
+    with reading(path), np.load(path, allow_pickle=False) as arrays:
         return dict(arrays)
 
 

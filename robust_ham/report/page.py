@@ -24,7 +24,7 @@ from robust_ham.config import RequestError
 from robust_ham.report import figures
 from robust_ham.report.gallery import gallery_figure
 from robust_ham.report.style import WINDOW_LABELS, save_figure
-from robust_ham.store import RunFolder, write_csv, write_text
+from robust_ham.store import RunFolder, read_json, reading, write_csv, write_text
 
 _TABLE_COLUMNS = {
     "model_id": "model",
@@ -145,7 +145,9 @@ def _histories(run: Run) -> pd.DataFrame:
     for spec in run.specs:
         path = run.folder.model(spec.model_id) / "training.csv"
         if path.is_file():
-            table = pd.read_csv(path)
+            with reading(path):
+                table = pd.read_csv(path)
+                _ = table[["epoch", "train_loss", "validation_loss"]]
             tables.append(
                 table.assign(
                     family=spec.family,
@@ -165,8 +167,14 @@ def _page(run: Run, summary: pd.DataFrame, made: Report, pictures: list[Picture]
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    manifest = run.folder.manifest
-    failures = run.folder.failures
+    manifest, failures = None, []
+    if run.folder.manifest.is_file():
+        with reading(run.folder.manifest):
+            manifest = read_json(run.folder.manifest)
+    if run.folder.failures.is_file():
+        with reading(run.folder.failures):
+            lines = run.folder.failures.read_text(encoding="utf-8").splitlines()
+            failures = [{"cell": "", "reason": ""} | json.loads(line) for line in lines]
     return environment.get_template("page.html.j2").render(
         config=run.config,
         config_yaml=run.config.to_yaml(),
@@ -181,10 +189,8 @@ def _page(run: Run, summary: pd.DataFrame, made: Report, pictures: list[Picture]
             for row in summary.to_dict(orient="records")
         ],
         pictures=pictures,
-        manifest=json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else None,
-        failures=[json.loads(line) for line in failures.read_text(encoding="utf-8").splitlines()]
-        if failures.is_file()
-        else [],
+        manifest=manifest,
+        failures=failures,
     )
 
 
