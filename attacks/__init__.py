@@ -25,6 +25,7 @@ from attacks.deepfool import deepfool
 from attacks.outcome import AttackOutcome, margins_of, misclassified
 from attacks.prepare import Model
 from attacks.spatial import spatial_grid, spatial_random, spatial_shift, transformation_grid
+from attacks.stadv import stadv
 from attacks.superdeepfool import superdeepfool
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "spatial_grid",
     "spatial_random",
     "spatial_shift",
+    "stadv",
     "superdeepfool",
     "transformation_grid",
 ]
@@ -57,4 +59,5 @@ ATTACKS: dict[str, Attack] = {
     "spatial_grid": spatial_grid,
     "spatial_random": spatial_random,
     "spatial_shift": spatial_shift,
+    "stadv": stadv,
 }

@@ -77,6 +77,24 @@ def warp_all(images: Tensor, grids: Tensor, padding: Padding) -> Tensor:
     return warp(as_channels, grids, padding).view(shape)
 
 
+def warp_flow(images: Tensor, flow: Tensor, padding: Padding = "zeros") -> Tensor:
+    """Each output pixel takes what lies at its own place plus the flow; differentiable.
+
+    Args:
+        images: (N, C, H, W).
+        flow: (N, 2, H, W), pixels right and pixels down; a constant (−3, 0) moves the image 3
+            pixels to the right.
+        padding: what lies outside of the image.
+
+    Returns:
+        (N, C, H, W).
+    """
+    height, width = images.shape[2:]
+    identity = sampling_grids(torch.zeros(1, 3, device=images.device), height, width).to(flow)
+    scale = flow.new_tensor([2 / max(width - 1, 1), 2 / max(height - 1, 1)])
+    return warp(images, identity + flow.permute(0, 2, 3, 1) * scale, padding)
+
+
 def shift(images: Tensor, right: int, down: int, padding: Padding) -> Tensor:
     """Move all images (N, C, H, W) by whole pixels, without interpolation."""
     height, width = images.shape[2:]

@@ -123,7 +123,7 @@ def _train(context: Context, spec: ModelGroup, progress: Progress) -> Done:
         "key": content_key(identity),
         "training": identity["training"],
         "data": {
-            "name": config.dataset.name,
+            "name": Path(config.dataset.name).name,
             "image_shape": list(dataset.train.image_shape),
             "num_train": len(dataset.train),
             "num_validation": config.dataset.num_validation,

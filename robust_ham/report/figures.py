@@ -35,6 +35,7 @@ def attack_title(run: Run, attack_id: str) -> str:
     names = {
         "deepfool": "DeepFool",
         "superdeepfool": "SuperDeepFool L2",
+        "stadv": "stAdv",
         "spatial_grid": "rotation + translation grid",
         "spatial_random": "random rotations + translations",
         "spatial_shift": "whole-pixel shifts",
