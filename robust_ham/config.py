@@ -264,6 +264,11 @@ class AttackConfig(BaseModel):
         return "linf" if self.options.get("norm") == "linf" else "l2"
 
     @property
+    def has_budget(self) -> bool:
+        """Whether the attack seeks the smallest distance; others fool or do not."""
+        return not self.attack.startswith(("spatial_", "stadv"))
+
+    @property
     def curve_budgets(self) -> tuple[float, ...]:
         """``budgets``, ascending, or the norm's defaults."""
         default = (

@@ -127,10 +127,10 @@ def check_attack(config: AttackConfig, attack_id: str, image_shape: tuple[int, i
     options = attack_options(config, attack_id)
     images, labels = torch.zeros(0, *image_shape), torch.zeros(0, dtype=torch.int64)
     try:
-        outcome = ATTACKS[config.attack](lambda x: x.flatten(1), images, labels, **options)
+        ATTACKS[config.attack](lambda x: x.flatten(1), images, labels, **options)
     except (ValueError, TypeError) as error:
         raise RequestError(f"attacks.{attack_id}: {error}") from None
-    if outcome.transform is not None and (config.budget or config.budgets):
+    if not config.has_budget and (config.budget or config.budgets):
         raise RequestError(f"attacks.{attack_id}.budget: {config.attack} has no distance budget")
 
 

@@ -83,6 +83,12 @@ def test_a_spatial_attack_has_no_distance():
     assert "robust_area" not in row
 
 
+def test_a_flow_attack_fools_or_does_not(run):
+    row = summary_row(six_rows(), AttackConfig(attack="stadv"))
+    assert row["robust_accuracy"] == pytest.approx(2 / 6)
+    assert "robust_area" not in row
+
+
 def test_all_wrong_and_all_survivors():
     rows = six_rows()
     rows["status"], rows["clean_prediction"] = "already_wrong", 9

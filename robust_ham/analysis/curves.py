@@ -101,11 +101,6 @@ def _read(path: Path) -> pd.DataFrame:
         return read_table(path)
 
 
-def is_spatial(samples: pd.DataFrame) -> bool:
-    """Whether rows are of a spatial attack: those have a transform and no distance."""
-    return bool(samples["angle"].notna().any())
-
-
 def robust_accuracy(distances: Values, budget: float) -> float:
     """Share of images still right within ``budget``: distance > budget."""
     return float((distances > budget).mean())
@@ -137,7 +132,7 @@ def summary_row(samples: pd.DataFrame, attack: AttackConfig) -> dict[str, float]
         "forwards": float(samples["forwards"].mean()),
         "backwards": float(samples["backwards"].mean()),
     }
-    if is_spatial(samples):
+    if not attack.has_budget:
         still_right = right_at_first & ~fooled
     else:
         distances = samples[attack.norm].to_numpy(dtype=np.float64)
@@ -203,9 +198,9 @@ def budget_curves(run: Run) -> pd.DataFrame:
     """``curves.csv``: robust accuracy of every model against budget, with Wilson intervals."""
     rows = []
     for (model_id, attack_id), samples in run.samples.items():
-        if is_spatial(samples):
-            continue
         attack = run.config.attacks[attack_id]
+        if not attack.has_budget:
+            continue
         distances = samples[attack.norm].to_numpy(dtype=np.float64)
         even = np.linspace(0, attack.curve_budgets[-1], _CURVE_POINTS + 1)
         for budget in np.unique(np.concatenate([even, attack.curve_budgets])):
@@ -272,7 +267,7 @@ DISTANCE_METRICS = (
     Metric("median_l2", "median L2 distance", _median_values, _nanmedian, bootstrap=True),
     Metric("rho_adv", "ρ_adv", _rho_values, _nanmean, bootstrap=True),
 )
-SPATIAL_METRICS = (Metric("robust_accuracy", "accuracy under attack", _survived, _mean),)
+SURVIVAL_METRICS = (Metric("robust_accuracy", "accuracy under attack", _survived, _mean),)
 KERNEL_COLUMNS = (
     "attack metric family window kernel_size effective_width params flops num_seeds estimate low "
     "high per_seed"
@@ -299,7 +294,7 @@ def kernel_size_curves(run: Run) -> pd.DataFrame:
             done = [table for table in tables if table is not None]
             if len(done) < len(arm):
                 continue
-            for metric in SPATIAL_METRICS if is_spatial(done[0]) else DISTANCE_METRICS:
+            for metric in DISTANCE_METRICS if attack.has_budget else SURVIVAL_METRICS:
                 values = np.stack([metric.values(table, attack) for table in done])
                 interval = (
                     crossed_bootstrap(values, metric.per_seed)

@@ -53,10 +53,9 @@ def metric_label(run: Run, attack_id: str, metric: str) -> str:
     if metric == "robust_area":
         return f"{label} ({unit} up to {attack.curve_budgets[-1]:.3g})"
     if metric == "robust_accuracy":
-        spatial = attack.attack.startswith("spatial")
-        return (
-            "accuracy under attack" if spatial else f"{label} ({unit} > {attack.main_budget:.3g})"
-        )
+        if not attack.has_budget:
+            return "accuracy under attack"
+        return f"{label} ({unit} > {attack.main_budget:.3g})"
     return label
 
 
