@@ -341,7 +341,8 @@ def _save_arrays(path: Path, **arrays: np.ndarray[Any, Any]) -> None:
 
 def write_inputs(context: Context) -> None:
     """Write ``inputs.parquet`` and ``config.yaml`` of the run."""
-    write_table(context.run.inputs, context.inputs, {"dataset": context.plan.config.dataset.name})
+    dataset = Path(context.plan.config.dataset.name).name
+    write_table(context.run.inputs, context.inputs, {"dataset": dataset})
     with writing(context.run.config) as temporary:
         temporary.write_text(context.plan.config.to_yaml(), encoding="utf-8")
 

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
@@ -96,8 +96,6 @@ class DatasetConfig(Section):
 
 class ModelGroup(Section):
     """One model, or, with ``sweep``, one for each combination of the listed values."""
-
-    label_fields: ClassVar[tuple[str, ...]] = ("kernel_size", "window", "seed")
 
     source: Literal["train", "zoo"] = Field(
         "train", description="train (or load what this run has trained), or load from the zoo"
