@@ -22,6 +22,7 @@ from typing import Protocol
 from torch import Tensor
 
 from attacks.deepfool import deepfool
+from attacks.foolbox_attacks import foolbox_attack
 from attacks.outcome import AttackOutcome, margins_of, misclassified
 from attacks.prepare import Model
 from attacks.spatial import spatial_grid, spatial_random, spatial_shift, transformation_grid
@@ -34,6 +35,7 @@ __all__ = [
     "AttackOutcome",
     "Model",
     "deepfool",
+    "foolbox_attack",
     "margins_of",
     "misclassified",
     "spatial_grid",
@@ -60,4 +62,5 @@ ATTACKS: dict[str, Attack] = {
     "spatial_random": spatial_random,
     "spatial_shift": spatial_shift,
     "stadv": stadv,
+    "foolbox": foolbox_attack,
 }

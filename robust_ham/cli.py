@@ -8,6 +8,7 @@ import json
 import logging
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -185,6 +186,7 @@ def doctor(data_root: DataRoot = None, debug: Debug = False) -> int:
 
 def main() -> NoReturn:
     """Entry point: runs a verb and turns what it raises into one line and an exit code."""
+    warnings.formatwarning = lambda message, *_, **__: f"robust-ham: {message}\n"
     stopping.listen()
     try:
         code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
@@ -203,6 +205,9 @@ def _explain(error: Exception) -> int:
     if isinstance(error, RequestError) and not _debug:
         _complain(str(error))
         return EXIT_REQUEST
+    if isinstance(error, ModuleNotFoundError) and not _debug:
+        _complain(f"{error.name} is not installed: pip install {error.name}")
+        return EXIT_ENVIRONMENT
     if isinstance(error, OSError) and not _debug:
         where = f"{error.filename}: " if error.filename else ""
         _complain(f"{where}{error.strerror or error}")

@@ -243,7 +243,10 @@ class AttackConfig(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    attack: str = Field(description="a name in the catalogue: robust-ham list attacks")
+    attack: str = Field(
+        description="a name in the catalogue (robust-ham list attacks), or foolbox:NAME for an "
+        "attack of foolbox"
+    )
     budget: Number | None = Field(
         None, gt=0, description="distance of robust_accuracy; minimum-norm attacks"
     )
@@ -264,7 +267,8 @@ class AttackConfig(BaseModel):
     @property
     def has_budget(self) -> bool:
         """Whether the attack seeks the smallest distance; others fool or do not."""
-        return not self.attack.startswith(("spatial_", "stadv"))
+        without = ("spatial_", "stadv", "foolbox:SpatialAttack")
+        return not self.attack.startswith(without) and "epsilon" not in self.options
 
     @property
     def curve_budgets(self) -> tuple[float, ...]:

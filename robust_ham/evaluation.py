@@ -12,7 +12,8 @@ import inspect
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, get_type_hints
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,7 +21,8 @@ import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor, nn
 
-from attacks import ATTACKS, AttackOutcome, margins_of
+from attacks import ATTACKS, Attack, AttackOutcome, foolbox_attack, margins_of
+from attacks.foolbox_attacks import foolbox_parameters
 from attacks.prepare import BOX_TOLERANCE, attack_mode
 from robust_ham.config import AttackConfig, RequestError, number
 from robust_ham.data import Split, balanced_order, to_float
@@ -76,35 +78,55 @@ def attacked_images(split: Split, num_images: int, seed: int) -> AttackedImages:
     return AttackedImages(to_float(split.images[rows]), split.labels[rows], rows.tolist())
 
 
+def attack_function(name: str) -> tuple[Attack, dict[str, inspect.Parameter]]:
+    """The function a config's ``attack`` names, and the options it takes.
+
+    ``foolbox:DDNAttack`` is the catalogue's ``foolbox`` with that attack of foolbox; its options
+    are those of the foolbox attack too.
+
+    Raises:
+        ValueError: there is no such attack.
+    """
+    catalogue_name, colon, foolbox_name = name.partition(":")
+    if catalogue_name not in ATTACKS or (colon and catalogue_name != "foolbox"):
+        raise ValueError(f"expected one of {', '.join(ATTACKS)} or foolbox:NAME, got {name!r}")
+    function = ATTACKS[catalogue_name]
+    signature = inspect.signature(function, eval_str=True)
+    options = {p.name: p for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY}
+    if catalogue_name == "foolbox":
+        chosen = foolbox_name or options["attack"].default
+        del options["attack"]
+        options |= {p.name: p for p in foolbox_parameters(chosen)}
+        return partial(foolbox_attack, attack=chosen), options
+    return function, options
+
+
 def attack_options(config: AttackConfig, attack_id: str) -> dict[str, Any]:
     """All options of an attack, those not given at the function's defaults.
 
     Raises:
         RequestError: unknown attack or option; the message lists what there is.
     """
-    if config.attack not in ATTACKS:
-        raise RequestError(
-            f"attacks.{attack_id}.attack: expected one of {', '.join(ATTACKS)}, "
-            f"got {config.attack!r}"
-        )
-    parameters = inspect.signature(ATTACKS[config.attack]).parameters.values()
-    defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-    types = get_type_hints(ATTACKS[config.attack])
-    options = dict(defaults)
+    try:
+        _, parameters = attack_function(config.attack)
+    except ValueError as error:
+        raise RequestError(f"attacks.{attack_id}.attack: {error}") from None
+    options = {name: p.default for name, p in parameters.items()}
     for name, value in config.options.items():
-        if name not in defaults:
+        if name not in parameters:
             raise RequestError(
                 f"attacks.{attack_id}.{name}: unknown option of {config.attack} "
-                f"({', '.join(defaults)})"
+                f"({', '.join(parameters)})"
             )
-        options[name] = _typed(value, types.get(name, Any), f"attacks.{attack_id}.{name}")
+        options[name] = _typed(value, parameters[name].annotation, f"attacks.{attack_id}.{name}")
     return options
 
 
 def _typed(value: Any, expected: Any, key: str) -> Any:  # noqa: ANN401
     """``value`` if it is of the annotated type; text such as 2e-2 or 8/255 may be a number."""
     check: TypeAdapter[Any] = TypeAdapter(
-        expected, config=ConfigDict(strict=True, allow_inf_nan=False)
+        expected,
+        config=ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True),
     )
     candidates = [value]
     if isinstance(value, str):
@@ -127,7 +149,7 @@ def check_attack(config: AttackConfig, attack_id: str, image_shape: tuple[int, i
     options = attack_options(config, attack_id)
     images, labels = torch.zeros(0, *image_shape), torch.zeros(0, dtype=torch.int64)
     try:
-        ATTACKS[config.attack](lambda x: x.flatten(1), images, labels, **options)
+        attack_function(config.attack)[0](lambda x: x.flatten(1), images, labels, **options)
     except (ValueError, TypeError) as error:
         raise RequestError(f"attacks.{attack_id}: {error}") from None
     if not config.has_budget and (config.budget or config.budgets):
@@ -206,13 +228,13 @@ def evaluate(
     Raises:
         RequestError: the attack refuses its options or the input.
     """
-    options = attack_options(config, attack_id)
+    attack, options = attack_function(config.attack)[0], attack_options(config, attack_id)
     count = len(attacked.labels)
 
     def rows(part: slice, options: dict[str, Any]) -> tuple[AttackOutcome, pd.DataFrame]:
         images, labels = attacked.images[part], attacked.labels[part]
         try:
-            outcome = ATTACKS[config.attack](model, images.to(device), labels.to(device), **options)
+            outcome = attack(model, images.to(device), labels.to(device), **options)
         except ValueError as error:
             raise RequestError(f"attacks.{attack_id}: {error}") from None
         return outcome, judge(model, images, labels, outcome, device)

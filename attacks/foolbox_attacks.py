@@ -1,0 +1,229 @@
+"""Any attack of foolbox (Rauber et al., JOSS 2020) behind the contract of this package.
+
+foolbox is imported when an attack of it is called, not before: it is slow to import, looks for a
+git binary and warns.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import os
+import random
+import warnings
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from attacks.deepfool import Norm
+from attacks.outcome import AttackOutcome, margins_of, misclassified
+from attacks.prepare import Model, chunks, run_confirmed
+
+_CHUNK_IMAGES = 64
+_NO_START = "init_attack failed"  # foolbox's words where a decision-based attack finds no start
+
+
+def foolbox_attack(
+    model: Model,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    attack: str = "DDNAttack",
+    norm: Norm = "l2",
+    epsilon: float | None = None,
+    seed: int = 0,
+    **options: Any,  # noqa: ANN401 - they are the foolbox attack's own
+) -> AttackOutcome:
+    """Whatever the named foolbox attack finds.
+
+    Images that are wrong already, or not finite, are not handed to foolbox. An attack that draws
+    draws from the global generators, which are seeded for each 64 images and given back as they
+    were: its answer for an image depends on the other images of the batch.
+
+    Args:
+        model: images (N, C, H, W) in [0, 1] to logits (N, K).
+        images: floats (N, C, H, W) in [0, 1].
+        labels: int64 (N,).
+        attack: name of a class in ``foolbox.attacks``: ``DDNAttack``, ``LinfPGD``, ``FGSM``, …
+        norm: in which the attack measures; handed on to an attack that leaves the choice.
+        epsilon: size of the perturbation; for attacks of fixed size, and only for them.
+        seed: of the global generators while foolbox runs.
+        options: of the foolbox attack's constructor, as ``steps=100``.
+
+    Returns:
+        An ``AttackOutcome``; ``forwards`` and ``backwards`` count what foolbox spent on the batch
+        that an image was in, also after the image fooled.
+
+    Raises:
+        ValueError: an unknown attack or option, a norm that is not the attack's, an ``epsilon``
+            missing or too many, or the input is out of range.
+    """
+    build = _builder(attack, norm, epsilon, options)
+    search = partial(_search, build=build, epsilon=epsilon, seed=seed)
+    return run_confirmed(search, model, images, labels)
+
+
+def foolbox_parameters(attack: str) -> list[inspect.Parameter]:
+    """What the constructor of a foolbox attack takes, with its defaults and annotations.
+
+    Raises:
+        ValueError: no such attack.
+    """
+    signature = inspect.signature(_attack_class(attack), eval_str=True)
+    return [p for p in signature.parameters.values() if p.name != "distance"]
+
+
+def _foolbox() -> Any:  # noqa: ANN401 - foolbox has no types
+    """The package; its import must neither fail without git nor warn."""
+    known = os.environ.get("GIT_PYTHON_REFRESH")
+    os.environ["GIT_PYTHON_REFRESH"] = "quiet"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import foolbox
+    finally:
+        if known is None:
+            del os.environ["GIT_PYTHON_REFRESH"]
+        else:
+            os.environ["GIT_PYTHON_REFRESH"] = known
+    return foolbox
+
+
+def _attack_class(name: str) -> Any:  # noqa: ANN401
+    package = _foolbox()
+    found = getattr(package.attacks, name, None)
+    if not inspect.isclass(found) or not issubclass(found, package.Attack):
+        raise ValueError(f"attack: expected an attack of foolbox such as DDNAttack, got {name!r}")
+    return found
+
+
+def _builder(name: str, norm: Norm, epsilon: float | None, options: dict[str, Any]) -> Any:  # noqa: ANN401
+    """A function that builds the attack anew, once it is known to build."""
+    base, wanted = _foolbox().attacks.base, _attack_class(name)
+    if norm not in ("l2", "linf"):
+        raise ValueError(f"norm: expected l2 or linf, got {norm!r}")
+    if name == "L2FMNAttack":
+        warnings.warn(
+            "foolbox's L2FMNAttack never projects: its distances mean nothing; use DDNAttack",
+            stacklevel=3,
+        )
+    known = [p.name for p in foolbox_parameters(name)]
+    for option in options:
+        if option not in known:
+            raise ValueError(f"{option}: unknown option of foolbox's {name} ({', '.join(known)})")
+    if issubclass(wanted, base.FixedEpsilonAttack) and not (epsilon and epsilon > 0):
+        raise ValueError(f"epsilon: foolbox's {name} needs the size of the perturbation")
+    if not issubclass(wanted, base.FixedEpsilonAttack) and epsilon is not None:
+        raise ValueError(f"epsilon: foolbox's {name} takes none")
+    distances = _foolbox().distances
+    if "distance" in inspect.signature(wanted).parameters:
+        options = options | {"distance": getattr(distances, norm)}
+    try:
+        built = wanted(**options)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise ValueError(f"foolbox's {name}: {error}") from None
+    measured = {distances.l2: "l2", distances.linf: "linf"}.get(getattr(built, "distance", None))
+    if measured not in (None, norm):
+        raise ValueError(f"norm: foolbox's {name} measures {measured}, got {norm}")
+    return partial(wanted, **options)
+
+
+def _search(
+    model: Model,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    build: Any,  # noqa: ANN401
+    epsilon: float | None,
+    seed: int,
+) -> AttackOutcome:
+    results = images.clone()
+    forwards = torch.ones(len(images), dtype=torch.int64, device=images.device)
+    backwards = torch.zeros_like(forwards)
+    fooled = torch.zeros_like(forwards, dtype=torch.bool)
+    finite = torch.isfinite(images).flatten(1).all(1).nonzero().squeeze(1)
+    for part in chunks(finite, _CHUNK_IMAGES):
+        with torch.no_grad():
+            clean = margins_of(model(images[part]), labels[part])
+        fooled[part] = clean < 0
+        rows = part[(clean >= 0) & torch.isfinite(clean)]
+        if len(rows) == 0:
+            continue
+        counted = _Counted(model)
+        with _seeded(seed, images.device):
+            found = _attacked(build, counted, images[rows].clamp(0, 1), labels[rows], epsilon)
+        with torch.no_grad():
+            fooled[rows] = misclassified(model(found), labels[rows])
+        results[rows] = found
+        forwards[rows] += -(-counted.forwards // len(rows)) + 1
+        backwards[rows] += -(-counted.backwards // len(rows))
+    return AttackOutcome(results, fooled, forwards, backwards)
+
+
+def _attacked(
+    build: Any,  # noqa: ANN401
+    model: _Counted,
+    images: Tensor,
+    labels: Tensor,
+    epsilon: float | None,
+) -> Tensor:
+    """What foolbox returns for B images; where it finds no start for some, each alone."""
+    package = _foolbox()
+    wrapped = package.PyTorchModel(model.eval(), bounds=(0, 1), device=images.device)
+    attack = build()
+    arguments = {"epsilons": epsilon} if hasattr(attack, "distance") else {}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            _, clipped, _ = attack(wrapped, images, labels, **arguments)
+    except ValueError as error:
+        if _NO_START not in str(error):
+            raise
+        if len(images) == 1:
+            return images
+        alone = [
+            _attacked(build, model, images[i : i + 1], labels[i : i + 1], epsilon)
+            for i in range(len(images))
+        ]
+        return torch.cat(alone)
+    found: Tensor = clipped.detach()
+    return torch.where(torch.isfinite(found), found, images)
+
+
+class _Counted(nn.Module):
+    """Counts how many images went through the model, forwards and backwards."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.model = model
+        self.forwards = self.backwards = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) to logits (B, K)."""
+        self.forwards += len(images)
+        logits = self.model(images)
+        if logits.requires_grad:
+            logits.register_hook(self._count_backward)
+        return logits
+
+    def _count_backward(self, gradient: Tensor) -> None:
+        self.backwards += len(gradient)
+
+
+@contextlib.contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """All global generators seeded, and given back as they were."""
+    of_python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002 - foolbox draws from it
+        try:
+            yield
+        finally:
+            random.setstate(of_python)
+            np.random.set_state(of_numpy)  # noqa: NPY002
