@@ -7,12 +7,14 @@ when it cannot be the nearest (``prune``).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from attacks.outcome import AttackOutcome, margins_of, misclassified
 from attacks.prepare import Model, chunks, run_confirmed
@@ -22,7 +24,6 @@ Norm = Literal["l2", "linf"]
 STEP_CONSTANT = 1e-4
 """Added to the distance of every step but the first, so that no image stalls at the boundary."""
 
-CHUNK_IMAGES = 64
 BISECTIONS = 12
 _BEYOND = 1.001
 
@@ -54,9 +55,10 @@ def deepfool(
         overshoot: factor 1 + overshoot on the accumulated perturbation.
         candidates: most likely classes at the clean image that are considered, the label
             included; ``"all"``: every class.
-        prune: γ: classes are taken in the order of their logit gap, and an image's remaining ones
-            are skipped once gap / (γ · largest dual norm seen in this step) reaches its best
-            distance; None: none are skipped.
+        prune: γ: an image's classes are taken in the order of their logit gap, in units of the
+            class's size at the last layer, and the remaining ones are skipped once gap / (γ ·
+            largest dual norm seen in this step, in the same units) reaches its best distance; γ
+            shrinks towards 1 as more are seen; None: none are skipped.
         refine: bisect back towards the boundary and end 0.1 % beyond it.
 
     Returns:
@@ -116,150 +118,261 @@ def search(
 ) -> AttackOutcome:
     """DeepFool on a model already in attack mode; arguments as for ``deepfool``."""
     count, device = len(images), images.device
-    points = images.clone()  # the overshot, clipped point of each image
-    perturbation = torch.zeros_like(images)
+    points = images.clone(memory_format=torch.channels_last)  # overshot and clipped
+    perturbation = torch.zeros_like(points)
     fooled = torch.zeros(count, dtype=torch.bool, device=device)
     forwards = torch.zeros(count, dtype=torch.int64, device=device)
     backwards = torch.zeros_like(forwards)
-    needed = torch.zeros_like(forwards)  # gradients taken in the last step
-    classes = torch.zeros(0, dtype=torch.int64, device=device)  # (N, m) after the first step
     live = torch.isfinite(images).flatten(1).all(1).nonzero().squeeze(1)
+    rivals: _Rivals | None = None  # of the live images
     for step in range(steps + 1):
-        survivors = []
-        live = live[needed[live].argsort(stable=True)]  # chunk-mates need about as many gradients
-        for rows in chunks(live, CHUNK_IMAGES):
-            boundary = _nearest_boundary(
-                model,
-                points[rows],
-                labels[rows],
-                candidates if step == 0 else classes[rows],
-                norm=norm,
-                prune=prune,
-                judge_only=step == steps,
-            )
-            if step == 0:
-                classes = (
-                    boundary.classes.new_empty(count, boundary.classes.shape[1])
-                    if len(classes) == 0
-                    else classes
-                )
-                classes[rows] = boundary.classes
-            fooled[rows] = boundary.fooled
-            forwards[rows] += boundary.forwards
-            backwards[rows] += boundary.backwards
-            needed[rows] = boundary.needed
-            going = boundary.reachable.nonzero().squeeze(1)
-            moving = rows[going]
-            length = boundary.distance[going] + (STEP_CONSTANT if step > 0 else 0.0)
-            perturbation[moving] += length.view(-1, 1, 1, 1) * boundary.direction[going]
-            moved = images[moving] + (1 + overshoot) * perturbation[moving]
-            points[moving] = moved.clamp(0, 1)
-            survivors.append(moving)
-        live = torch.cat(survivors) if survivors else live[:0]
         if len(live) == 0:
             break
+        boundary = _nearest_boundary(
+            model,
+            points[live],
+            labels[live],
+            rivals or candidates,
+            norm=norm,
+            prune=prune,
+            judge_only=step == steps,
+        )
+        fooled[live] = boundary.fooled
+        forwards[live] += boundary.forwards
+        backwards[live] += boundary.backwards
+        going = torch.isfinite(boundary.distance).nonzero().squeeze(1)
+        going = going[boundary.seen[going].argsort(stable=True)]  # neighbours need about as much
+        live, rivals = live[going], boundary.rivals(going)
+        length = boundary.distance[going] + (STEP_CONSTANT if step > 0 else 0.0)
+        perturbation[live] += length.view(-1, 1, 1, 1) * boundary.direction[going]
+        points[live] = (images[live] + (1 + overshoot) * perturbation[live]).clamp(0, 1)
     if refine:
         moved = fooled & (points != images).flatten(1).any(1)
-        for rows in chunks(moved.nonzero().squeeze(1), CHUNK_IMAGES):
+        for rows in chunks(moved.nonzero().squeeze(1)):
             points[rows] = refined(model, images[rows], points[rows], labels[rows])
             forwards[rows] += BISECTIONS + 1
-    return AttackOutcome(points, fooled, forwards, backwards)
+    return AttackOutcome(points.contiguous(), fooled, forwards, backwards)
 
 
-def _likely_classes(logits: Tensor, labels: Tensor, candidates: int | Literal["all"]) -> Tensor:
-    """The most likely classes but the label: logits (B, K) to int64 (B, m)."""
-    wanted = logits.shape[1] if candidates == "all" else min(candidates, logits.shape[1])
-    others = logits.scatter(1, labels[:, None], -torch.inf)
-    return others.argsort(dim=1, descending=True, stable=True)[:, : wanted - 1]
+@dataclass
+class _Rivals:
+    """The classes that L images may be moved to, m each.
+
+    ``classes`` int64 (L, m); ``sizes`` (L, m): how large each one's gradient may be expected to be
+    beside the others', as the last layer alone has it; ``sized`` bool (L,): whether that is known.
+    """
+
+    classes: Tensor
+    sizes: Tensor
+    sized: Tensor
 
 
 @dataclass
 class _Boundary:
-    """The nearest linearised boundary of B points.
+    """What is known of the nearest linearised boundary of L points; every field is (L, …).
 
-    ``fooled`` bool (B,); ``reachable`` bool (B,): right, finite, and some gradient is not zero;
-    ``classes`` (B, m): the candidates; ``distance`` (B,) and unit ``direction`` (B, C, H, W) of the
-    nearest boundary; ``forwards``, ``backwards`` (B,): passes; ``needed`` (B,): gradients used.
+    ``fooled``; ``active``: right and finite; ``classes``, ``sizes``, ``sized`` of the rivals, in
+    the order in which they are looked at, and their logit ``gaps``; ``seen``: how many of them have
+    been looked at; ``distance`` and unit ``direction`` of the nearest boundary so far, ∞ where
+    there is none; ``largest_dual``: largest dual norm so far, in units of the rival's size;
+    ``forwards``, ``backwards``: passes.
     """
 
     fooled: Tensor
-    reachable: Tensor
+    active: Tensor
     classes: Tensor
+    sizes: Tensor
+    sized: Tensor
+    gaps: Tensor
+    seen: Tensor
     distance: Tensor
     direction: Tensor
+    largest_dual: Tensor
     forwards: Tensor
     backwards: Tensor
-    needed: Tensor
+
+    def rivals(self, rows: Tensor) -> _Rivals:
+        """Rivals of some points."""
+        return _Rivals(self.classes[rows], self.sizes[rows], self.sized[rows])
+
+    def next(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Row and column of the rival that each point looks at next, or the last one."""
+        return rows, self.seen[rows].clamp_max(self.classes.shape[1] - 1)
+
+    def wanted(self, rows: Tensor, prune: float | None) -> Tensor:
+        """Which of ``rows`` need the gradient of their next rival: bool (B,).
+
+        No other gradient, in units of its rival's size, is taken to be larger than γ_j times the
+        largest of the j seen: γ_j = 1 + 2 (γ − 1) / (j + 1), as the more have been seen the less
+        the others surprise; γ throughout where sizes are not known.
+        """
+        wanted = self.active[rows] & (self.seen[rows] < self.classes.shape[1])
+        if prune is None:
+            return wanted
+        gamma = 1 + 2 * (prune - 1) / (self.seen[rows] + 1)
+        gamma = torch.where(self.sized[rows], gamma, prune)
+        upcoming, largest = self.next(rows), self.largest_dual[rows]
+        bound = self.gaps[upcoming] / (gamma * largest * self.sizes[upcoming])
+        return wanted & ~((largest > 0) & (bound >= self.distance[rows]))
+
+    def take(self, rows: Tensor, wanted: Tensor, gradient: Tensor, norm: Norm) -> None:
+        """Take in the gradient (B, C, H, W) of the next rival of ``rows`` where it is wanted."""
+        upcoming, dual = self.next(rows), _dual_norm(gradient, norm)
+        usable = wanted & torch.isfinite(dual) & (dual > 0)
+        distance = torch.where(usable, self.gaps[upcoming] / dual, torch.inf)
+        nearer = (distance < self.distance[rows]).nonzero().squeeze(1)
+        self.distance[rows[nearer]] = distance[nearer]
+        self.direction[rows[nearer]] = _unit_step(gradient[nearer], dual[nearer], norm)
+        dual = torch.where(usable, dual / self.sizes[upcoming], 0.0)
+        self.largest_dual[rows] = self.largest_dual[rows].maximum(dual)
+        self.seen[rows] += wanted
+        self.backwards[rows] += 1
 
 
 def _nearest_boundary(
     model: Model,
     points: Tensor,
     labels: Tensor,
-    classes: Tensor | int | Literal["all"],
+    rivals: _Rivals | int | Literal["all"],
     *,
     norm: Norm,
     prune: float | None,
     judge_only: bool,
 ) -> _Boundary:
-    """Judge B points and find each one's nearest linearised boundary (equations 8 and 11).
+    """Judge L points and find each one's nearest linearised boundary (equations 8 and 11).
 
-    ``classes`` are the candidates (B, m), or how many of the likeliest to take.
+    ``rivals`` are those of each point, or how many of the likeliest classes to consider. A graph is
+    left when fewer than half of its images need it; what they still need is done in new graphs,
+    shared with such images of other chunks.
     """
-    count, device = len(points), points.device
-    graph = torch.arange(count, device=device)  # rows of the batch that the autograd graph holds
-    inputs = points.clone().requires_grad_(not judge_only)
-    logits = model(inputs)
-    values = logits.detach()
-    fooled = misclassified(values, labels)
-    active = torch.isfinite(values).all(1) & ~fooled
-    if not isinstance(classes, Tensor):
-        classes = _likely_classes(values, labels, classes)
-    if judge_only:
-        active = torch.zeros_like(active)
-    gaps = values.gather(1, labels[:, None]) - values.gather(1, classes)  # (B, m)
-    gaps, order = gaps.sort(dim=1, stable=True)
-    classes = classes.gather(1, order)
-
-    best = torch.full((count,), torch.inf, dtype=points.dtype, device=device)
-    largest_dual = torch.zeros_like(best)
-    direction = torch.zeros_like(points)
-    forwards = torch.ones(count, dtype=torch.int64, device=device)
-    backwards = torch.zeros_like(forwards)
-    needed = torch.zeros_like(forwards)
-    for j in range(classes.shape[1]):
-        if j > 0 and prune is not None:
-            bound = gaps[:, j] / (prune * largest_dual)  # ∞ or NaN before any gradient was met
-            active = active & ~((largest_dual > 0) & (bound >= best))
-        wanted = active.nonzero().squeeze(1)
-        if len(wanted) == 0:
-            break
-        if 2 * len(wanted) < len(graph):  # a smaller graph costs less than idle rows in this one
-            graph = wanted
-            inputs = points[graph].requires_grad_()
+    every = torch.arange(len(points), device=points.device)
+    parts = []
+    for rows in chunks(every):
+        own = labels[rows]
+        with _head_input(model) as head:
+            inputs = points[rows].requires_grad_(not judge_only)
             logits = model(inputs)
-            forwards[graph] += 1
-        rows = graph
-        difference = logits.gather(1, classes[rows, j, None]) - logits.gather(1, labels[rows, None])
-        if not logits.requires_grad:  # a model that ignores its input, or hides its gradient
-            break
+        chosen = (
+            _Rivals(rivals.classes[rows], rivals.sizes[rows], rivals.sized[rows])
+            if isinstance(rivals, _Rivals)
+            else _likely(logits, own, rivals, head)
+        )
+        part = _judged(logits.detach(), inputs, own, chosen)
+        parts.append(part)
+        if judge_only or not logits.requires_grad:  # as of a model that hides its gradient
+            part.active[:] = False
+        else:
+            _follow(part, every[: len(rows)], inputs, logits, own, norm, prune)
+    found = _joined(parts)
+    rows = every[found.wanted(every, prune)]
+    while len(rows):
+        for part_rows in chunks(rows):
+            inputs = points[part_rows].requires_grad_()
+            found.forwards[part_rows] += 1
+            _follow(found, part_rows, inputs, model(inputs), labels[part_rows], norm, prune)
+        rows = rows[found.wanted(rows, prune)]
+    return found
+
+
+def _follow(
+    found: _Boundary,
+    rows: Tensor,
+    inputs: Tensor,
+    logits: Tensor,
+    labels: Tensor,
+    norm: Norm,
+    prune: float | None,
+) -> None:
+    """Take gradients from one graph, of ``rows``, while at least half of them need it."""
+    while True:
+        wanted = found.wanted(rows, prune)
+        if 2 * int(wanted.sum()) < len(rows):
+            return
+        rival = found.classes[found.next(rows)]
+        gap = logits.gather(1, rival[:, None]) - logits.gather(1, labels[:, None])
         (gradient,) = torch.autograd.grad(
-            (difference.squeeze(1) * active[rows]).sum(), inputs, retain_graph=True
+            (gap.squeeze(1) * wanted).sum(), inputs, retain_graph=True
         )
-        backwards[rows] += 1
-        needed[wanted] += 1
-        dual = _dual_norm(gradient, norm)
-        usable = active[rows] & torch.isfinite(dual) & (dual > 0)
-        distance = torch.where(usable, gaps[rows, j] / dual, torch.inf)
-        nearer = distance < best[rows]
-        best[rows] = torch.where(nearer, distance, best[rows])
-        largest_dual[rows] = torch.where(
-            usable, largest_dual[rows].maximum(dual), largest_dual[rows]
-        )
-        picked = nearer.nonzero().squeeze(1)
-        direction[rows[picked]] = _unit_step(gradient[picked], dual[picked], norm)
-    reachable = torch.isfinite(best)
-    return _Boundary(fooled, reachable, classes, best, direction, forwards, backwards, needed)
+        found.take(rows, wanted, gradient, norm)
+
+
+def _judged(logits: Tensor, points: Tensor, labels: Tensor, rivals: _Rivals) -> _Boundary:
+    """What the logits (B, K) alone say of B points."""
+    gaps = logits.gather(1, labels[:, None]) - logits.gather(1, rivals.classes)
+    order = (gaps / rivals.sizes).argsort(dim=1, stable=True)
+    fooled = misclassified(logits, labels)
+    zeros = torch.zeros_like(labels)
+    return _Boundary(
+        fooled=fooled,
+        active=torch.isfinite(logits).all(1) & ~fooled,
+        classes=rivals.classes.gather(1, order),
+        sizes=rivals.sizes.gather(1, order),
+        sized=rivals.sized,
+        gaps=gaps.gather(1, order),
+        seen=zeros.clone(),
+        distance=torch.full_like(gaps[:, 0], torch.inf),
+        direction=torch.zeros_like(points),
+        largest_dual=torch.zeros_like(gaps[:, 0]),
+        forwards=zeros + 1,
+        backwards=zeros.clone(),
+    )
+
+
+def _joined(parts: list[_Boundary]) -> _Boundary:
+    names = [field.name for field in fields(_Boundary)]
+    return _Boundary(**{n: torch.cat([getattr(part, n) for part in parts]) for n in names})
+
+
+def _likely(
+    logits: Tensor, labels: Tensor, candidates: int | Literal["all"], head: list[Tensor]
+) -> _Rivals:
+    """The most likely classes but the label, of logits (B, K)."""
+    wanted = logits.shape[1] if candidates == "all" else min(candidates, logits.shape[1])
+    others = logits.detach().scatter(1, labels[:, None], -torch.inf)
+    classes = others.argsort(dim=1, descending=True, stable=True)[:, : wanted - 1]
+    sizes = _sizes_at(head, logits, labels, classes)
+    known = sizes is not None
+    ones = torch.ones_like(others[:, : wanted - 1])
+    sized = torch.full_like(labels, known, dtype=torch.bool)
+    return _Rivals(classes, sizes if sizes is not None else ones, sized)
+
+
+def _sizes_at(head: list[Tensor], logits: Tensor, labels: Tensor, classes: Tensor) -> Tensor | None:
+    """‖∇(f_l − f_0)‖₂ with respect to the input of the last layer: (B, m); None: not to be had."""
+    if not head or not head[0].requires_grad:
+        return None
+    sizes = []
+    for rival in classes.unbind(1):
+        gap = logits.gather(1, rival[:, None]) - logits.gather(1, labels[:, None])
+        (gradient,) = torch.autograd.grad(gap.sum(), head[0], retain_graph=True, allow_unused=True)
+        if gradient is None:
+            return None
+        sizes.append(torch.linalg.vector_norm(gradient, dim=1))
+    found = torch.stack(sizes, dim=1)
+    return torch.where(torch.isfinite(found), found, 1.0).clamp_min(torch.finfo(found.dtype).tiny)
+
+
+@contextlib.contextmanager
+def _head_input(model: Model) -> Iterator[list[Tensor]]:
+    """While it is open, the list holds the features (B, d) that the last layer was last given.
+
+    Nothing if the last layer with parameters is not linear: going back to its input would cost
+    more than a glance.
+    """
+    latest: list[Tensor] = []
+
+    def look(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        flat = isinstance(layer, nn.Linear) and inputs and inputs[0].ndim == 2
+        latest[:] = [inputs[0]] if flat else []
+
+    layers = list(model.modules()) if isinstance(model, nn.Module) else []
+    own = [x for x in layers if next(x.parameters(recurse=False), None) is not None]
+    handles = [layer.register_forward_pre_hook(look) for layer in own]
+    try:
+        yield latest
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _dual_norm(gradient: Tensor, norm: Norm) -> Tensor:

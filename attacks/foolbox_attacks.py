@@ -23,7 +23,6 @@ from attacks.deepfool import Norm
 from attacks.outcome import AttackOutcome, margins_of, misclassified
 from attacks.prepare import Model, chunks, run_confirmed
 
-_CHUNK_IMAGES = 64
 _NO_START = "init_attack failed"  # foolbox's words where a decision-based attack finds no start
 
 
@@ -41,8 +40,8 @@ def foolbox_attack(
     """Whatever the named foolbox attack finds.
 
     Images that are wrong already, or not finite, are not handed to foolbox. An attack that draws
-    draws from the global generators, which are seeded for each 64 images and given back as they
-    were: its answer for an image depends on the other images of the batch.
+    draws from the global generators, which are seeded for each chunk of images and given back as
+    they were: its answer for an image depends on the other images of the batch.
 
     Args:
         model: images (N, C, H, W) in [0, 1] to logits (N, K).
@@ -77,7 +76,7 @@ def foolbox_parameters(attack: str) -> list[inspect.Parameter]:
     return [p for p in signature.parameters.values() if p.name != "distance"]
 
 
-def _foolbox() -> Any:  # noqa: ANN401 - foolbox has no types
+def import_foolbox() -> Any:  # noqa: ANN401 - foolbox has no types
     """The package; its import must neither fail without git nor warn."""
     known = os.environ.get("GIT_PYTHON_REFRESH")
     os.environ["GIT_PYTHON_REFRESH"] = "quiet"
@@ -94,7 +93,7 @@ def _foolbox() -> Any:  # noqa: ANN401 - foolbox has no types
 
 
 def _attack_class(name: str) -> Any:  # noqa: ANN401
-    package = _foolbox()
+    package = import_foolbox()
     found = getattr(package.attacks, name, None)
     if not inspect.isclass(found) or not issubclass(found, package.Attack):
         raise ValueError(f"attack: expected an attack of foolbox such as DDNAttack, got {name!r}")
@@ -103,7 +102,7 @@ def _attack_class(name: str) -> Any:  # noqa: ANN401
 
 def _builder(name: str, norm: Norm, epsilon: float | None, options: dict[str, Any]) -> Any:  # noqa: ANN401
     """A function that builds the attack anew, once it is known to build."""
-    base, wanted = _foolbox().attacks.base, _attack_class(name)
+    base, wanted = import_foolbox().attacks.base, _attack_class(name)
     if norm not in ("l2", "linf"):
         raise ValueError(f"norm: expected l2 or linf, got {norm!r}")
     if name == "L2FMNAttack":
@@ -119,7 +118,7 @@ def _builder(name: str, norm: Norm, epsilon: float | None, options: dict[str, An
         raise ValueError(f"epsilon: foolbox's {name} needs the size of the perturbation")
     if not issubclass(wanted, base.FixedEpsilonAttack) and epsilon is not None:
         raise ValueError(f"epsilon: foolbox's {name} takes none")
-    distances = _foolbox().distances
+    distances = import_foolbox().distances
     if "distance" in inspect.signature(wanted).parameters:
         options = options | {"distance": getattr(distances, norm)}
     try:
@@ -146,7 +145,7 @@ def _search(
     backwards = torch.zeros_like(forwards)
     fooled = torch.zeros_like(forwards, dtype=torch.bool)
     finite = torch.isfinite(images).flatten(1).all(1).nonzero().squeeze(1)
-    for part in chunks(finite, _CHUNK_IMAGES):
+    for part in chunks(finite):
         with torch.no_grad():
             clean = margins_of(model(images[part]), labels[part])
         fooled[part] = clean < 0
@@ -172,7 +171,7 @@ def _attacked(
     epsilon: float | None,
 ) -> Tensor:
     """What foolbox returns for B images; where it finds no start for some, each alone."""
-    package = _foolbox()
+    package = import_foolbox()
     wrapped = package.PyTorchModel(model.eval(), bounds=(0, 1), device=images.device)
     attack = build()
     arguments = {"epsilons": epsilon} if hasattr(attack, "distance") else {}

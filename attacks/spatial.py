@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Literal, get_args
 
@@ -24,7 +24,6 @@ from attacks.warp import Padding, sampling_grids, shift, warp, warp_all
 
 Stop = Literal["first"] | None
 
-_BATCH_WARPS = 256
 _LARGEST_BLOCK = 32
 
 
@@ -63,7 +62,7 @@ def spatial_grid(
     """
     _check_stop(stop)
     _check_padding(padding)
-    limit = _translation_limit(images, max_translation)
+    limit = translation_limit(images.shape, max_translation)
     grid = transformation_grid(max_rotation, limit, num_rotations, num_translations)
     return _attack(model, images, labels, lambda _: grid, padding, stop)
 
@@ -91,7 +90,7 @@ def spatial_random(
     if num_draws < 1:
         raise ValueError(f"num_draws: expected at least 1, got {num_draws}")
     _check_rotation(max_rotation)
-    limit = _translation_limit(images, max_translation)
+    limit = translation_limit(images.shape, max_translation)
     reach = np.array([max_rotation, limit, limit])
 
     def draws(images: Tensor) -> Tensor:
@@ -121,7 +120,7 @@ def spatial_shift(
     """
     _check_stop(stop)
     _check_padding(padding)
-    limit = _translation_limit(images, max_translation)
+    limit = translation_limit(images.shape, max_translation)
     if max_translation is not None and limit != int(limit):
         raise ValueError(f"max_translation: expected a whole number, got {max_translation}")
     reach = int(limit)
@@ -176,10 +175,14 @@ def _check_rotation(max_rotation: float) -> None:
         raise ValueError(f"max_rotation: expected 0 … 180 degrees, got {max_rotation}")
 
 
-def _translation_limit(images: Tensor, max_translation: float | None) -> float:
-    shorter = min(images.shape[-2:]) if images.ndim == 4 else 0
+def translation_limit(shape: Sequence[int], max_translation: float | None) -> float:
+    """Pixels; None: 10 % of the shorter side of images (…, H, W) to the nearest half pixel.
+
+    Raises:
+        ValueError: negative or not finite.
+    """
     if max_translation is None:
-        return round(0.1 * shorter * 2) / 2
+        return round(0.1 * min(shape[-2:]) * 2) / 2
     if not 0 <= max_translation < math.inf:
         raise ValueError(f"max_translation: expected at least 0 pixels, got {max_translation}")
     return float(max_translation)
@@ -235,7 +238,7 @@ def _search(
             break
         if shared:
             render = _renderer(images, transforms[block], padding, whole_pixels)
-        for rows in chunks(live, max(1, _BATCH_WARPS // len(block))):
+        for rows in chunks(live, passes_per_row=len(block)):
             if not shared:
                 render = _per_image_renderer(transforms[rows][:, block], padding)
             warped = render(images[rows])  # (B, L, C, H, W)
@@ -255,7 +258,7 @@ def _search(
     transform = transforms[chosen] if shared else transforms[rows, chosen]  # (N, 3)
     transform = torch.where(moved[:, None], transform, 0.0)
     adversarials = images.clone()
-    for part in chunks(moved.nonzero().squeeze(1), _BATCH_WARPS):
+    for part in chunks(moved.nonzero().squeeze(1)):
         adversarials[part] = _render_each(images[part], transform[part], padding, whole_pixels)
     fooled = torch.where(moved, margins[rows, chosen] < 0, valid & (clean < 0))
     zeros = torch.zeros_like(forwards)
@@ -285,7 +288,7 @@ def _first_true(table: Tensor) -> Tensor:
 
 
 def _margins(model: Model, images: Tensor, labels: Tensor) -> Tensor:
-    parts = zip(chunks(images, _BATCH_WARPS), chunks(labels, _BATCH_WARPS), strict=True)
+    parts = zip(chunks(images), chunks(labels), strict=True)
     return torch.cat([margins_of(model(x), y) for x, y in parts])
 
 
@@ -321,6 +324,6 @@ def _render_each(images: Tensor, transform: Tensor, padding: Padding, whole_pixe
     moves = transform.round().int().tolist()
     moved = [
         shift(x, right, down, padding)
-        for x, (_, right, down) in zip(chunks(images, 1), moves, strict=True)
+        for x, (_, right, down) in zip(images.split(1), moves, strict=True)
     ]
     return torch.cat(moved)

@@ -14,7 +14,6 @@ from attacks.outcome import AttackOutcome, margins_of
 from attacks.prepare import Model, chunks, run_confirmed
 from attacks.warp import warp_flow
 
-_CHUNK_IMAGES = 64
 _START = 0.01  # pixels; a zero flow is a stationary point of the smoothness term
 _STEP = 0.1  # pixels, the first step size of every image
 _PATIENCE = 20  # steps without a lower loss after which an image's step size is halved
@@ -90,7 +89,7 @@ def _search(
     forwards = torch.zeros(len(images), dtype=torch.int64, device=images.device)
     backwards = torch.zeros_like(forwards)
     whole = torch.isfinite(images).flatten(1).all(1).nonzero().squeeze(1)
-    for part in chunks(whole, _CHUNK_IMAGES):
+    for part in chunks(whole):
         with torch.no_grad():
             clean = margins_of(model(images[part]), labels[part])
         forwards[part] += 1

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from attacks.deepfool import BISECTIONS, CHUNK_IMAGES, check_options, refined
+from attacks.deepfool import BISECTIONS, check_options, refined
 from attacks.deepfool import search as deepfool_search
 from attacks.outcome import AttackOutcome
 from attacks.prepare import Model, chunks, run_confirmed
@@ -96,7 +96,7 @@ def _search(
         backwards[live] += 1
     fooled = torch.isfinite(distance)
     moved = (fooled & (distance > 0)).nonzero().squeeze(1)
-    for rows in chunks(moved, CHUNK_IMAGES):
+    for rows in chunks(moved):
         nearest[rows] = refined(model, images[rows], nearest[rows], labels[rows])
         forwards[rows] += BISECTIONS + 1
     return AttackOutcome(nearest, fooled, forwards, backwards)
@@ -105,7 +105,7 @@ def _search(
 def _projected(model: Model, images: Tensor, reached: Tensor, labels: Tensor) -> Tensor:
     """x₀ + ((x̃ − x₀)·w / ‖w‖²) w, clipped, with w = ∇(f_adv − f_0) at x̃: (N, C, H, W)."""
     parts = []
-    for rows in chunks(torch.arange(len(images), device=images.device), CHUNK_IMAGES):
+    for rows in chunks(torch.arange(len(images), device=images.device)):
         inputs = reached[rows].requires_grad_()
         logits = model(inputs)
         gap = logits.gather(1, logits.argmax(1, keepdim=True)) - logits.gather(

@@ -184,6 +184,56 @@ def doctor(data_root: DataRoot = None, debug: Debug = False) -> int:
     return 0
 
 
+@app.command()
+def bench(
+    config: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped config.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("-o", help="Override a key, as in evaluation.num_images=50.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder; default results/bench/<name>.")
+    ] = None,
+    data_root: DataRoot = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="Sets evaluation.threads.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Times that each library is timed.")] = 5,
+    libraries: Annotated[
+        str | None, typer.Option(help="Comma-separated; default: all that are installed.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Our attacks beside other libraries': same models, images, threads and process.
+
+    Trains or loads the models of the config, then times each of its attacks that another library
+    has too. Run the same command again to go on after an interruption.
+    """
+    from robust_ham.config import load_config
+
+    extra = [f"evaluation.threads={threads}"] if threads else []
+    loaded = load_config(config, [*(overrides or []), *extra])
+    folder = out or Path("results") / "bench" / loaded.name
+    _check_attacks_package()
+    from robust_ham import peers
+    from robust_ham.bench import measure_all
+    from robust_ham.executors import choose_device
+    from robust_ham.plan import make_plan
+
+    versions = peers.installed()
+    chosen = libraries.split(",") if libraries else list(versions)
+    for name, hint in peers.INSTALL.items():
+        if name not in versions and not libraries:
+            _say(f"{name} is not installed, left out: {hint}")
+    plan = make_plan(loaded, data_root, attack=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _log_file(folder / "run.log"), _monitor() as monitor:
+        table = measure_all(plan, folder, choose_device(device), chosen, rounds, monitor, _say)
+    from robust_ham.report.benchmark import build_benchmark
+
+    made = build_benchmark(folder, table)
+    _print_table(made.header, made.rows)
+    _say(f"\nbenchmark: {made.page}")
+
+
 def main() -> NoReturn:
     """Entry point: runs a verb and turns what it raises into one line and an exit code."""
     warnings.formatwarning = lambda message, *_, **__: f"robust-ham: {message}\n"
@@ -249,22 +299,27 @@ def _show_plan(plan: Plan, folder: Path) -> None:
 
 
 def _report(folder: Path) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     from robust_ham.report.page import build_report
 
     made = build_report(folder)
+    _print_table(made.header, made.rows)
+    _say(f"\nreport: {made.page}")
+
+
+def _print_table(header: list[str], rows: list[list[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in made.header:
-        table.add_column(name, justify="left" if name in ("network", "window") else "right")
-    for row in made.rows:
+    for name in header:
+        words = name in ("network", "window", "attack", "library")
+        table.add_column(name, justify="left" if words else "right")
+    for row in rows:
         table.add_row(*row)
     console = Console()
     if not console.is_terminal:
         console = Console(width=200)
     console.print(table)
-    _say(f"\nreport: {made.page}")
 
 
 @contextmanager

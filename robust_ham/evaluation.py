@@ -27,7 +27,7 @@ from attacks.prepare import BOX_TOLERANCE, attack_mode
 from robust_ham.config import AttackConfig, RequestError, number
 from robust_ham.data import Split, balanced_order, to_float
 
-VERSION = 1
+VERSION = 2
 """Raised when the same attack on the same model gives other rows; part of every key."""
 
 ACCURACY_TOLERANCE = 0.001

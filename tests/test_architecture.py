@@ -13,9 +13,10 @@ LAYERS = [  # each may import what stands before it
     {"models", "data", "report"},
     {"checkpoints"},
     {"training", "evaluation"},
-    {"plan"},
+    {"plan", "peers"},
     {"cells", "manifest"},
     {"executors"},
+    {"bench"},
     {"cli"},
     {"__main__"},
 ]

@@ -1,5 +1,7 @@
 """DeepFool against closed forms, against foolbox, and on degenerate input."""
 
+import sys
+
 import foolbox
 import pytest
 import torch
@@ -349,3 +351,45 @@ def test_bad_input_is_refused(images, labels, message):
 def test_logits_of_the_wrong_shape_are_refused():
     with pytest.raises(ValueError, match="model: expected logits"):
         deepfool(lambda x: x, torch.zeros(1, 1, 2, 2), torch.zeros(1).long())
+
+
+class ConvolutionalHead(nn.Module):
+    """Convolutional head: the last layer with parameters is not linear."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(3)
+        self.features = nn.Conv2d(1, 8, 5, padding=2)
+        self.head = nn.Conv2d(8, 6, 3)
+
+    def forward(self, x):
+        return self.head(self.features(x).relu()).mean((2, 3))
+
+
+def head_of(model, x):
+    """Features that the last layer was given, as DeepFool sees them."""
+    module = sys.modules["attacks.deepfool"]
+    with module._head_input(model) as head:
+        model(x)
+    return head
+
+
+def test_only_a_linear_last_layer_sizes_the_classes():
+    x, _ = fashion_images(3)
+    model = zoo_model(3, "none")
+    (features,) = head_of(model, x)
+    assert features.shape == (3, 32)
+    assert head_of(ConvolutionalHead(), x) == []
+    assert head_of(lambda x: x.flatten(1), x) == []
+    assert not any(layer._forward_pre_hooks for layer in model.modules())
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_pruning_without_a_linear_last_layer(norm):
+    model = ConvolutionalHead()
+    x, _ = fashion_images(60)
+    y = model(x).argmax(1)
+    pruned, full = (deepfool(model, x, y, norm=norm, prune=p) for p in (2.5, None))
+    assert torch.equal(pruned.fooled, full.fooled)
+    torch.testing.assert_close(pruned.images, full.images, atol=1e-5, rtol=0)
+    assert pruned.backwards.sum() < full.backwards.sum()
