@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: quickstart test test-slow lint zoo bench-training schema readme-picture clean
+.PHONY: quickstart test test-slow lint zoo bench bench-training schema readme-picture clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/robust-ham run quickstart
@@ -30,6 +30,11 @@ zoo: $(INSTALLED)
 # Images per second of our training loop and of a plain DataLoader + float32 loop.
 bench-training: $(INSTALLED)
 	$(BIN)/python tests/bench_training.py
+
+# Our attacks beside other libraries' on trained networks (about 1 hour; DATA: a folder with cifar10).
+bench: $(INSTALLED)
+	$(BIN)/robust-ham bench bench_fashion_mnist --rounds 3
+	$(BIN)/robust-ham bench bench_cifar10 --rounds 3 $(if $(DATA),--data-root $(DATA))
 
 schema: $(INSTALLED)
 	$(BIN)/robust-ham list schema > configs/schema.json

@@ -220,9 +220,10 @@ class _Boundary:
         upcoming, dual = self.next(rows), _dual_norm(gradient, norm)
         usable = wanted & torch.isfinite(dual) & (dual > 0)
         distance = torch.where(usable, self.gaps[upcoming] / dual, torch.inf)
-        nearer = (distance < self.distance[rows]).nonzero().squeeze(1)
-        self.distance[rows[nearer]] = distance[nearer]
-        self.direction[rows[nearer]] = _unit_step(gradient[nearer], dual[nearer], norm)
+        nearer = (distance < self.distance[rows]).view(-1, 1, 1, 1)
+        step = _unit_step(gradient, dual, norm)
+        self.direction[rows] = torch.where(nearer, step, self.direction[rows])
+        self.distance[rows] = self.distance[rows].minimum(distance)
         dual = torch.where(usable, dual / self.sizes[upcoming], 0.0)
         self.largest_dual[rows] = self.largest_dual[rows].maximum(dual)
         self.seen[rows] += wanted

@@ -62,9 +62,27 @@ def spatial_grid(
     """
     _check_stop(stop)
     _check_padding(padding)
-    limit = translation_limit(images.shape, max_translation)
-    grid = transformation_grid(max_rotation, limit, num_rotations, num_translations)
+    grid = grid_transforms(
+        images.shape,
+        max_rotation=max_rotation,
+        max_translation=max_translation,
+        num_rotations=num_rotations,
+        num_translations=num_translations,
+    )
     return _attack(model, images, labels, lambda _: grid, padding, stop)
+
+
+def grid_transforms(
+    shape: Sequence[int],
+    *,
+    max_rotation: float = 30.0,
+    max_translation: float | None = None,
+    num_rotations: int = 31,
+    num_translations: int = 5,
+) -> Tensor:
+    """The candidates of ``spatial_grid`` for images of ``shape`` (…, H, W): float64 (T, 3)."""
+    limit = translation_limit(shape, max_translation)
+    return transformation_grid(max_rotation, limit, num_rotations, num_translations)
 
 
 def spatial_random(
@@ -120,14 +138,19 @@ def spatial_shift(
     """
     _check_stop(stop)
     _check_padding(padding)
-    limit = translation_limit(images.shape, max_translation)
+    grid = shift_transforms(images.shape, max_translation=max_translation)
+    reach = int(grid.max())
+    if padding == "reflection" and reach >= min(images.shape[-2:]):
+        raise ValueError(f"max_translation: expected less than the image's side, got {reach}")
+    return _attack(model, images, labels, lambda _: grid, padding, stop, whole_pixels=True)
+
+
+def shift_transforms(shape: Sequence[int], *, max_translation: int | None = None) -> Tensor:
+    """The candidates of ``spatial_shift`` for images of ``shape`` (…, H, W): float64 (T, 3)."""
+    limit = translation_limit(shape, max_translation)
     if max_translation is not None and limit != int(limit):
         raise ValueError(f"max_translation: expected a whole number, got {max_translation}")
-    reach = int(limit)
-    if padding == "reflection" and images.ndim == 4 and reach >= min(images.shape[2:]):
-        raise ValueError(f"max_translation: expected less than the image's side, got {reach}")
-    grid = transformation_grid(0.0, reach, 1, 2 * reach + 1)
-    return _attack(model, images, labels, lambda _: grid, padding, stop, whole_pixels=True)
+    return transformation_grid(0.0, int(limit), 1, 2 * int(limit) + 1)
 
 
 def transformation_grid(

@@ -251,6 +251,7 @@ def _attack_cell(context: Context, spec: ModelGroup, attack_id: str, progress: P
         with writing(context.run.adversarials(spec.model_id, attack_id)) as temporary:
             ids = found.samples["sample_id"].to_numpy()
             _save_arrays(temporary, sample_id=ids, adversarial=found.adversarials.numpy())
+    _write_margins(context, spec, attack_id, found)
     samples = found.samples
     samples.insert(0, "split", config.evaluation.split)
     samples.insert(0, "dataset", Path(config.dataset.name).name)
@@ -263,6 +264,34 @@ def _attack_cell(context: Context, spec: ModelGroup, attack_id: str, progress: P
     }
     write_table(path, samples, about)
     return "done"
+
+
+def _write_margins(
+    context: Context, spec: ModelGroup, attack_id: str, found: evaluation.Evaluation
+) -> None:
+    """Where all margins were asked for: one float16 array, and images fooled per candidate."""
+    if found.margins is None:
+        return
+    with writing(context.run.margins(spec.model_id, attack_id)) as temporary:
+        arrays = {
+            "sample_id": found.samples["sample_id"].to_numpy(),
+            "margins": halved(found.margins.numpy()),
+        }
+        if found.transforms is not None:
+            arrays["transforms"] = found.transforms.numpy()
+        _save_arrays(temporary, **arrays)
+    grid = found.grid()
+    if grid is not None:
+        write_csv(context.run.grid(spec.model_id, attack_id), grid)
+
+
+def halved(margins: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Margins as float16 that keep their side of zero: what fools still fools."""
+    limit = float(np.finfo(np.float16).max)
+    half = np.clip(margins, -limit, limit).astype(np.float16)
+    smallest = np.finfo(np.float16).smallest_subnormal
+    lost = (margins < 0) & (half >= 0)
+    return np.where(lost, -smallest, half)
 
 
 def _recipe(context: Context, attack_id: str) -> str:
@@ -302,7 +331,8 @@ def set_aside_stale(context: Context) -> None:
             metadata = read_metadata(path) or {}
             if path.exists() and metadata.get("recipe") != _recipe(context, attack_id):
                 set_aside(run, path)
-                run.gallery(spec.model_id, attack_id).unlink(missing_ok=True)
+                for made in (run.gallery, run.grid, run.margins, run.adversarials):
+                    made(spec.model_id, attack_id).unlink(missing_ok=True)
 
 
 def _is_wanted(context: Context, spec: ModelGroup, folder: Path) -> bool:

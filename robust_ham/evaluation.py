@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from attacks import ATTACKS, Attack, AttackOutcome, foolbox_attack, margins_of
 from attacks.foolbox_attacks import foolbox_parameters
 from attacks.prepare import BOX_TOLERANCE, attack_mode
+from attacks.spatial import grid_transforms, shift_transforms
 from robust_ham.config import AttackConfig, RequestError, number
 from robust_ham.data import Split, balanced_order, to_float
 
@@ -205,6 +206,21 @@ class Evaluation:
     samples: pd.DataFrame
     adversarials: Tensor
     gallery: dict[str, np.ndarray[Any, Any]]
+    margins: Tensor | None
+    """Where an attack keeps them: the margin under every candidate (n, T); NaN: wrong already."""
+    transforms: Tensor | None
+    """The candidates that all images share (T, 3): degrees, pixels right, pixels down."""
+
+    def grid(self) -> pd.DataFrame | None:
+        """``angle dx dy num_images num_fooled`` per candidate; images right at first only."""
+        if self.margins is None or self.transforms is None:
+            return None
+        right = (self.samples["clean_prediction"] == self.samples["label"]).to_numpy()
+        margins = self.margins[torch.from_numpy(right)]
+        table = pd.DataFrame(self.transforms.numpy(), columns=["angle", "dx", "dy"])
+        table["num_images"] = len(margins)
+        table["num_fooled"] = (margins < 0).sum(0).numpy()
+        return table
 
 
 def evaluate(
@@ -245,16 +261,48 @@ def evaluate(
         if not same_answer(rows(first, options)[1], rows(first, unpruned)[1], config.norm):
             log.warning("%s: pruning changes the answer; run without it", attack_id)
             options = unpruned
-    tables, adversarials = [], []
-    for start in range(0, count, batch_size):
-        outcome, table = rows(slice(start, start + batch_size), options)
+    tables, adversarials, margins = [], [], []
+    start = 0
+    while start < count:
+        try:
+            outcome, table = rows(slice(start, start + batch_size), options)
+        except (MemoryError, RuntimeError) as error:
+            if not _out_of_memory(error) or batch_size == 1:
+                raise
+            batch_size = max(1, min(batch_size, count) // 2)
+            log.warning("%s: memory exhausted; goes on by %d images", attack_id, batch_size)
+            continue
         tables.append(table)
         adversarials.append(outcome.images.cpu())
-        progress(min(start + batch_size, count), count)
+        if outcome.margins is not None:
+            margins.append(outcome.margins.cpu())
+        start += batch_size
+        progress(min(start, count), count)
     samples = pd.concat(tables, ignore_index=True)
     samples.insert(0, "sample_id", attacked.sample_ids)
     found = torch.cat(adversarials)
-    return Evaluation(samples, found, _gallery(attacked, found, samples))
+    return Evaluation(
+        samples,
+        found,
+        _gallery(attacked, found, samples),
+        torch.cat(margins) if margins else None,
+        _shared_transforms(config.attack, options, attacked.images.shape),
+    )
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether torch, on a GPU or the CPU, or Python found no memory."""
+    kinds = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, kinds) or "can't allocate memory" in str(error)
+
+
+def _shared_transforms(attack: str, options: dict[str, Any], shape: Sequence[int]) -> Tensor | None:
+    """Candidates of an attack that tries the same ones on every image."""
+    grids = {"spatial_grid": grid_transforms, "spatial_shift": shift_transforms}
+    if attack not in grids:
+        return None
+    names = inspect.signature(grids[attack]).parameters
+    return grids[attack](shape, **{name: options[name] for name in names if name in options})
 
 
 def same_answer(pruned: pd.DataFrame, full: pd.DataFrame, norm: str) -> bool:

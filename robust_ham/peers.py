@@ -33,9 +33,9 @@ DISTRIBUTIONS = {
     "ART": "adversarial-robustness-toolbox",
 }
 INSTALL = {
-    "adversarial-library": "pip install --no-deps adv-lib; pip install tqdm",
-    "torchattacks": "pip install --no-deps torchattacks",
-    "ART": "pip install --no-deps adversarial-robustness-toolbox; pip install scikit-learn six",
+    "adversarial-library": "pip install tqdm; pip install --no-deps adv-lib",
+    "torchattacks": "pip install tqdm; pip install --no-deps torchattacks",
+    "ART": "pip install adversarial-robustness-toolbox",
 }
 _ART_BATCH = 64
 

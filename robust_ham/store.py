@@ -98,6 +98,14 @@ class RunFolder:
         """Eight images with their adversarials."""
         return self.root / "gallery" / model_id / f"{attack_id}.npz"
 
+    def margins(self, model_id: str, attack_id: str) -> Path:
+        """Margin of every attacked image under every candidate."""
+        return self.root / "margins" / model_id / f"{attack_id}.npz"
+
+    def grid(self, model_id: str, attack_id: str) -> Path:
+        """Images fooled per candidate."""
+        return self.root / "grids" / model_id / f"{attack_id}.csv"
+
     def adversarials(self, model_id: str, attack_id: str) -> Path:
         """All adversarial images."""
         return self.root / "adversarials" / model_id / f"{attack_id}.npz"

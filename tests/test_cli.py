@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -316,3 +317,22 @@ def test_help_and_report_need_no_torch(config, tmp_path, run_cli):
             command, env=environment, capture_output=True, text=True, check=False
         )
         assert (found.returncode, found.stderr) == (0, "")
+
+
+def test_margins_and_grids_where_all_candidates_are_asked_for(run_cli, config, tmp_path):
+    folder = tmp_path / "run"
+    override = "attacks.spatial_shift.stop=null"
+    assert run_cli("run", config, "-o", override, "--out", folder)[0] == 0
+    (model_id,) = [p.name for p in (folder / "models").iterdir() if "-none-" in p.name]
+    samples = pd.read_parquet(folder / "samples" / model_id / "spatial_shift.parquet")
+    with np.load(folder / "margins" / model_id / "spatial_shift.npz") as arrays:
+        margins, ids = arrays["margins"], arrays["sample_id"]
+        assert margins.dtype == np.float16
+        assert arrays["transforms"].shape == (49, 3)
+    assert ids.tolist() == samples["sample_id"].tolist()
+    fooled = (margins < 0).any(1)
+    assert fooled.tolist() == (samples["status"] == "fooled").tolist()
+    grid = pd.read_csv(folder / "grids" / model_id / "spatial_shift.csv")
+    assert grid["num_fooled"].tolist() == (margins < 0).sum(0).tolist()
+    assert run_cli("run", config, "--out", folder)[0] == 0  # no longer asked for
+    assert not (folder / "margins" / model_id / "spatial_shift.npz").exists()

@@ -9,8 +9,9 @@ import torch
 from conftest import fashion_images, zoo_model
 
 from attacks import ATTACKS, AttackOutcome
-from robust_ham.config import AttackConfig, RequestError
-from robust_ham.data import Split
+from robust_ham.cells import halved
+from robust_ham.config import AttackConfig, DatasetConfig, RequestError
+from robust_ham.data import Split, load_split
 from robust_ham.evaluation import (
     accuracy,
     attack_options,
@@ -23,6 +24,10 @@ from robust_ham.evaluation import (
 )
 
 CPU = torch.device("cpu")
+
+
+def fashion_split():
+    return load_split(DatasetConfig(name="fashion_mnist"), "test")
 
 
 class Threshold(torch.nn.Module):
@@ -220,3 +225,63 @@ def test_a_model_for_another_number_of_classes_is_refused():
     split = Split(torch.zeros(3, 1, 1, 4).byte(), torch.tensor([0, 1, 2]), 3, "here")
     with pytest.raises(RequestError, match=r"model: expected logits \(N, 3\), got \(3, 2\)"):
         predictions(Threshold(), split, CPU)
+
+
+def test_margins_of_every_candidate_make_the_grid():
+    attacked = attacked_images(fashion_split(), 30, 0)
+    config = AttackConfig(attack="spatial_shift", max_translation=1)
+    found = evaluate(zoo_model(3, "none"), attacked, config, "shift", batch_size=16, device=CPU)
+    assert found.margins.shape == (30, 9)
+    assert found.transforms.tolist()[:2] == [[0, -1, -1], [0, -1, 0]]
+    right = (found.samples["status"] != "already_wrong").to_numpy()
+    grid = found.grid()
+    assert list(grid.columns) == ["angle", "dx", "dy", "num_images", "num_fooled"]
+    assert (grid["num_images"] == right.sum()).all()
+    assert grid.query("dx == 0 and dy == 0")["num_fooled"].item() == 0
+    model = zoo_model(3, "none")
+    moved = torch.nn.functional.pad(attacked.images, (0, 1, 1, 0))[:, :, :28, 1:]  # left and down
+    fooled = (model(moved).argmax(1) != attacked.labels)[torch.from_numpy(right)]
+    assert grid.query("dx == -1 and dy == 1")["num_fooled"].item() == fooled.sum()
+
+
+def test_half_precision_margins_keep_their_sign():
+    margins = np.array([-1e-9, -0.0, 1e-9, -2.5, 1e9, -np.inf, np.nan])
+    half = halved(margins)
+    assert half.dtype == np.float16
+    assert (half[[0, 3, 5]] < 0).all()
+    assert not (half[[1, 2, 4]] < 0).any()
+    assert np.isnan(half[6])
+
+
+class Hungry(torch.nn.Module):
+    """Memory for eight images."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = zoo_model(3, "none")
+
+    def forward(self, x):
+        if len(x) > 8:
+            raise torch.OutOfMemoryError("out of memory")
+        return self.inner(x)
+
+
+def test_exhausted_memory_halves_the_batch_and_is_said_once_per_halving(caplog):
+    attacked = attacked_images(fashion_split(), 30, 0)
+    config = AttackConfig(attack="spatial_shift", max_translation=1, stop="first")
+    options = {"batch_size": 20, "device": CPU}
+    with caplog.at_level("WARNING", logger="robust_ham"):
+        found = evaluate(Hungry(), attacked, config, "shift", **options)
+    said = [record.message for record in caplog.records]
+    assert said == [f"shift: memory exhausted; goes on by {n} images" for n in (10, 5)]
+    expected = evaluate(zoo_model(3, "none"), attacked, config, "shift", **options)
+    pd.testing.assert_series_equal(found.samples["status"], expected.samples["status"])
+    with pytest.raises(torch.OutOfMemoryError):
+        evaluate(Starved(), attacked, config, "shift", **options)
+
+
+class Starved(torch.nn.Module):
+    """No memory at all."""
+
+    def forward(self, x):
+        raise torch.OutOfMemoryError("out of memory")

@@ -1,0 +1,178 @@
+"""The benchmark: what it counts, what it compares, what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import fashion_images, zoo_model
+from torch import nn
+
+from attacks import deepfool, spatial_grid
+from robust_ham import peers
+from robust_ham.bench import Counting, profile
+from robust_ham.config import AttackConfig
+from robust_ham.evaluation import attack_options
+from robust_ham.report.benchmark import markdown, table_of
+
+CONFIG = """
+schema: 1
+name: tiny_bench
+dataset: {name: fashion_mnist}
+models:
+  - {architecture: cnn, source: zoo, depth: 3, widths: [16, 32], first_kernel: same, kernel_size: 3}
+attacks:
+  deepfool_l2: {attack: deepfool, steps: 5}
+  spatial: {attack: spatial_grid, stop: first, num_rotations: 3, num_translations: 3}
+evaluation: {num_images: 12}
+"""
+DEEPFOOL = attack_options(AttackConfig(attack="deepfool"), "deepfool")
+
+
+def right_images(count: int):
+    model = zoo_model(3, "none")
+    images, labels = fashion_images(count)
+    right = model(images).argmax(1) == labels
+    return model, images[right], labels[right]
+
+
+def test_counts_are_those_that_the_attack_reports():
+    model, images, labels = right_images(24)
+    counting = Counting(model).eval()
+    outcome = deepfool(counting, images, labels)
+    probes = 1 + 4 + 4  # the first image alone; the first four on either model
+    assert counting.counts["forwards"] == int(outcome.forwards.sum()) + probes
+    assert counting.counts["backwards"] == int(outcome.backwards.sum())
+
+
+def test_points_are_counted_once():
+    model, images, _ = right_images(10)
+    counting = Counting(model).eval()
+    for _ in range(3):
+        counting(images)
+    assert len(counting.points) == len(images)
+    assert counting.counts == {"forwards": 3 * len(images), "backwards": 0}
+
+
+def test_foolbox_in_a_process_of_its_own():
+    """Ten classes, a forward and a backward for each candidate but one, every step."""
+    model, images, labels = right_images(12)
+    options = DEEPFOOL | {"steps": 4}
+    found = profile("foolbox", "deepfool", options, model, images, labels)
+    assert found.backwards == 9 * 4 * len(images)
+    assert found.forwards >= found.backwards
+    assert found.peak_memory_mb is None or found.peak_memory_mb >= 0
+
+
+@pytest.mark.parametrize("library", [name for name in peers.installed() if name != peers.OURS])
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_peers_find_what_we_find(library, norm):
+    options = DEEPFOOL | {"norm": norm}
+    if not peers.can_run(library, "deepfool", options):
+        pytest.skip(f"{library} has no DeepFool in {norm}")
+    model, images, labels = right_images(40)
+    ours = deepfool(model, images, labels, **options)
+    theirs = peers.run(library, "deepfool", options, model, images, labels)
+    order = 2 if norm == "l2" else torch.inf
+    far, near = (
+        torch.linalg.vector_norm((x - images).flatten(1), ord=order, dim=1).mean().item()
+        for x in (theirs, ours.images)
+    )
+    tolerance = {"l2": 0.005, "linf": 0.03}[norm]
+    assert far == pytest.approx(near, rel=tolerance)
+
+
+def test_memory_does_not_grow_with_the_number_of_images():
+    """Activations are held for one chunk; what grows is a few copies of the images."""
+    model = zoo_model(3, "none")
+    images, labels = fashion_images(1024)
+    peaks = [
+        profile(peers.OURS, "deepfool", DEEPFOOL, model, images[:n], labels[:n]).peak_memory_mb
+        for n in (128, 1024)
+    ]
+    if None in peaks:
+        pytest.skip("this system does not tell a process's peak memory")
+    few, many = peaks
+    copies = (1024 - 128) * images[0].numel() * 4 * 12 / 1e6
+    assert many < few + copies + 30
+
+
+def test_a_thousand_classes_cost_ten_candidates():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(784, 32), nn.ReLU(), nn.Linear(32, 1000))
+    images, _ = fashion_images(1)
+    labels = model(images).argmax(1)
+    counting = Counting(model).eval()
+    outcome = deepfool(counting, images, labels, prune=None)
+    steps = len(counting.points) - 1
+    assert outcome.fooled.all()
+    assert steps > 1
+    assert outcome.backwards.item() == counting.counts["backwards"] == 9 * steps
+
+
+def test_what_peers_can_run():
+    spatial = attack_options(AttackConfig(attack="spatial_grid", stop="first"), "s")
+    assert peers.can_run("foolbox", "spatial_grid", spatial)
+    assert not peers.can_run("foolbox", "spatial_grid", spatial | {"stop": None})
+    assert not peers.can_run("foolbox", "spatial_grid", spatial | {"padding": "border"})
+    assert not peers.can_run("torchattacks", "deepfool", DEEPFOOL | {"norm": "linf"})
+    assert not peers.can_run("foolbox", "deepfool", DEEPFOOL | {"refine": True})
+    assert not peers.can_run("foolbox", "stadv", {})
+    assert peers.can_run(peers.OURS, "stadv", {})
+
+
+def test_the_command_and_the_same_command_again(run_cli, tmp_path):
+    config, folder = tmp_path / "bench.yaml", tmp_path / "bench"
+    config.write_text(CONFIG)
+    words = ("bench", config, "--out", folder, "--rounds", 2, "--libraries", "foolbox")
+    code, out, err = run_cli(*words)
+    assert code == 0, err
+    table = pd.read_csv(folder / "bench.csv")
+    assert table["library"].tolist() == ["robust-ham", "foolbox"] * 2
+    assert (table["seconds_low"] <= table["seconds"]).all()
+    assert (table["ratio_low"] <= table["ratio"]).all()
+    ours, theirs = table.iloc[0], table.iloc[1]
+    assert ours["ratio"] == 1
+    assert theirs["fooled"] == ours["fooled"]
+    assert theirs["forwards"] > ours["forwards"] >= ours["least_forwards"]
+    assert theirs["mean_l2"] == pytest.approx(ours["mean_l2"], rel=5e-3)
+    assert np.isnan(table.iloc[2]["mean_l2"])
+    assert (folder / "figures" / "bench.svg").is_file()
+    assert "| cnn3-w16x32-k3-none-s0 | deepfool_l2 | foolbox" in (folder / "bench.md").read_text()
+    before = (folder / "bench.csv").read_bytes()
+    code, out, _ = run_cli(*words)
+    assert code == 0
+    assert "round" not in out
+    assert (folder / "bench.csv").read_bytes() == before
+
+
+def test_wrong_requests(run_cli, tmp_path):
+    config = tmp_path / "bench.yaml"
+    config.write_text(CONFIG)
+    words = ("bench", config, "--out", tmp_path / "bench")
+    code, _, err = run_cli(*words, "--libraries", "fulbox")
+    assert (code, "fulbox" in err) == (2, True)
+    code, _, err = run_cli(*words, "-o", "attacks.deepfool_l2.stepps=3")
+    assert (code, "stepps" in err) == (2, True)
+
+
+def test_spatial_passes_stay_in_their_bounds():
+    """775 passes for each survivor, about 25 for the others."""
+    model, images, labels = right_images(60)
+    outcome = spatial_grid(model, images, labels, stop="first")
+    assert (outcome.forwards[~outcome.fooled] <= 775 + 2).all()
+    assert outcome.forwards[outcome.fooled].float().mean() <= 25
+
+
+def test_the_readme_shows_the_committed_benchmarks():
+    root = Path(__file__).parent.parent
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    for name in ("cifar10", "fashion_mnist"):
+        table = pd.read_csv(root / "results" / "bench" / name / "bench.csv")
+        header, rows = table_of(table)
+        page = root / "results" / "bench" / name / "bench.md"
+        assert page.read_text(encoding="utf-8") == markdown(header, rows)
+        assert markdown(*table_of(table, short=True)) in readme, f"the table of {page} is another"
