@@ -1,8 +1,8 @@
 """Worst rotation and translation (Engstrom et al., arXiv 1712.02779), batched.
 
 "Worst" is the candidate of smallest margin, the lowest index among equals. With ``stop="first"``
-candidates are tried in one fixed order, largest first, until one fools: the same images are fooled
-as when all are tried.
+candidates are tried in one fixed order, from the largest on, until one fools: the same images are
+fooled as when all are tried.
 """
 
 from __future__ import annotations
@@ -176,11 +176,23 @@ def transformation_grid(
     return torch.from_numpy(points)
 
 
-def largest_first(transforms: Tensor) -> Tensor:
-    """Order of (T, 3) transforms by their size, each axis relative to its reach; int64 (T,)."""
+def search_order(transforms: Tensor) -> Tensor:
+    """Order in which (T, 3) transforms are tried until one fools: int64 (T,).
+
+    The largest first, then each time the one farthest from all before it, the larger among equals;
+    so a few candidates already reach into every corner. Axes are relative to their reach, angles
+    count twice, for they change an image more.
+    """
     reach = transforms.abs().amax(0).clamp_min(1e-12)
-    size = ((transforms / reach) ** 2).sum(1)
-    return size.round(decimals=9).argsort(dim=0, descending=True, stable=True)
+    places = (transforms / reach * torch.tensor([2.0, 1.0, 1.0]).to(transforms)).cpu().numpy()
+    size = (places**2).sum(1)
+    order = [int(size.argmax())]
+    distance = np.full(len(places), np.inf)
+    for _ in range(len(places) - 1):
+        distance = np.minimum(distance, ((places - places[order[-1]]) ** 2).sum(1))
+        distance[order[-1]] = -1.0
+        order.append(int((distance.round(9) + 1e-6 * size).argmax()))
+    return torch.tensor(order, device=transforms.device)
 
 
 def _check_stop(stop: Stop) -> None:
@@ -249,7 +261,7 @@ def _search(
     shared = transforms.ndim == 2
     order = torch.arange(num_candidates, device=images.device)
     if stop == "first" and shared:
-        order = largest_first(transforms)
+        order = search_order(transforms)
     clean = _margins(model, images, labels)
     margins = images.new_full((count, num_candidates), torch.nan)
     forwards = torch.ones(count, dtype=torch.int64, device=images.device)

@@ -215,7 +215,7 @@ class Evaluation:
         """``angle dx dy num_images num_fooled`` per candidate; images right at first only."""
         if self.margins is None or self.transforms is None:
             return None
-        right = (self.samples["clean_prediction"] == self.samples["label"]).to_numpy()
+        right = np.array(self.samples["clean_prediction"] == self.samples["label"])
         margins = self.margins[torch.from_numpy(right)]
         table = pd.DataFrame(self.transforms.numpy(), columns=["angle", "dx", "dy"])
         table["num_images"] = len(margins)

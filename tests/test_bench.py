@@ -161,7 +161,7 @@ def test_wrong_requests(run_cli, tmp_path):
 
 def test_spatial_passes_stay_in_their_bounds():
     """775 passes for each survivor, about 25 for the others."""
-    model, images, labels = right_images(60)
+    model, images, labels = right_images(150)
     outcome = spatial_grid(model, images, labels, stop="first")
     assert (outcome.forwards[~outcome.fooled] <= 775 + 2).all()
     assert outcome.forwards[outcome.fooled].float().mean() <= 25

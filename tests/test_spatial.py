@@ -13,7 +13,7 @@ from attacks import (
     spatial_shift,
     transformation_grid,
 )
-from attacks.spatial import largest_first
+from attacks.spatial import search_order
 from attacks.warp import sampling_grids, shift, warp
 
 SMALL = {"num_rotations": 7, "num_translations": 3}
@@ -45,12 +45,15 @@ def test_even_counts_are_refused():
         transformation_grid(30, 3, 31, 4)
 
 
-def test_largest_first_ends_with_the_identity():
+def test_search_order_starts_with_the_largest_and_spreads():
     grid = transformation_grid(30, 3, 5, 3)
-    order = largest_first(grid)
+    order = search_order(grid)
     assert sorted(order.tolist()) == list(range(len(grid)))
-    assert (grid[order[-1]] == 0).all()
-    assert grid[order[0]].tolist() == [-30, -3, -3]  # ties: the lowest index
+    first, second = grid[order[:2]].tolist()
+    assert first == [-30, -3, -3]  # ties: the lowest index
+    assert second == [30, 3, 3]  # the opposite corner
+    corners = {tuple(p) for p in grid[order[:22]].tolist() if abs(p[0]) == 30 and 0 not in p}
+    assert len(corners) == 8
 
 
 @pytest.mark.parametrize("window", ["none", "hamming"])
