@@ -28,10 +28,12 @@ def superdeepfool(
 ) -> AttackOutcome:
     """A tighter L2 perturbation: DeepFool, projected on the boundary's normal, until it holds.
 
-    SDF(∞, 1), Algorithm 2: after each DeepFool run x̃, x ← x₀ + ((x̃ − x₀)·w / ‖w‖²) w with w the
-    gradient of f_adv − f_0 at x̃; x is done when it fools, else DeepFool goes on from there. On a
-    strongly curved boundary x never fools, so an image is also done when a round brings less than
-    1 %. The nearest fooling point met on the way is bisected back to 0.1 % beyond the boundary.
+    SDF(∞, 1), Algorithm 2: after each DeepFool run x̃ comes the projection
+    x₀ + ((x̃ − x₀)·w / ‖w‖²) w with w the gradient of f_adv − f_0 at x̃, until that fools. On a
+    curved boundary it never does, and its directions swing from one side to the other; so here
+    DeepFool goes on from half-way between x̃ and the projection, and an image is done when a round
+    brings less than 1 %. The nearest fooling point met on the way is bisected back to 0.1 % beyond
+    the boundary.
 
     Args:
         model: images (N, C, H, W) in [0, 1] to logits (N, K).
@@ -91,7 +93,7 @@ def _search(
         live, reached = live[goes_on], found.images[goes_on]
         if len(live) == 0:
             break
-        points[live] = _projected(model, images[live], reached, labels[live])
+        points[live] = (reached + _projected(model, images[live], reached, labels[live])) / 2
         forwards[live] += 1
         backwards[live] += 1
     fooled = torch.isfinite(distance)

@@ -8,11 +8,14 @@ profits from, or pays for, what another left behind.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import logging
 import multiprocessing
 import os
 import platform
+import re
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -26,7 +29,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-import attacks
+from attacks import ATTACKS
 from attacks.prepare import attack_mode, chunks, prepare
 from robust_ham import peers, stopping
 from robust_ham.cells import Context, load_model
@@ -113,14 +116,27 @@ def compare(
     """
     config = context.plan.config.attacks[attack_id]
     options = attack_options(config, attack_id)
-    chosen = [name for name in libraries if peers.can_run(name, config.attack, options)]
     right = right_images(model, context.plan.attacked, context.device)
+    if not right.sample_ids:
+        raise RequestError(
+            f"evaluation: the model gets none of {len(context.plan.attacked.labels)} right"
+        )
     images, labels = right.images.to(context.device), right.labels.to(context.device)
     model.eval()
     run = partial(peers.run, attack=config.attack, options=options, model=model)
-    for name in chosen:
-        peers.load(name)
-        run(name, images=images[:_WARM_UP_IMAGES], labels=labels[:_WARM_UP_IMAGES])
+    chosen = []
+    for name in libraries:
+        if not peers.can_run(name, config.attack, options):
+            continue
+        try:
+            peers.load(name)
+            run(name, images=images[:_WARM_UP_IMAGES], labels=labels[:_WARM_UP_IMAGES])
+        except Exception as error:
+            if name == OURS:
+                raise
+            say(f"{name} fails and is left out: {type(error).__name__}: {error}")
+        else:
+            chosen.append(name)
 
     seconds: dict[str, list[float]] = {name: [] for name in chosen}
     found: dict[str, Tensor] = {}
@@ -133,52 +149,45 @@ def compare(
             found[name] = run(name, images=images, labels=labels)
             seconds[name].append(_now(context.device) - start)
             say(f"round {number + 1} of {rounds}: {name} {seconds[name][-1]:.2f} s")
+
     passes = {name: profile(name, config.attack, options, model, images, labels) for name in chosen}
-    least = _least_passes(config.attack, options, passes[OURS], found[OURS], model, labels)
-    ours = _outcome(model, images, labels, found[OURS])["fooled"]
+    least = _least_passes(config.attack, options, passes[OURS], len(labels))
+    floor = [f * least[0] + b * least[1] for f, b in costs] if least else [np.nan] * rounds
+    outcomes = {name: _outcome(model, images, labels, found[name]) for name in chosen}
+    spatial = config.attack.startswith("spatial")
     rows = []
     for name in chosen:
-        outcome = _outcome(model, images, labels, found[name])
-        ratios = [a / b for a, b in zip(seconds[name], seconds[OURS], strict=True)]
-        floor = [f * least[0] + b * least[1] for f, b in costs] if least else None
-        fooled = outcome["fooled"]
-        median = statistics.median(seconds[name])
-        count = len(labels)
-        rows.append(
-            {
-                "library": name,
-                "version": peers.installed()[name],
-                "num_images": count,
-                "rounds": rounds,
-                "seconds": median,
-                "seconds_low": min(seconds[name]),
-                "seconds_high": max(seconds[name]),
-                "images_per_second": count / median,
-                "ratio": statistics.median(ratios),
-                "ratio_low": min(ratios),
-                "ratio_high": max(ratios),
-                "times_floor": statistics.median(
-                    t / f for t, f in zip(seconds[name], floor, strict=True)
-                )
-                if floor
-                else np.nan,
-                "forwards": passes[name].forwards / count,
-                "backwards": passes[name].backwards / count,
-                "least_forwards": least[0] / count if least else np.nan,
-                "least_backwards": least[1] / count if least else np.nan,
-                "peak_memory_mb": passes[name].peak_memory_mb,
-                "fooled": fooled.mean(),
-                "same_fooled": (fooled == ours).mean(),
-                **{
-                    f"{kind}_{norm}": getattr(np, kind)(outcome[norm][fooled])
-                    if fooled.any() and not config.attack.startswith("spatial")
-                    else np.nan
-                    for norm in ("l2", "linf")
-                    for kind in ("median", "mean")
-                },
-            }
-        )
+        times, fooled = seconds[name], outcomes[name]["fooled"]
+        row = {"library": name, "version": peers.installed()[name]}
+        row |= {"num_images": len(labels), "rounds": rounds}
+        row |= _spread("seconds", times)
+        row |= {"images_per_second": len(labels) / row["seconds"]}
+        row |= _spread("ratio", [a / b for a, b in zip(times, seconds[OURS], strict=True)])
+        row |= {
+            "times_floor": statistics.median(t / f for t, f in zip(times, floor, strict=True)),
+            "forwards": passes[name].forwards / len(labels),
+            "backwards": passes[name].backwards / len(labels),
+            "least_forwards": least[0] / len(labels) if least else np.nan,
+            "least_backwards": least[1] / len(labels) if least else np.nan,
+            "peak_memory_mb": passes[name].peak_memory_mb,
+            "fooled": fooled.mean(),
+            "same_fooled": (fooled == outcomes[OURS]["fooled"]).mean(),
+        }
+        for norm in ("l2", "linf"):
+            distances = outcomes[name][norm][fooled & (not spatial)]
+            row[f"median_{norm}"] = np.median(distances) if len(distances) else np.nan
+            row[f"mean_{norm}"] = np.mean(distances) if len(distances) else np.nan
+        rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _spread(name: str, values: list[float]) -> dict[str, float]:
+    """Median, lowest and highest."""
+    return {
+        name: statistics.median(values),
+        f"{name}_low": min(values),
+        f"{name}_high": max(values),
+    }
 
 
 def measure_all(
@@ -233,7 +242,7 @@ def measure_all(
 def _key(context: Context, model_id: str, attack_id: str, libraries: list[str], rounds: int) -> str:
     """Hash of all that decides a measurement, our code and the machine included."""
     attack, versions = context.plan.config.attacks[attack_id], peers.installed()
-    folder = Path(attacks.__file__).parent
+    module = str(ATTACKS[attack.attack.partition(":")[0]].__module__)
     return content_key(
         context.where
         | {
@@ -244,10 +253,22 @@ def _key(context: Context, model_id: str, attack_id: str, libraries: list[str], 
             "versions": {name: versions[name] for name in libraries},
             "torch": torch.__version__,
             "rounds": rounds,
-            "code": [path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.py"))],
+            "code": _sources(module),
             "machine": f"{platform.machine()} {platform.processor()} {os.cpu_count()}",
         }
     )
+
+
+def _sources(module: str) -> dict[str, str]:
+    """Source of a module of ``attacks`` and of those that it imports."""
+    found: dict[str, str] = {}
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found[name] = inspect.getsource(sys.modules[name])
+            waiting += re.findall(r"^from (attacks\.\w+) import", found[name], re.MULTILINE)
+    return found
 
 
 # --- measuring -------------------------------------------------------------------------------
@@ -278,19 +299,14 @@ def _pass_seconds(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[flo
 
 
 def _least_passes(
-    attack: str,
-    options: Options,
-    passes: Passes,
-    found: Tensor,
-    model: nn.Module,
-    labels: Tensor,
+    attack: str, options: Options, passes: Passes, count: int
 ) -> tuple[int, int] | None:
     """Fewest forwards and backwards of any implementation that takes our path; None: not defined.
 
     DeepFool: one forward at each point that an image visits, one backward at each but the last.
     """
     if attack == "deepfool" and not options["refine"]:
-        return passes.points, passes.points - len(labels)
+        return passes.points, passes.points - count
     return None
 
 

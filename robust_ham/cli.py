@@ -431,7 +431,7 @@ def _models() -> list[tuple[str, str]]:
 
 
 def _windows() -> list[tuple[str, str]]:
-    from robust_ham.windows import WINDOWS, effective_width, peak_side_lobe, window_1d
+    from robust_ham.windows import PLACEBO, WINDOWS, effective_width, peak_side_lobe, window_1d
 
     rows = []
     for name in WINDOWS:
@@ -439,6 +439,7 @@ def _windows() -> list[tuple[str, str]]:
         level = peak_side_lobe(taps)
         lobe = f"side lobes at {level:.1f} dB" if level > _NO_SIDE_LOBE else "no side lobe"
         rows.append((name, f"at k = 7: {effective_width(taps):.2f} effective taps, {lobe}"))
+    rows.append((PLACEBO, "the values of the Hamming window at random places: no taper"))
     return rows
 
 

@@ -58,7 +58,9 @@ def number(value: Any) -> Any:  # noqa: ANN401
 SafeName = Annotated[str, BeforeValidator(lambda v: safe_name(v) if isinstance(v, str) else v)]
 Number = Annotated[float, BeforeValidator(number), Field(allow_inf_nan=False)]
 OddSize = Annotated[int, Field(ge=1, le=99)]
-Window = Literal["none", "hamming", "hamming_sqrt", "hann", "blackman", "kaiser"]
+Window = Literal[
+    "none", "hamming", "hamming_sqrt", "hann", "blackman", "kaiser", "hamming_shuffled"
+]
 
 
 class Section(BaseModel):
@@ -94,6 +96,14 @@ class DatasetConfig(Section):
     download: bool = Field(False, description="let torchvision download what is not found")
 
 
+class MatchConfig(Section):
+    """The reference whose count a network's width is fitted to, in steps of 1/64."""
+
+    to: Literal["params", "flops"] = Field("params", description="what is to be equal")
+    kernel_size: OddSize = Field(3, description="kernel size of the reference, of width 1")
+    factorised: bool = Field(False, description="whether the reference is factorised")
+
+
 class ModelGroup(Section):
     """One model, or, with ``sweep``, one for each combination of the listed values."""
 
@@ -103,8 +113,18 @@ class ModelGroup(Section):
     kernel_size: int = Field(7, ge=1, le=99, description="k of the k×k convolutions, odd")
     window: Window = Field("none", description="window of the kernels; none: the baseline")
     seed: int = Field(0, ge=0, lt=2**31, description="seed of initial weights, order, augmentation")
+    init: Literal["default", "compensated"] = Field(
+        "default",
+        description="compensated: raw weights divided by the root mean square of their window, so "
+        "that windowed weights start as large as a baseline's",
+    )
     normalize: bool = Field(
         False, description="the network normalises its input by the training images' mean and std"
+    )
+    match: MatchConfig | None = Field(
+        None,
+        description="{to: params or flops, kernel_size: 3}: find the width at which this network "
+        "counts as much as the same with that kernel size and width 1; cnn, resnet18_cifar",
     )
     prefix: SafeName | None = Field(None, description="put before the model id")
     sweep: dict[str, list[Any]] = Field(
@@ -117,6 +137,12 @@ class ModelGroup(Section):
         if isinstance(value, int) and value % 2 == 0:
             raise ValueError(f"expected an odd number, got {value}")
         return value
+
+    @model_validator(mode="after")
+    def _has_a_width(self) -> ModelGroup:
+        if self.match is not None and "width" not in type(self).model_fields:
+            raise ValueError("match: only for cnn and resnet18_cifar")
+        return self
 
     @model_validator(mode="after")
     def _sweep_keys(self) -> ModelGroup:
@@ -144,7 +170,10 @@ class ModelGroup(Section):
     @property
     def family(self) -> str:
         """What models that differ only in kernel size, window and seed have in common."""
-        return f"{self.prefix}-{self._tag()}" if self.prefix else self._tag()
+        tag = self._tag() + ("" if self.init == "default" else f"-{self.init}")
+        if self.match is not None:
+            tag += f"-{self.match.to}{self.match.kernel_size}"
+        return f"{self.prefix}-{tag}" if self.prefix else tag
 
     @property
     def model_id(self) -> str:
@@ -160,17 +189,23 @@ class CnnGroup(ModelGroup):
     widths: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         (128, 256), min_length=1, description="channels per layer; the last value repeats"
     )
+    width: Number = Field(1.0, gt=0, le=16, description="multiplier of widths")
     first_kernel: OddSize | Literal["same"] = Field(
         7, description="kernel of the first convolution, odd, or same as kernel_size"
     )
     downsampling: Literal["stride", "maxpool", "none"] = Field(
         "stride", description="of the first layer: by 2, by 2×2 max-pooling, or none"
     )
+    window_layers: Literal["all", "first"] = Field(
+        "all", description="window in all convolutions, or in the first only"
+    )
 
     def _tag(self) -> str:
         tag = f"cnn{self.depth}-w{'x'.join(map(str, self.widths))}"
+        tag += "" if self.width == 1 or self.match else f"-x{self.width:g}"
         tag += "" if self.first_kernel == "same" else f"-f{self.first_kernel}"
         tag += "" if self.downsampling == "stride" else f"-{self.downsampling}"
+        tag += "" if self.window_layers == "all" else "-windowfirst"
         return tag + ("-norm" if self.normalize else "")
 
 
@@ -184,11 +219,27 @@ class ResNet18CifarGroup(ModelGroup):
     first_kernel: OddSize | Literal["same"] = Field(
         "same", description="kernel of the first convolution, odd, or same as kernel_size"
     )
+    first_downsampling: bool = Field(
+        False, description="stride 2 in the first convolution and max-pooling, as for ImageNet"
+    )
 
     def _tag(self) -> str:
-        tag = f"resnet18-x{self.width:g}" + ("-factorised" if self.factorised else "")
+        tag = f"resnet18-x{1 if self.match else self.width:g}"
+        tag += "-factorised" if self.factorised else ""
         tag += "" if self.first_kernel == "same" else f"-f{self.first_kernel}"
+        tag += "-down" if self.first_downsampling else ""
         return tag + ("" if self.normalize else "-raw")
+
+
+class ImageNetGroup(ModelGroup):
+    """torchvision's ResNet-18 or VGG-11 with BatchNorm; k above 3: larger kernels."""
+
+    architecture: Literal["resnet18", "vgg11_bn"]
+    kernel_size: int = Field(3, ge=1, le=99, description="3: torchvision's own; else k×k for 3×3")
+    normalize: bool = Field(True, description="as for cnn")
+
+    def _tag(self) -> str:
+        return f"imagenet-{self.architecture}" + ("" if self.normalize else "-raw")
 
 
 class FactoryGroup(ModelGroup):
@@ -212,6 +263,8 @@ class FactoryGroup(ModelGroup):
 ARCHITECTURES: dict[str, type[ModelGroup]] = {
     "cnn": CnnGroup,
     "resnet18_cifar": ResNet18CifarGroup,
+    "resnet18": ImageNetGroup,
+    "vgg11_bn": ImageNetGroup,
     "factory": FactoryGroup,
 }
 
@@ -311,7 +364,7 @@ class Config(Section):
     )
     name: SafeName = Field(description="name of the run; its folder is results/<name>")
     dataset: DatasetConfig = Field(default_factory=DatasetConfig)
-    models: list[CnnGroup | ResNet18CifarGroup | FactoryGroup] = Field(min_length=1)
+    models: list[CnnGroup | ResNet18CifarGroup | ImageNetGroup | FactoryGroup] = Field(min_length=1)
     training: TrainingConfig = Field(default_factory=TrainingConfig)
     attacks: dict[SafeName, AttackConfig] = Field(min_length=1)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)

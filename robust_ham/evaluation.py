@@ -250,7 +250,7 @@ def evaluate(
     def rows(part: slice, options: dict[str, Any]) -> tuple[AttackOutcome, pd.DataFrame]:
         images, labels = attacked.images[part], attacked.labels[part]
         try:
-            outcome = attack(model, images.to(device), labels.to(device), **options)
+            outcome = attack(model, _onto(images, device), _onto(labels, device), **options)
         except ValueError as error:
             raise RequestError(f"attacks.{attack_id}: {error}") from None
         return outcome, judge(model, images, labels, outcome, device)
@@ -288,6 +288,12 @@ def evaluate(
         torch.cat(margins) if margins else None,
         _shared_transforms(config.attack, options, attacked.images.shape),
     )
+
+
+def _onto(tensor: Tensor, device: torch.device) -> Tensor:
+    if device.type == "cuda":  # from pinned memory, a transfer does not hold up the host
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def _out_of_memory(error: Exception) -> bool:

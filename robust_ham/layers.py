@@ -20,7 +20,7 @@ class WindowedConv2d(nn.Conv2d):
 
     Args:
         *args: as for ``nn.Conv2d``.
-        window: a name in ``robust_ham.windows.WINDOWS``.
+        window: a name in ``robust_ham.windows.WINDOWS_2D``.
         **kwargs: as for ``nn.Conv2d``.
     """
 

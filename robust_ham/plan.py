@@ -15,6 +15,7 @@ from robust_ham.config import Config, FactoryGroup, ModelGroup, RequestError
 from robust_ham.data import Dataset
 from robust_ham.evaluation import AttackedImages, attacked_images, check_attack
 from robust_ham.models import MODELS
+from robust_ham.models.matching import resolve_matches
 
 ZOO = Path(__file__).parent / "zoo"
 
@@ -55,6 +56,10 @@ def make_plan(config: Config, data_root: Path | None = None, *, attack: bool = T
     """
     dataset = Dataset(config.dataset, data_root)
     test = dataset.test
+    try:
+        config = resolve_matches(config, test.image_shape, test.num_classes)
+    except ValueError as error:
+        raise RequestError(f"models: {error}") from None
     specs = config.model_specs()
     for spec in specs:
         _check_model(config, spec, dataset)

@@ -75,12 +75,37 @@ def window_1d(name: str, length: int) -> Array:
     return np.ones(1) if length == 1 else WINDOWS[name](length)
 
 
+PLACEBO = "hamming_shuffled"
+"""The values of the 2-D Hamming window at random places, the same at every use: equal gain and
+learning rates, and no taper."""
+
+WINDOWS_2D = (*WINDOWS, PLACEBO)
+
+
 def window_2d(name: str, height: int, width: int) -> Tensor:
-    """Outer product of two 1-D windows, float64, shape (height, width).
+    """Outer product of two 1-D windows, or the placebo; float64, shape (height, width).
 
     Source: Tomen & van Gemert, arXiv 2101.10143, section 3.
+
+    Raises:
+        ValueError: unknown name, or a length below 1.
     """
+    if name == PLACEBO:
+        values = np.outer(window_1d("hamming", height), window_1d("hamming", width))
+        places = np.random.default_rng([height, width]).permutation(values.size)
+        return torch.from_numpy(values.ravel()[places].reshape(height, width))
+    if name not in WINDOWS:
+        raise ValueError(f"window: expected one of {', '.join(WINDOWS_2D)}, got {name!r}")
     return torch.from_numpy(np.outer(window_1d(name, height), window_1d(name, width)))
+
+
+def nominal_width(name: str, length: int) -> float:
+    """Effective number of taps along one axis of the 2-D window of ``length`` × ``length``.
+
+    (ΣE)²/ΣE² with E the root mean square over the other axis: of an outer product, that of its 1-D
+    window.
+    """
+    return effective_width((window_2d(name, length, length) ** 2).mean(1).sqrt().numpy())
 
 
 def effective_width(weights: Array) -> float:

@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+import torchvision
 
 from robust_ham.config import CnnGroup, ResNet18CifarGroup
 from robust_ham.layers import WindowedConv2d
 from robust_ham.models import build, learned_width, measure
 from robust_ham.models.cnn import cnn
+from robust_ham.models.imagenet import resnet18, vgg11_bn
 from robust_ham.models.resnet import resnet18_cifar
 
 
@@ -150,3 +152,64 @@ def test_bad_arguments_name_the_culprit():
         cnn(3, 10, depth=1, widths=(4, 8))
     with pytest.raises(ValueError, match="width: expected at least 1/64"):
         resnet18_cifar(3, 10, width=0.01)
+
+
+@pytest.mark.parametrize(
+    ("builder", "kernel_size", "expected"),
+    [
+        (resnet18, 3, 11_689_512),
+        (resnet18, 7, 60_519_976),
+        (vgg11_bn, 3, 132_868_840),
+        (vgg11_bn, 7, 173_836_520),
+    ],
+)
+def test_imagenet_counts(builder, kernel_size, expected):
+    with torch.device("meta"):
+        for window in ("none", "hamming"):
+            assert count(builder(kernel_size=kernel_size, window=window)) == expected
+
+
+def test_imagenet_resnet18_is_torchvisions_at_three():
+    """Same names and shapes, so that its weights load; same logits with them."""
+    torch.manual_seed(0)
+    theirs = torchvision.models.resnet18(num_classes=10).eval()
+    ours = resnet18(10).eval()
+    ours.load_state_dict(theirs.state_dict())
+    images = torch.rand(2, 3, 64, 64)
+    torch.testing.assert_close(ours(images), theirs(images), rtol=0, atol=0)
+
+
+def test_imagenet_large_kernels():
+    with torch.device("meta"):
+        model = resnet18(10, kernel_size=7, window="hamming")
+    sizes = {name: m.kernel_size for name, m in model.named_modules() if hasattr(m, "kernel_size")}
+    assert sizes["conv1"] == (9, 9)
+    assert sizes["layer1.0.conv1"] == (7, 7)
+    assert sizes["layer2.0.downsample.0"] == (1, 1)
+    assert model.conv1.padding == (4, 4)
+    windowed = [m for m in model.modules() if isinstance(m, WindowedConv2d)]
+    assert len(windowed) == 17
+
+
+def test_window_in_the_first_layer_only():
+    model = cnn(1, 10, depth=3, widths=(4,), window="hamming", window_layers="first")
+    kinds = [isinstance(m, WindowedConv2d) for m in model if isinstance(m, torch.nn.Conv2d)]
+    assert kinds == [True, False, False]
+
+
+def test_compensated_weights_start_as_large_as_a_baselines():
+    plain, compensated = (
+        build(CnnGroup(depth=2, widths=(64,), kernel_size=7, window=w, init=i), 1, 10)
+        for w, i in (("none", "default"), ("hamming", "compensated"))
+    )
+    effective = (compensated.conv2.weight * compensated.conv2.window).std()
+    assert effective.item() == pytest.approx(plain.conv2.weight.std().item(), rel=0.02)
+
+
+def test_first_downsampling_quarters_the_maps():
+    options = {"width": 1 / 16, "kernel_size": 3}
+    full, down = (resnet18_cifar(3, 10, first_downsampling=d, **options) for d in (False, True))
+    assert count(full) == count(down)
+    images = torch.rand(1, 3, 32, 32)
+    assert full[:3](images).shape[2:] == (32, 32)
+    assert down[:4](images).shape[2:] == (8, 8)

@@ -2,9 +2,17 @@
 
 import numpy as np
 import pytest
+import torch
 from scipy import signal
 
-from robust_ham.windows import WINDOWS, effective_width, peak_side_lobe, window_1d, window_2d
+from robust_ham.windows import (
+    WINDOWS,
+    effective_width,
+    nominal_width,
+    peak_side_lobe,
+    window_1d,
+    window_2d,
+)
 
 SCIPY = {"hamming": "hamming", "hann": "hann", "blackman": "blackman", "kaiser": ("kaiser", 14.0)}
 
@@ -91,3 +99,19 @@ def test_bad_arguments_name_the_culprit():
         window_1d("hamming2", 7)
     with pytest.raises(ValueError, match="at least 1, got 0"):
         window_1d("hamming", 0)
+
+
+def test_the_placebo_has_the_windows_values_at_other_places():
+    window, placebo = window_2d("hamming", 7, 7), window_2d("hamming_shuffled", 7, 7)
+    torch.testing.assert_close(placebo.flatten().sort().values, window.flatten().sort().values)
+    assert not torch.equal(placebo, window)
+    assert torch.equal(placebo, window_2d("hamming_shuffled", 7, 7))
+    assert placebo.shape == (7, 7)
+    assert window_2d("hamming_shuffled", 5, 1).shape == (5, 1)
+
+
+@pytest.mark.parametrize("name", WINDOWS)
+def test_nominal_width_is_that_of_the_one_dimensional_window(name):
+    expected = effective_width(window_1d(name, 7))
+    assert nominal_width(name, 7) == pytest.approx(expected, rel=1e-12)
+    assert nominal_width("hamming_shuffled", 7) > nominal_width("hamming", 7)

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from robust_ham.config import CnnGroup, ModelGroup, ResNet18CifarGroup
+from robust_ham.config import CnnGroup, ImageNetGroup, ModelGroup, ResNet18CifarGroup
 from robust_ham.layers import WindowedConv2d
 from robust_ham.models.cnn import cnn
+from robust_ham.models.imagenet import resnet18, vgg11_bn
 from robust_ham.models.resnet import resnet18_cifar
-from robust_ham.windows import effective_width, window_1d
+from robust_ham.windows import effective_width, nominal_width
 
 
 class Normalize(nn.Module):
@@ -46,9 +47,10 @@ def _build_cnn(spec: ModelGroup, in_channels: int, num_classes: int) -> nn.Modul
         depth=spec.depth,
         kernel_size=spec.kernel_size,
         first_kernel=spec.first_kernel,
-        widths=spec.widths,
+        widths=[int(channels * spec.width) for channels in spec.widths],
         downsampling=spec.downsampling,
         window=spec.window,
+        window_layers=spec.window_layers,
     )
 
 
@@ -61,13 +63,23 @@ def _build_resnet18_cifar(spec: ModelGroup, in_channels: int, num_classes: int) 
         first_kernel=spec.first_kernel,
         width=spec.width,
         factorised=spec.factorised,
+        first_downsampling=spec.first_downsampling,
         window=spec.window,
     )
+
+
+def _build_imagenet(spec: ModelGroup, in_channels: int, num_classes: int) -> nn.Module:
+    assert isinstance(spec, ImageNetGroup)
+    if in_channels != 3:
+        raise ValueError(f"{spec.architecture}: expected colour images, got {in_channels} channels")
+    builder = {"resnet18": resnet18, "vgg11_bn": vgg11_bn}[spec.architecture]
+    return builder(num_classes, kernel_size=spec.kernel_size, window=spec.window)
 
 
 MODELS: dict[type[ModelGroup], Callable[[ModelGroup, int, int], nn.Module]] = {
     CnnGroup: _build_cnn,
     ResNet18CifarGroup: _build_resnet18_cifar,
+    ImageNetGroup: _build_imagenet,
 }
 
 
@@ -81,6 +93,8 @@ def build(spec: ModelGroup, in_channels: int, num_classes: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):  # constructors draw weights that are replaced below
         network = MODELS[type(spec)](spec, in_channels, num_classes)
     initialise(network, spec.seed)
+    if spec.init == "compensated":
+        compensate(network)
     if not spec.normalize:
         return network
     normalize = Normalize(torch.zeros(in_channels), torch.ones(in_channels))
@@ -98,6 +112,14 @@ def initialise(network: nn.Module, seed: int) -> None:
             module.weight.uniform_(-bound, bound, generator=generator)
             if module.bias is not None:
                 module.bias.uniform_(-bound, bound, generator=generator)
+
+
+@torch.no_grad()
+def compensate(network: nn.Module) -> None:
+    """Divide raw weights by the root mean square of their window: windowed, as large as plain."""
+    for module in network.modules():
+        if isinstance(module, WindowedConv2d):
+            module.weight /= (module.window**2).mean().sqrt()
 
 
 @dataclass(frozen=True)
@@ -122,7 +144,7 @@ def measure(model: nn.Module, spec: ModelGroup, image_shape: tuple[int, int, int
     return Size(
         params=sum(p.numel() for p in model.parameters() if p.requires_grad),
         flops=counter.get_total_flops(),
-        effective_width=effective_width(window_1d(spec.window, spec.kernel_size)),
+        effective_width=nominal_width(spec.window, spec.kernel_size),
         effective_width_learned=learned_width(model),
     )
 

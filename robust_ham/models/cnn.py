@@ -21,6 +21,7 @@ def cnn(
     widths: Sequence[int] = (128, 256),
     downsampling: Literal["stride", "maxpool", "none"] = "stride",
     window: str = "none",
+    window_layers: Literal["all", "first"] = "all",
 ) -> nn.Module:
     """``depth`` × (convolution, BatchNorm, ReLU), global average pooling, one linear layer.
 
@@ -34,20 +35,24 @@ def cnn(
         first_kernel: odd size of the first convolution, or ``"same"``.
         widths: channels per layer; the last value repeats.
         downsampling: how the first layer halves the resolution.
-        window: window of all convolutions; ``"none"`` is the baseline.
+        window: window of the convolutions; ``"none"`` is the baseline.
+        window_layers: which of them are windowed.
 
     Raises:
-        ValueError: even kernel size, unknown window, more widths than layers.
+        ValueError: even kernel size, unknown window, more widths than layers, no channels.
     """
     if len(widths) > depth:
         raise ValueError(f"widths: expected at most depth = {depth} values, got {len(widths)}")
+    if min(widths) < 1:
+        raise ValueError(f"widths: expected at least one channel, got {min(widths)}")
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     channels = in_channels
     for i in range(depth):
         width = widths[min(i, len(widths) - 1)]
         size = kernel_size if i > 0 or first_kernel == "same" else first_kernel
         stride = 2 if i == 0 and downsampling == "stride" else 1
-        layers[f"conv{i + 1}"] = conv2d(channels, width, size, window=window, stride=stride)
+        own = window if i == 0 or window_layers == "all" else "none"
+        layers[f"conv{i + 1}"] = conv2d(channels, width, size, window=own, stride=stride)
         layers[f"bn{i + 1}"] = nn.BatchNorm2d(width)
         layers[f"relu{i + 1}"] = nn.ReLU(inplace=True)
         if i == 0 and downsampling == "maxpool":

@@ -61,6 +61,7 @@ def resnet18_cifar(
     first_kernel: int | Literal["same"] = "same",
     width: float = 1.0,
     factorised: bool = False,
+    first_downsampling: bool = False,
     window: str = "none",
 ) -> nn.Module:
     """ResNet-18 with k×k kernels: images (N, in_channels, H, W) to logits (N, num_classes).
@@ -72,6 +73,8 @@ def resnet18_cifar(
         first_kernel: odd size of the first convolution, or ``"same"``.
         width: multiplier of 64, 128, 256 and 512 channels.
         factorised: k×1 then 1×k in place of k×k.
+        first_downsampling: stride 2 in the first convolution and 3×3 max-pooling of stride 2 after
+            it, as for ImageNet.
         window: window of all but the 1×1 convolutions; ``"none"`` is the baseline.
 
     Raises:
@@ -82,9 +85,18 @@ def resnet18_cifar(
         raise ValueError(f"width: expected at least 1/64, got {width}")
     size = kernel_size if first_kernel == "same" else first_kernel
     layers: OrderedDict[str, nn.Module] = OrderedDict()
-    layers["conv1"] = conv2d(in_channels, widths[0], size, window=window, factorised=factorised)
+    layers["conv1"] = conv2d(
+        in_channels,
+        widths[0],
+        size,
+        window=window,
+        factorised=factorised,
+        stride=2 if first_downsampling else 1,
+    )
     layers["bn1"] = nn.BatchNorm2d(widths[0])
     layers["relu1"] = nn.ReLU(inplace=True)
+    if first_downsampling:
+        layers["pool"] = nn.MaxPool2d(3, stride=2, padding=1)
     channels = widths[0]
     for stage, out_channels in enumerate(widths):
         for i in range(2):

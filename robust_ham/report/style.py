@@ -21,9 +21,10 @@ WINDOW_LABELS = {
     "hann": "Hann",
     "blackman": "Blackman",
     "kaiser": "Kaiser",
+    "hamming_shuffled": "shuffled Hamming",
 }
-_MARKERS = dict(zip(WINDOW_LABELS, "osDv^P", strict=True))
-_COLOURS = dict(zip(WINDOW_LABELS, (0, 1, 2, 4, 5, 7), strict=True))
+_MARKERS = dict(zip(WINDOW_LABELS, "osDv^PX", strict=True))
+_COLOURS = dict(zip(WINDOW_LABELS, (0, 1, 2, 4, 5, 7, 6), strict=True))
 FAMILY_LINES = ("-", "--", ":", "-.")
 _DPI = 160
 

@@ -1,0 +1,81 @@
+"""Widths that give networks of different kernels the same capacity."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from robust_ham.config import Config, MatchConfig, ModelGroup, ResNet18CifarGroup
+from robust_ham.models import MODELS
+
+STEP = 64
+"""Widths are multiples of 1/64, as channels are."""
+
+_WIDEST = 16
+
+
+def matched_width(count_at: Callable[[float], int], target: int) -> float:
+    """The width n/64, up to 16, whose count is nearest ``target``; the smaller of two as near.
+
+    ``count_at`` grows with the width.
+    """
+    low, high = 1, _WIDEST * STEP
+    while low < high:  # the first width that reaches the target
+        middle = (low + high) // 2
+        low, high = (low, middle) if count_at(middle / STEP) >= target else (middle + 1, high)
+    below = max(low - 1, 1)
+    nearest = min((below, low), key=lambda n: abs(count_at(n / STEP) - target))
+    return nearest / STEP
+
+
+def resolve_matches(config: Config, image_shape: tuple[int, int, int], num_classes: int) -> Config:
+    """The configuration with the width of every group that has ``match``.
+
+    Raises:
+        ValueError: names the model that cannot be built.
+    """
+    if all(group.match is None for group in config.models):
+        return config
+    models: list[ModelGroup] = []
+    for group in config.models:
+        if group.match is None:
+            models.append(group)
+        else:
+            models += [_matched(spec, image_shape, num_classes) for spec in group.expand()]
+    return config.model_copy(update={"models": models})
+
+
+def _matched(spec: ModelGroup, image_shape: tuple[int, int, int], num_classes: int) -> ModelGroup:
+    match = spec.match
+    assert match is not None
+    reference = spec.model_copy(
+        update={"kernel_size": match.kernel_size, "width": 1.0}
+        | ({"factorised": match.factorised} if isinstance(spec, ResNet18CifarGroup) else {})
+    )
+    target = count(reference, match, image_shape, num_classes)
+
+    def count_at(width: float) -> int:
+        scaled = spec.model_copy(update={"width": width})
+        try:
+            return count(scaled, match, image_shape, num_classes)
+        except ValueError:  # so narrow that a layer has no channel
+            return 0
+
+    return spec.model_copy(update={"width": matched_width(count_at, target)})
+
+
+def count(
+    spec: ModelGroup, match: MatchConfig, image_shape: tuple[int, int, int], num_classes: int
+) -> int:
+    """Trainable parameters, or FLOPs of one image by torch's counter; nothing is computed."""
+    with torch.device("meta"):
+        model: nn.Module = MODELS[type(spec)](spec, image_shape[0], num_classes)
+        if match.to == "params":
+            return sum(p.numel() for p in model.parameters())
+        counter = FlopCounterMode(display=False)
+        with torch.no_grad(), counter:
+            model.eval()(torch.zeros(1, *image_shape))
+        return counter.get_total_flops()
