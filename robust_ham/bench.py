@@ -118,9 +118,7 @@ def compare(
     options = attack_options(config, attack_id)
     right = right_images(model, context.plan.attacked, context.device)
     if not right.sample_ids:
-        raise RequestError(
-            f"evaluation: the model gets none of {len(context.plan.attacked.labels)} right"
-        )
+        raise RequestError("evaluation: the model gets none of the images right")
     images, labels = right.images.to(context.device), right.labels.to(context.device)
     model.eval()
     run = partial(peers.run, attack=config.attack, options=options, model=model)
@@ -158,7 +156,7 @@ def compare(
     rows = []
     for name in chosen:
         times, fooled = seconds[name], outcomes[name]["fooled"]
-        row = {"library": name, "version": peers.installed()[name]}
+        row: dict[str, Any] = {"library": name, "version": peers.installed()[name]}
         row |= {"num_images": len(labels), "rounds": rounds}
         row |= _spread("seconds", times)
         row |= {"images_per_second": len(labels) / row["seconds"]}

@@ -211,7 +211,7 @@ def bench(
 
     extra = [f"evaluation.threads={threads}"] if threads else []
     loaded = load_config(config, [*(overrides or []), *extra])
-    folder = out or Path("results") / "bench" / loaded.name
+    folder = out or Path("results") / "bench" / loaded.name.removeprefix("bench_")
     _check_attacks_package()
     from robust_ham import peers
     from robust_ham.bench import measure_all
