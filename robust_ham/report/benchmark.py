@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from robust_ham.report.style import figure_style, save_figure
 from robust_ham.store import write_text
@@ -80,42 +81,55 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
 
 
 def _figure(table: pd.DataFrame) -> Figure:
-    """One panel per model and attack: seconds per library, from lowest to highest round."""
-    models, attacks = table["model_id"].unique(), table["attack"].unique()
-    libraries = list(table["library"].unique())
-    colours = dict(zip(libraries, sns.color_palette("colorblind"), strict=False))
+    """A panel per model and attack: time of each library in units of ours, lowest to highest."""
+    models, attacks = list(table["model_id"].unique()), list(table["attack"].unique())
+    libraries = list(table["library"].unique())[::-1]
+    colours = dict(zip(libraries[::-1], sns.color_palette("colorblind"), strict=False))
     with figure_style():
-        size = (2.7 * len(attacks) + 1, (0.26 * len(libraries) + 0.7) * len(models))
+        size = (2.3 * len(attacks) + 1.6, (0.25 * len(libraries) + 0.55) * len(models) + 0.3)
         figure = Figure(figsize=size, layout="constrained")
-        panels = figure.subplots(len(models), len(attacks), squeeze=False)
-        for line, model in zip(panels, models, strict=True):
-            for panel, attack in zip(line, attacks, strict=True):
+        panels = figure.subplots(len(models), len(attacks), squeeze=False, sharex=True, sharey=True)
+        for i, model in enumerate(models):
+            for j, attack in enumerate(attacks):
+                panel = panels[i, j]
                 here = table[(table["model_id"] == model) & (table["attack"] == attack)]
-                here = here.sort_values("seconds", ascending=False)
-                middle = here["seconds"]
-                spread = [middle - here["seconds_low"], here["seconds_high"] - middle]
-                panel.barh(
-                    here["library"],
-                    middle,
-                    xerr=spread,
-                    color=[colours[name] for name in here["library"]],
-                    error_kw={"elinewidth": 1, "capsize": 2},
-                )
+                for row in here.to_dict(orient="records"):
+                    y, ratio = libraries.index(row["library"]), row["ratio"]
+                    panel.errorbar(
+                        ratio,
+                        y,
+                        xerr=[[ratio - row["ratio_low"]], [row["ratio_high"] - ratio]],
+                        fmt="o",
+                        color=colours[row["library"]],
+                        capsize=2,
+                    )
+                    panel.annotate(
+                        f"{row['seconds']:.3g} s",
+                        (row["ratio_high"], y),
+                        xytext=(5, 0),
+                        textcoords="offset points",
+                        va="center",
+                        fontsize=7.5,
+                    )
+                panel.axvline(1, color="0.8", linewidth=1, zorder=0)
                 panel.set_xscale("log")
-                for y, (name, high, ratio) in enumerate(
-                    zip(here["library"], here["seconds_high"], here["ratio"], strict=True)
-                ):
-                    if name != OURS:
-                        panel.annotate(
-                            f"{ratio:.1f}×",
-                            (high, y),
-                            xytext=(4, 0),
-                            textcoords="offset points",
-                            va="center",
-                            fontsize=8,
-                        )
-                panel.margins(x=0.25)
-                panel.set_title(attack if line is panels[0] else "")
-                panel.set_xlabel("seconds" if line is panels[-1] else "")
-            line[0].set_ylabel(model, fontsize=7.5)
+                panel.set_xlim(0.7, 4 * table["ratio_high"].max())
+                panel.xaxis.set_major_locator(FixedLocator([1, 3, 10, 30, 100, 300]))
+                panel.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}×"))
+                panel.xaxis.set_minor_locator(NullLocator())
+                panel.set_yticks(range(len(libraries)), libraries)
+                panel.set_ylim(-0.6, len(libraries) - 0.4)
+                if i == 0:
+                    panel.set_title(attack)
+                if i == len(models) - 1:
+                    panel.set_xlabel("time, in units of ours")
+                if j == len(attacks) - 1:
+                    panel.annotate(
+                        model,
+                        (1.02, 0.5),
+                        xycoords="axes fraction",
+                        rotation=-90,
+                        va="center",
+                        fontsize=7.5,
+                    )
     return figure
