@@ -59,7 +59,8 @@ def test_shipped_configs_open_with_their_command(name):
     config = load_config(name)
     assert config.name == name
     first = shipped_configs()[name].read_text().splitlines()[0]
-    assert first.startswith(f"# robust-ham run {name} ")
+    verb = "bench" if name.startswith("bench_") else "run"
+    assert first.startswith(f"# robust-ham {verb} {name} ")
     assert any(word in first for word in ("minute", "second", "hour", "days"))
 
 
