@@ -33,8 +33,8 @@ bench-training: $(INSTALLED)
 
 # Our attacks beside other libraries' on trained networks (about 1 hour; DATA: a folder with cifar10).
 bench: $(INSTALLED)
-	$(BIN)/robust-ham bench bench_fashion_mnist --rounds 3
-	$(BIN)/robust-ham bench bench_cifar10 --rounds 3 $(if $(DATA),--data-root $(DATA))
+	$(BIN)/robust-ham bench bench_fashion_mnist
+	$(BIN)/robust-ham bench bench_cifar10 $(if $(DATA),--data-root $(DATA))
 
 schema: $(INSTALLED)
 	$(BIN)/robust-ham list schema > configs/schema.json

@@ -10,7 +10,8 @@ The contract of every attack::
   gets wrong comes back untouched.
 - ``outcome``: an ``AttackOutcome``, confirmed on the caller's model.
 - No state, no global random numbers, no printing. Image i gets the same answer alone, in any batch
-  and in any order. A NaN image is a failure; an empty batch gives an empty outcome.
+  and in any order (an attack of foolbox that draws excepted). A NaN image is a failure; an empty
+  batch gives an empty outcome.
 
 A new attack is one file with one function, a line in ``ATTACKS`` and its tests.
 """
@@ -25,9 +26,10 @@ from attacks.deepfool import deepfool
 from attacks.foolbox_attacks import foolbox_attack
 from attacks.outcome import AttackOutcome, margins_of, misclassified
 from attacks.prepare import Model
-from attacks.spatial import spatial_grid, spatial_random, spatial_shift, transformation_grid
+from attacks.spatial import spatial_grid, spatial_random, spatial_shift
 from attacks.stadv import stadv
 from attacks.superdeepfool import superdeepfool
+from attacks.transforms import transformation_grid
 
 __all__ = [
     "ATTACKS",

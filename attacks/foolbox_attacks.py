@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from attacks.deepfool import Norm
+from attacks.boundary import Norm
 from attacks.outcome import AttackOutcome, margins_of, misclassified
 from attacks.prepare import Model, chunks, run_confirmed
 
@@ -152,7 +152,7 @@ def _search(
         rows = part[(clean >= 0) & torch.isfinite(clean)]
         if len(rows) == 0:
             continue
-        counted = _Counted(model)
+        counted = Counted(model)
         with _seeded(seed, images.device):
             found = _attacked(build, counted, images[rows].clamp(0, 1), labels[rows], epsilon)
         with torch.no_grad():
@@ -165,20 +165,16 @@ def _search(
 
 def _attacked(
     build: Any,  # noqa: ANN401
-    model: _Counted,
+    model: nn.Module,
     images: Tensor,
     labels: Tensor,
     epsilon: float | None,
 ) -> Tensor:
     """What foolbox returns for B images; where it finds no start for some, each alone."""
-    package = import_foolbox()
-    wrapped = package.PyTorchModel(model.eval(), bounds=(0, 1), device=images.device)
-    attack = build()
-    arguments = {"epsilons": epsilon} if hasattr(attack, "distance") else {}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            _, clipped, _ = attack(wrapped, images, labels, **arguments)
+            found = call_foolbox(build(), model, images, labels, epsilon)
     except ValueError as error:
         if _NO_START not in str(error):
             raise
@@ -189,12 +185,26 @@ def _attacked(
             for i in range(len(images))
         ]
         return torch.cat(alone)
-    found: Tensor = clipped.detach()
     return torch.where(torch.isfinite(found), found, images)
 
 
-class _Counted(nn.Module):
-    """Counts how many images went through the model, forwards and backwards."""
+def call_foolbox(
+    attack: Any,  # noqa: ANN401
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    epsilon: float | None = None,
+) -> Tensor:
+    """What an attack object of foolbox returns for images (N, C, H, W): same shape."""
+    wrapped = import_foolbox().PyTorchModel(model.eval(), bounds=(0, 1), device=images.device)
+    arguments = {"epsilons": epsilon} if hasattr(attack, "distance") else {}
+    _, clipped, _ = attack(wrapped, images, labels, **arguments)
+    found: Tensor = clipped.detach()
+    return found
+
+
+class Counted(nn.Module):
+    """A model that counts the images that go through it, forwards and backwards."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()
@@ -204,9 +214,10 @@ class _Counted(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) to logits (B, K)."""
         self.forwards += len(images)
-        logits = self.model(images)
-        if logits.requires_grad:
-            logits.register_hook(self._count_backward)
+        if images.requires_grad and torch.is_grad_enabled():
+            images = images.view_as(images)  # the hook must not stay with the caller's tensor
+            images.register_hook(self._count_backward)
+        logits: Tensor = self.model(images)
         return logits
 
     def _count_backward(self, gradient: Tensor) -> None:
@@ -215,12 +226,16 @@ class _Counted(nn.Module):
 
 @contextlib.contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """All global generators seeded, and given back as they were."""
+    """The global generators that foolbox draws from seeded, and given back as they were."""
     of_python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    on_gpu = device.type == "cuda"
+    with torch.random.fork_rng([device] if on_gpu else []):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach every device
+        if on_gpu:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
         random.seed(seed)
-        np.random.seed(seed)  # noqa: NPY002 - foolbox draws from it
+        np.random.seed(seed)  # noqa: NPY002
         try:
             yield
         finally:

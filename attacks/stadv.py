@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from attacks.draws import image_streams
 from attacks.outcome import AttackOutcome, margins_of
 from attacks.prepare import Model, chunks, run_confirmed
 from attacks.warp import warp_flow
@@ -135,9 +134,7 @@ def _search(
 def _start(images: Tensor, seed: int) -> Tensor:
     """A small random flow per image, from its own stream: (N, 2, H, W)."""
     flows = images.new_zeros(len(images), 2, *images.shape[2:])
-    for i, image in enumerate(images.detach().cpu()):
-        digest = hashlib.sha256(f"stadv/{seed}/".encode() + image.float().numpy().tobytes())
-        stream = np.random.default_rng(np.frombuffer(digest.digest(), np.uint32))
+    for i, stream in enumerate(image_streams(images, f"stadv/{seed}/")):
         drawn = stream.normal(0, _START, flows.shape[1:])
         flows[i] = torch.from_numpy(drawn).to(images)
     return flows

@@ -8,13 +8,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from attacks.deepfool import BISECTIONS, check_options, refined
+from attacks.deepfool import BISECTIONS, PRUNE, check_options, refined
 from attacks.deepfool import search as deepfool_search
 from attacks.outcome import AttackOutcome
 from attacks.prepare import Model, chunks, run_confirmed
 
 _WORTHWHILE = 0.99  # an image is done once a round shortens its perturbation by less than this
-_PRUNE = 2.5  # as deepfool's default
 
 
 def superdeepfool(
@@ -78,7 +77,7 @@ def _search(
             steps=steps,
             overshoot=overshoot,
             candidates=candidates,
-            prune=_PRUNE,
+            prune=PRUNE,
             refine=False,
         )
         forwards[live] += found.forwards

@@ -6,7 +6,6 @@ A result carries the key of everything that decides it; only a result with the r
 from __future__ import annotations
 
 import hashlib
-import itertools
 import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -20,6 +19,7 @@ import torch
 from torch import nn
 
 from robust_ham import checkpoints, evaluation, training
+from robust_ham.catalogue import attack_options
 from robust_ham.config import FactoryGroup, ModelGroup, RequestError
 from robust_ham.evaluation import ACCURACY_TOLERANCE
 from robust_ham.models import measure
@@ -27,7 +27,6 @@ from robust_ham.plan import Cell, Plan, zoo_folder
 from robust_ham.store import (
     RunFolder,
     content_key,
-    file_hash,
     read_metadata,
     write_csv,
     write_json,
@@ -92,7 +91,7 @@ def _model_cell(context: Context, spec: ModelGroup, progress: Progress) -> Done:
     return "done" if "done" in (done, predicted) else "already there"
 
 
-def _identity(context: Context, spec: ModelGroup) -> dict[str, Any]:
+def model_identity(context: Context, spec: ModelGroup) -> dict[str, Any]:
     """All that decides a trained model and its card; its hash is the model's key."""
     config, dataset = context.plan.config, context.plan.dataset
     precision = training.resolve_precision(config.training.precision, context.device)
@@ -104,7 +103,7 @@ def _identity(context: Context, spec: ModelGroup) -> dict[str, Any]:
 
 def _train(context: Context, spec: ModelGroup, progress: Progress) -> Done:
     config, dataset = context.plan.config, context.plan.dataset
-    identity = _identity(context, spec)
+    identity = model_identity(context, spec)
     folder = context.run.model(spec.model_id)
     if folder.is_dir():  # what is no longer asked for was set aside
         return "already there"
@@ -178,7 +177,7 @@ def _describe_factory(context: Context, spec: FactoryGroup) -> Done:
         same = card["weights_sha256"] == weights
         if same and card["test_sha256"] == context.plan.dataset.test_hash:
             return "already there"
-        set_aside(context.run, target)
+        context.run.set_aside(target)
     card = _card(context, spec, model, test.num_classes) | {"weights_sha256": weights}
     with writing_folder(target) as temporary:
         write_json(temporary / checkpoints.CARD, card)
@@ -230,7 +229,8 @@ def _attack_cell(context: Context, spec: ModelGroup, attack_id: str, progress: P
     config = context.plan.config
     attack = config.attacks[attack_id]
     card = checkpoints.read_card(context.run.model(spec.model_id))
-    key = content_key({"recipe": _recipe(context, attack_id), "weights": card["weights_sha256"]})
+    recipe = attack_recipe(context, attack_id)
+    key = content_key({"recipe": recipe, "weights": card["weights_sha256"]})
     path = context.run.samples(spec.model_id, attack_id)
     if (read_metadata(path) or {}).get("key") == key:
         return "already there"
@@ -258,7 +258,7 @@ def _attack_cell(context: Context, spec: ModelGroup, attack_id: str, progress: P
     samples.insert(0, "model_id", spec.model_id)
     about = {
         "key": key,
-        "recipe": _recipe(context, attack_id),
+        "recipe": recipe,
         "weights": card["weights_sha256"],
         "attack": attack.attack,
     }
@@ -294,7 +294,7 @@ def halved(margins: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return np.where(lost, -smallest, half)
 
 
-def _recipe(context: Context, attack_id: str) -> str:
+def attack_recipe(context: Context, attack_id: str) -> str:
     """Hash of all that decides an attack's rows but the model."""
     config = context.plan.config
     attack = config.attacks[attack_id]
@@ -302,7 +302,7 @@ def _recipe(context: Context, attack_id: str) -> str:
         context.where
         | {
             "attack": attack.attack,
-            "options": evaluation.attack_options(attack, attack_id),
+            "options": attack_options(attack, attack_id),
             "inputs": context.inputs_key,
             "batch_size": config.evaluation.batch_size,
             "gallery": config.evaluation.gallery,
@@ -310,58 +310,6 @@ def _recipe(context: Context, attack_id: str) -> str:
             "version": evaluation.VERSION,
         }
     )
-
-
-# --- what is no longer asked for -------------------------------------------------------------
-
-
-def set_aside_stale(context: Context) -> None:
-    """Move what another configuration has left, or what is damaged, to ``superseded/``.
-
-    Afterwards the tables of the folder belong to the present configuration, so that a report never
-    mixes two.
-    """
-    run = context.run
-    for spec in context.plan.config.model_specs():
-        folder = run.model(spec.model_id)
-        if folder.is_dir() and not _is_wanted(context, spec, folder):
-            set_aside(run, folder)
-        for attack_id in context.plan.config.attacks:
-            path = run.samples(spec.model_id, attack_id)
-            metadata = read_metadata(path) or {}
-            if path.exists() and metadata.get("recipe") != _recipe(context, attack_id):
-                set_aside(run, path)
-                for made in (run.gallery, run.grid, run.margins, run.adversarials):
-                    made(spec.model_id, attack_id).unlink(missing_ok=True)
-
-
-def _is_wanted(context: Context, spec: ModelGroup, folder: Path) -> bool:
-    """Whether a model's folder is what the configuration asks for, and whole."""
-    if isinstance(spec, FactoryGroup):
-        return True  # judged when the model is there
-    if spec.source == "zoo":
-        source = zoo_folder(context.plan.config, spec)
-        names = (checkpoints.CARD, checkpoints.CURVE)
-        return {p.name for p in folder.iterdir()} == set(names) and all(
-            file_hash(folder / name) == file_hash(source / name) for name in names
-        )
-    try:
-        card = checkpoints.read_card(folder)
-    except RequestError:
-        return False
-    weights = folder / checkpoints.WEIGHTS
-    whole = weights.is_file() and file_hash(weights) == card["weights_sha256"]
-    return whole and card.get("key") == content_key(_identity(context, spec))
-
-
-def set_aside(run: RunFolder, path: Path) -> None:
-    """Move a file or folder of the run to the first free place under ``superseded/``."""
-    place = run.root / "superseded" / path.relative_to(run.root)
-    free = (place.with_name(f"{place.name}.{i}") for i in itertools.count(1))
-    target = next(p for p in free if not p.exists())
-    target.parent.mkdir(parents=True, exist_ok=True)
-    path.replace(target)
-    log.warning("%s is damaged or not what is asked for now: moved to %s", path.name, target)
 
 
 def _save_arrays(path: Path, **arrays: np.ndarray[Any, Any]) -> None:

@@ -133,7 +133,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     return state
 
 
-_YOUNGER_KEYS: dict[str, dict[str, Any]] = {
+_LATER_KEYS: dict[str, dict[str, Any]] = {
     "cnn": {"init": "default", "match": None, "window_layers": "all", "width": 1.0},
     "resnet18_cifar": {"init": "default", "match": None, "first_downsampling": False},
     "factory": {"init": "default", "match": None},
@@ -144,8 +144,8 @@ _YOUNGER_KEYS: dict[str, dict[str, Any]] = {
 def describe(spec: ModelGroup) -> dict[str, Any]:
     """What the card keeps of a model's configuration: all but how it was come by."""
     values: dict[str, Any] = json.loads(spec.model_dump_json(exclude={"sweep", "source"}))
-    younger = _YOUNGER_KEYS.get(values["architecture"], {})
-    return {k: v for k, v in values.items() if k not in younger or v != younger[k]}
+    later = _LATER_KEYS.get(values["architecture"], {})
+    return {k: v for k, v in values.items() if k not in later or v != later[k]}
 
 
 def training_identity(config: Config, spec: ModelGroup) -> dict[str, Any]:

@@ -19,10 +19,10 @@ import typer
 from robust_ham import stopping
 
 if TYPE_CHECKING:
+    from robust_ham.config import Config
     from robust_ham.executors import Monitor
     from robust_ham.plan import Plan
 
-_NO_SIDE_LOBE = -200.0  # dB
 EXIT_ENVIRONMENT, EXIT_REQUEST, EXIT_CELLS = 1, 2, 3
 
 app = typer.Typer(
@@ -64,6 +64,12 @@ def _set_debug(value: bool) -> None:
 Debug = Annotated[
     bool, typer.Option("--debug", callback=_set_debug, help="Show tracebacks and debug messages.")
 ]
+ConfigName = Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped config.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("-o", help="Override a key, as in training.epochs=5.")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Sets evaluation.threads.")]
 DataRoot = Annotated[
     Path | None, typer.Option("--data-root", help="Folder of data sets; before ROBUST_HAM_DATA.")
 ]
@@ -71,16 +77,14 @@ DataRoot = Annotated[
 
 @app.command()
 def run(
-    config: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped config.")],
-    overrides: Annotated[
-        list[str] | None, typer.Option("-o", help="Override a key, as in training.epochs=5.")
-    ] = None,
+    config: ConfigName,
+    overrides: Overrides = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder of the run; default results/<name>.")
     ] = None,
     data_root: DataRoot = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    threads: Annotated[int | None, typer.Option(min=1, help="Sets evaluation.threads.")] = None,
+    device: Device = "auto",
+    threads: Threads = None,
     stop_after: Annotated[
         StopAfter | None, typer.Option(help="Stop after training, or before the report.")
     ] = None,
@@ -91,10 +95,9 @@ def run(
 
     Run the same command again to go on after an interruption: what is done is not done again.
     """
-    from robust_ham.config import RequestError, load_config
+    from robust_ham.config import RequestError
 
-    extra = [f"evaluation.threads={threads}"] if threads else []
-    loaded = load_config(config, [*(overrides or []), *extra])
+    loaded = _load_config(config, overrides, threads)
     folder = out or Path("results") / loaded.name
     _check_attacks_package()
     if not sys.stdout.isatty():
@@ -137,21 +140,16 @@ def list_(
     debug: Debug = False,
 ) -> None:
     """What there is: attacks, models, windows, data sets, configs, config keys, their schema."""
-    listings: dict[Topic, Callable[[], list[tuple[str, str]]]] = {
-        Topic.attacks: _attacks,
-        Topic.models: _models,
-        Topic.windows: _windows,
-        Topic.datasets: _datasets,
-        Topic.configs: _configs,
-        Topic.keys: _keys,
-    }
     if topic == Topic.schema:
         from robust_ham.config import Config
 
         _say(json.dumps(Config.model_json_schema(by_alias=True), indent=1))
         return
-    for name in [topic] if topic else [t for t in listings if t != Topic.keys]:
-        rows = listings[name]()
+    _check_attacks_package()
+    from robust_ham.listing import LISTINGS
+
+    for name in [topic.value] if topic else [name for name in LISTINGS if name != Topic.keys]:
+        rows = LISTINGS[name]()
         width = min(max((len(row[0]) for row in rows), default=0), 44)
         _say(name if topic is None else "")
         for left, right in rows:
@@ -166,8 +164,9 @@ def doctor(data_root: DataRoot = None, debug: Debug = False) -> int:
     _check_attacks_package()
     import torch
 
-    from robust_ham.data import KNOWN, available
+    from robust_ham.data import available
     from robust_ham.manifest import versions
+    from robust_ham.splits import KNOWN
     from robust_ham.training import resolve_precision
 
     for name, version in versions().items():
@@ -186,17 +185,15 @@ def doctor(data_root: DataRoot = None, debug: Debug = False) -> int:
 
 @app.command()
 def bench(
-    config: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped config.")],
-    overrides: Annotated[
-        list[str] | None, typer.Option("-o", help="Override a key, as in evaluation.num_images=50.")
-    ] = None,
+    config: ConfigName,
+    overrides: Overrides = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder; default results/bench/<name>.")
     ] = None,
     data_root: DataRoot = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    threads: Annotated[int | None, typer.Option(min=1, help="Sets evaluation.threads.")] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Times that each library is timed.")] = 5,
+    device: Device = "auto",
+    threads: Threads = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Times that each library is timed.")] = 3,
     libraries: Annotated[
         str | None, typer.Option(help="Comma-separated; default: all that are installed.")
     ] = None,
@@ -207,10 +204,7 @@ def bench(
     Trains or loads the models of the config, then times each of its attacks that another library
     has too. Run the same command again to go on after an interruption.
     """
-    from robust_ham.config import load_config
-
-    extra = [f"evaluation.threads={threads}"] if threads else []
-    loaded = load_config(config, [*(overrides or []), *extra])
+    loaded = _load_config(config, overrides, threads)
     folder = out or Path("results") / "bench" / loaded.name.removeprefix("bench_")
     _check_attacks_package()
     from robust_ham import peers
@@ -218,6 +212,7 @@ def bench(
     from robust_ham.executors import choose_device
     from robust_ham.plan import make_plan
 
+    chosen_device = choose_device(device)
     versions = peers.installed()
     chosen = libraries.split(",") if libraries else list(versions)
     for name, hint in peers.INSTALL.items():
@@ -226,7 +221,7 @@ def bench(
     plan = make_plan(loaded, data_root, attack=False)
     folder.mkdir(parents=True, exist_ok=True)
     with _log_file(folder / "run.log"), _monitor() as monitor:
-        table = measure_all(plan, folder, choose_device(device), chosen, rounds, monitor, _say)
+        table = measure_all(plan, folder, chosen_device, chosen, rounds, monitor, _say)
     from robust_ham.report.benchmark import build_benchmark
 
     made = build_benchmark(folder, table)
@@ -286,6 +281,13 @@ def _check_attacks_package() -> None:
     expected = Path(__file__).resolve().parent.parent / "attacks" / "__init__.py"
     if origin != expected:
         raise RequestError(f"the package `attacks` is not robust-ham's: {origin or 'not found'}")
+
+
+def _load_config(name: str, overrides: list[str] | None, threads: int | None) -> Config:
+    from robust_ham.config_files import load_config
+
+    extra = [f"evaluation.threads={threads}"] if threads else []
+    return load_config(name, [*(overrides or []), *extra])
 
 
 def _show_plan(plan: Plan, folder: Path) -> None:
@@ -411,57 +413,3 @@ class _Bars:
         self.progress.advance(self.run)
         if outcome.startswith("failed"):
             self.progress.console.print(f"{name}: {outcome}", markup=False, highlight=False)
-
-
-def _first_line(thing: object) -> str:
-    return (thing.__doc__ or "").strip().splitlines()[0]
-
-
-def _attacks() -> list[tuple[str, str]]:
-    _check_attacks_package()
-    from attacks import ATTACKS
-
-    return [(name, _first_line(function)) for name, function in ATTACKS.items()]
-
-
-def _models() -> list[tuple[str, str]]:
-    from robust_ham.config import ARCHITECTURES
-
-    return [(name, _first_line(group)) for name, group in ARCHITECTURES.items()]
-
-
-def _windows() -> list[tuple[str, str]]:
-    from robust_ham.windows import PLACEBO, WINDOWS, effective_width, peak_side_lobe, window_1d
-
-    rows = []
-    for name in WINDOWS:
-        taps = window_1d(name, 7)
-        level = peak_side_lobe(taps)
-        lobe = f"side lobes at {level:.1f} dB" if level > _NO_SIDE_LOBE else "no side lobe"
-        rows.append((name, f"at k = 7: {effective_width(taps):.2f} effective taps, {lobe}"))
-    rows.append((PLACEBO, "the values of the Hamming window at random places: no taper"))
-    return rows
-
-
-def _datasets() -> list[tuple[str, str]]:
-    from robust_ham.data import KNOWN, available
-
-    return [
-        (name, available(name) or f"not found; --data-root FOLDER, or {known.get}")
-        for name, known in KNOWN.items()
-    ]
-
-
-def _configs() -> list[tuple[str, str]]:
-    from robust_ham.config import shipped_configs
-
-    return [
-        (name, path.read_text(encoding="utf-8").splitlines()[0].lstrip("# "))
-        for name, path in shipped_configs().items()
-    ]
-
-
-def _keys() -> list[tuple[str, str]]:
-    from robust_ham.config import config_keys
-
-    return [(f"{key} = {default}", text) for key, default, text in config_keys()]

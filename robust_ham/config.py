@@ -8,8 +8,8 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from abc import abstractmethod
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -25,8 +25,10 @@ from pydantic import (
 )
 
 SCHEMA = 1
+OURS = "robust-ham"
+"""What we are called where other libraries stand beside us."""
+
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_MAX_CONFIG_BYTES = 1_000_000
 
 
 class RequestError(Exception):
@@ -164,8 +166,9 @@ class ModelGroup(Section):
             except ValidationError as error:
                 raise ValueError(f"sweep.{first_error(error)}") from None
 
+    @abstractmethod
     def _tag(self) -> str:
-        raise NotImplementedError  # pragma: no cover - each architecture has its own
+        """What the model id says of the architecture."""
 
     @property
     def family(self) -> str:
@@ -432,116 +435,3 @@ def first_error(error: ValidationError) -> str:
     if fault["type"] == "value_error" and where == "models":
         return f"models.{message}"  # the message goes on with the path
     return f"{where}: {message}" if where else message
-
-
-def override(values: dict[str, Any], assignment: str) -> None:
-    """Apply one ``key.sub_key=value`` (the value in YAML) to ``values`` in place.
-
-    Raises:
-        RequestError: no ``=``, or a path through something that is no mapping.
-    """
-    path, separator, text = assignment.partition("=")
-    if not separator or not path:
-        raise RequestError(f"-o {assignment}: expected key=value")
-    node: Any = values
-    *parents, last = path.strip().split(".")
-    for depth, part in enumerate(parents):
-        node = (
-            node[int(part)]
-            if isinstance(node, list) and part.isdigit() and int(part) < len(node)
-            else node.setdefault(part, {})
-            if isinstance(node, dict)
-            else None
-        )
-        if not isinstance(node, dict | list):
-            raise RequestError(f"-o {assignment}: {'.'.join(parents[: depth + 1])} holds no keys")
-    try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError):
-        raise RequestError(f"-o {assignment}: the value is not valid YAML") from None
-    if isinstance(node, list):
-        if not last.isdigit() or int(last) >= len(node):
-            raise RequestError(f"-o {assignment}: expected an index below {len(node)}, got {last}")
-        node[int(last)] = value
-    else:
-        node[last] = value
-
-
-def parse_config(text: str, overrides: list[str] | None = None, origin: str = "config") -> Config:
-    """Check a configuration given as YAML.
-
-    Raises:
-        RequestError: not YAML, an unknown key, a wrong value; the message names it.
-    """
-    try:
-        values = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}" if mark else ""
-        raise RequestError(f"{origin}{line}: not valid YAML") from None
-    if not isinstance(values, dict):
-        raise RequestError(f"{origin}: expected a mapping of keys")
-    for assignment in overrides or []:
-        override(values, assignment)
-    try:
-        return Config.model_validate(values)
-    except ValidationError as error:
-        raise RequestError(f"{origin}: {first_error(error)}") from None
-
-
-def config_folder() -> Path:
-    """Folder of the shipped configurations: inside the wheel, else in the checkout."""
-    inside = Path(__file__).parent / "configs"
-    return inside if inside.is_dir() else Path(__file__).parent.parent / "configs"
-
-
-def shipped_configs() -> dict[str, Path]:
-    """Name and file of every shipped configuration."""
-    return {path.stem: path for path in sorted(config_folder().glob("*.yaml"))}
-
-
-def load_config(name_or_path: str, overrides: list[str] | None = None) -> Config:
-    """Read a configuration by path or by the name of a shipped one.
-
-    Raises:
-        RequestError: not found, too large, or wrong; the message names the culprit.
-    """
-    shipped = shipped_configs()
-    path = Path(name_or_path)
-    if not path.is_file():
-        if name_or_path not in shipped:
-            raise RequestError(
-                f"{name_or_path}: no such file and no shipped config ({', '.join(shipped)})"
-            )
-        path = shipped[name_or_path]
-    if path.stat().st_size > _MAX_CONFIG_BYTES:
-        raise RequestError(f"{path}: expected a config below 1 MB")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise RequestError(f"{path}: not a text file") from None
-    return parse_config(text, overrides, origin=str(name_or_path))
-
-
-def config_keys() -> list[tuple[str, str, str]]:
-    """Every key, its default and its line of documentation."""
-    rows: list[tuple[str, str, str]] = []
-    sections: list[tuple[str, type[BaseModel]]] = [
-        ("", Config),
-        ("dataset.", DatasetConfig),
-        *((f"models[{name}].", group) for name, group in ARCHITECTURES.items()),
-        ("training.", TrainingConfig),
-        ("attacks.<id>.", AttackConfig),
-        ("evaluation.", EvaluationConfig),
-    ]
-    for prefix, section in sections:
-        for name, field in section.model_fields.items():
-            if field.description is None:
-                continue
-            default = (
-                "required"
-                if field.is_required()
-                else json.dumps(field.get_default(call_default_factory=True))
-            )
-            rows.append((prefix + (field.serialization_alias or name), default, field.description))
-    return rows

@@ -6,27 +6,22 @@ more, its pixels are checked against [0, 1], and its distances are measured here
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import inspect
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor, nn
 
-from attacks import ATTACKS, Attack, AttackOutcome, foolbox_attack, margins_of
-from attacks.foolbox_attacks import foolbox_parameters
+from attacks import AttackOutcome, margins_of
 from attacks.prepare import BOX_TOLERANCE, attack_mode
-from attacks.spatial import grid_transforms, shift_transforms
-from robust_ham.config import AttackConfig, RequestError, number
-from robust_ham.data import Split, balanced_order, to_float
+from robust_ham.catalogue import attack_function, attack_options, shared_transforms
+from robust_ham.config import AttackConfig, RequestError
+from robust_ham.splits import Split, balanced_order, to_float
 
 VERSION = 2
 """Raised when the same attack on the same model gives other rows; part of every key."""
@@ -77,84 +72,6 @@ def attacked_images(split: Split, num_images: int, seed: int) -> AttackedImages:
         )
     rows = torch.from_numpy(balanced_order(split.labels, seed)[:num_images])
     return AttackedImages(to_float(split.images[rows]), split.labels[rows], rows.tolist())
-
-
-def attack_function(name: str) -> tuple[Attack, dict[str, inspect.Parameter]]:
-    """The function a config's ``attack`` names, and the options it takes.
-
-    ``foolbox:DDNAttack`` is the catalogue's ``foolbox`` with that attack of foolbox; its options
-    are those of the foolbox attack too.
-
-    Raises:
-        ValueError: there is no such attack.
-    """
-    catalogue_name, colon, foolbox_name = name.partition(":")
-    if catalogue_name not in ATTACKS or (colon and catalogue_name != "foolbox"):
-        raise ValueError(f"expected one of {', '.join(ATTACKS)} or foolbox:NAME, got {name!r}")
-    function = ATTACKS[catalogue_name]
-    signature = inspect.signature(function, eval_str=True)
-    options = {p.name: p for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY}
-    if catalogue_name == "foolbox":
-        chosen = foolbox_name or options["attack"].default
-        del options["attack"]
-        options |= {p.name: p for p in foolbox_parameters(chosen)}
-        return partial(foolbox_attack, attack=chosen), options
-    return function, options
-
-
-def attack_options(config: AttackConfig, attack_id: str) -> dict[str, Any]:
-    """All options of an attack, those not given at the function's defaults.
-
-    Raises:
-        RequestError: unknown attack or option; the message lists what there is.
-    """
-    try:
-        _, parameters = attack_function(config.attack)
-    except ValueError as error:
-        raise RequestError(f"attacks.{attack_id}.attack: {error}") from None
-    options = {name: p.default for name, p in parameters.items()}
-    for name, value in config.options.items():
-        if name not in parameters:
-            raise RequestError(
-                f"attacks.{attack_id}.{name}: unknown option of {config.attack} "
-                f"({', '.join(parameters)})"
-            )
-        options[name] = _typed(value, parameters[name].annotation, f"attacks.{attack_id}.{name}")
-    return options
-
-
-def _typed(value: Any, expected: Any, key: str) -> Any:  # noqa: ANN401
-    """``value`` if it is of the annotated type; text such as 2e-2 or 8/255 may be a number."""
-    check: TypeAdapter[Any] = TypeAdapter(
-        expected,
-        config=ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True),
-    )
-    candidates = [value]
-    if isinstance(value, str):
-        with contextlib.suppress(ValueError):
-            candidates.append(number(value))
-    for candidate in candidates:
-        with contextlib.suppress(ValidationError):
-            return check.validate_python(candidate)
-    described = expected.__name__ if isinstance(expected, type) else str(expected)
-    described = described.replace("typing.", "")
-    raise RequestError(f"{key}: expected {described}, got {value!r}")
-
-
-def check_attack(config: AttackConfig, attack_id: str, image_shape: tuple[int, int, int]) -> None:
-    """Let the attack refuse its options now, on an empty batch, and not after hours.
-
-    Raises:
-        RequestError: unknown option, or a value out of range.
-    """
-    options = attack_options(config, attack_id)
-    images, labels = torch.zeros(0, *image_shape), torch.zeros(0, dtype=torch.int64)
-    try:
-        attack_function(config.attack)[0](lambda x: x.flatten(1), images, labels, **options)
-    except (ValueError, TypeError) as error:
-        raise RequestError(f"attacks.{attack_id}: {error}") from None
-    if not config.has_budget and (config.budget or config.budgets):
-        raise RequestError(f"attacks.{attack_id}.budget: {config.attack} has no distance budget")
 
 
 @torch.no_grad()
@@ -223,6 +140,10 @@ class Evaluation:
         return table
 
 
+def _unseen(done: int, total: int) -> None:
+    """Progress that nobody is told of."""
+
+
 def evaluate(
     model: nn.Module,
     attacked: AttackedImages,
@@ -231,7 +152,7 @@ def evaluate(
     *,
     batch_size: int,
     device: torch.device,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = _unseen,
 ) -> Evaluation:
     """Attack all images and judge what comes back.
 
@@ -247,46 +168,50 @@ def evaluate(
     attack, options = attack_function(config.attack)[0], attack_options(config, attack_id)
     count = len(attacked.labels)
 
-    def rows(part: slice, options: dict[str, Any]) -> tuple[AttackOutcome, pd.DataFrame]:
-        images, labels = attacked.images[part], attacked.labels[part]
-        try:
-            outcome = attack(model, _onto(images, device), _onto(labels, device), **options)
-        except ValueError as error:
-            raise RequestError(f"attacks.{attack_id}: {error}") from None
-        return outcome, judge(model, images, labels, outcome, device)
+    def attacked_rows(
+        options: dict[str, Any], count: int, progress: Progress
+    ) -> tuple[list[AttackOutcome], pd.DataFrame]:
+        """Attack and judge the first ``count`` images, by as many as there is memory for."""
+        nonlocal batch_size
+        outcomes, tables = [], []
+        start = 0
+        while start < count:
+            end = min(start + batch_size, count)
+            images, labels = attacked.images[start:end], attacked.labels[start:end]
+            try:
+                outcome = attack(model, _onto(images, device), _onto(labels, device), **options)
+                table = judge(model, images, labels, outcome, device)
+            except ValueError as error:
+                raise RequestError(f"attacks.{attack_id}: {error}") from None
+            except (MemoryError, RuntimeError) as error:
+                if not _out_of_memory(error) or batch_size == 1:
+                    raise
+                batch_size = max(1, (end - start) // 2)
+                log.warning("%s: memory exhausted; goes on by %d images", attack_id, batch_size)
+                continue
+            outcomes.append(outcome)
+            tables.append(table)
+            start = end
+            progress(start, count)
+        return outcomes, pd.concat(tables, ignore_index=True)
 
     if options.get("prune") is not None:
-        first = slice(PRUNE_CHECK_IMAGES)
         unpruned = options | {"prune": None}
-        if not same_answer(rows(first, options)[1], rows(first, unpruned)[1], config.norm):
+        first = min(PRUNE_CHECK_IMAGES, count)
+        pruned, full = (attacked_rows(o, first, _unseen)[1] for o in (options, unpruned))
+        if not same_answer(pruned, full, config.norm):
             log.warning("%s: pruning changes the answer; run without it", attack_id)
             options = unpruned
-    tables, adversarials, margins = [], [], []
-    start = 0
-    while start < count:
-        try:
-            outcome, table = rows(slice(start, start + batch_size), options)
-        except (MemoryError, RuntimeError) as error:
-            if not _out_of_memory(error) or batch_size == 1:
-                raise
-            batch_size = max(1, min(batch_size, count) // 2)
-            log.warning("%s: memory exhausted; goes on by %d images", attack_id, batch_size)
-            continue
-        tables.append(table)
-        adversarials.append(outcome.images.cpu())
-        if outcome.margins is not None:
-            margins.append(outcome.margins.cpu())
-        start += batch_size
-        progress(min(start, count), count)
-    samples = pd.concat(tables, ignore_index=True)
+    outcomes, samples = attacked_rows(options, count, progress)
     samples.insert(0, "sample_id", attacked.sample_ids)
-    found = torch.cat(adversarials)
+    found = torch.cat([outcome.images.cpu() for outcome in outcomes])
+    margins = [outcome.margins.cpu() for outcome in outcomes if outcome.margins is not None]
     return Evaluation(
         samples,
         found,
         _gallery(attacked, found, samples),
         torch.cat(margins) if margins else None,
-        _shared_transforms(config.attack, options, attacked.images.shape),
+        shared_transforms(config.attack, options, attacked.images.shape),
     )
 
 
@@ -300,15 +225,6 @@ def _out_of_memory(error: Exception) -> bool:
     """Whether torch, on a GPU or the CPU, or Python found no memory."""
     kinds = (MemoryError, torch.OutOfMemoryError)
     return isinstance(error, kinds) or "can't allocate memory" in str(error)
-
-
-def _shared_transforms(attack: str, options: dict[str, Any], shape: Sequence[int]) -> Tensor | None:
-    """Candidates of an attack that tries the same ones on every image."""
-    grids = {"spatial_grid": grid_transforms, "spatial_shift": shift_transforms}
-    if attack not in grids:
-        return None
-    names = inspect.signature(grids[attack]).parameters
-    return grids[attack](shape, **{name: options[name] for name in names if name in options})
 
 
 def same_answer(pruned: pd.DataFrame, full: pd.DataFrame, norm: str) -> bool:

@@ -13,10 +13,11 @@ from typing import Protocol
 import torch
 
 from robust_ham import stopping
-from robust_ham.cells import Context, run_cell, set_aside_stale, write_inputs, write_timings
+from robust_ham.cells import Context, run_cell, write_inputs, write_timings
 from robust_ham.config import RequestError
 from robust_ham.manifest import write_manifest
 from robust_ham.plan import Plan
+from robust_ham.stale import set_aside_stale
 from robust_ham.store import RunFolder
 
 log = logging.getLogger(__name__)

@@ -20,11 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attacks.foolbox_attacks import import_foolbox
-from attacks.spatial import translation_limit
-from robust_ham.evaluation import attack_function
+from attacks.foolbox_attacks import call_foolbox, import_foolbox
+from attacks.transforms import translation_limit
+from robust_ham.catalogue import attack_function
+from robust_ham.config import OURS
 
-OURS = "robust-ham"
 DISTRIBUTIONS = {
     OURS: "robust-ham",
     "foolbox": "foolbox",
@@ -38,7 +38,6 @@ INSTALL = {
     "ART": "pip install adversarial-robustness-toolbox",
 }
 _ART_BATCH = 64
-
 
 Options = dict[str, Any]
 Run = Callable[[nn.Module, Tensor, Tensor, Options], Tensor]
@@ -120,15 +119,6 @@ def _quiet() -> Iterator[None]:
             logging.disable(before)
 
 
-def _foolbox(model: nn.Module, images: Tensor, labels: Tensor, attack: Any) -> Tensor:  # noqa: ANN401
-    package = import_foolbox()
-    wrapped = package.PyTorchModel(model, bounds=(0, 1), device=images.device)
-    arguments = {"epsilons": None} if hasattr(attack, "distance") else {}
-    _, found, _ = attack(wrapped, images, labels, **arguments)
-    result: Tensor = found
-    return result
-
-
 def _foolbox_deepfool(model: nn.Module, images: Tensor, labels: Tensor, options: Options) -> Tensor:
     attacks = import_foolbox().attacks
     wanted = attacks.L2DeepFoolAttack if options["norm"] == "l2" else attacks.LinfDeepFoolAttack
@@ -138,7 +128,7 @@ def _foolbox_deepfool(model: nn.Module, images: Tensor, labels: Tensor, options:
         candidates=None if every else options["candidates"],
         overshoot=options["overshoot"],
     )
-    return _foolbox(model, images, labels, attack)
+    return call_foolbox(attack, model, images, labels)
 
 
 def _foolbox_spatial(model: nn.Module, images: Tensor, labels: Tensor, options: Options) -> Tensor:
@@ -148,7 +138,7 @@ def _foolbox_spatial(model: nn.Module, images: Tensor, labels: Tensor, options: 
         num_translations=options["num_translations"],
         num_rotations=options["num_rotations"],
     )
-    return _foolbox(model, images, labels, attack)
+    return call_foolbox(attack, model, images, labels)
 
 
 def _adv_lib_deepfool(model: nn.Module, images: Tensor, labels: Tensor, options: Options) -> Tensor:

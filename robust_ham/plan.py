@@ -11,9 +11,10 @@ from pathlib import Path
 import torch
 
 from robust_ham import checkpoints
+from robust_ham.catalogue import check_attack
 from robust_ham.config import Config, FactoryGroup, ModelGroup, RequestError
 from robust_ham.data import Dataset
-from robust_ham.evaluation import AttackedImages, attacked_images, check_attack
+from robust_ham.evaluation import AttackedImages, attacked_images
 from robust_ham.models import MODELS
 from robust_ham.models.matching import resolve_matches
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
+import logging
 import os
 import shutil
 import zipfile
@@ -24,6 +26,8 @@ import pyarrow.parquet as pq
 
 from robust_ham.config import SCHEMA, RequestError
 from robust_ham.stopping import uninterrupted
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,15 @@ class RunFolder:
     def adversarials(self, model_id: str, attack_id: str) -> Path:
         """All adversarial images."""
         return self.root / "adversarials" / model_id / f"{attack_id}.npz"
+
+    def set_aside(self, path: Path) -> None:
+        """Move a file or folder of the run to the first free place under ``superseded/``."""
+        place = self.root / "superseded" / path.relative_to(self.root)
+        free = (place.with_name(f"{place.name}.{i}") for i in itertools.count(1))
+        target = next(p for p in free if not p.exists())
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.replace(target)
+        log.warning("%s is damaged or not what is asked for now: moved to %s", path.name, target)
 
 
 def content_key(content: Any) -> str:  # noqa: ANN401

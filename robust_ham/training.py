@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from torch.optim import lr_scheduler
 
 from robust_ham.config import ModelGroup, TrainingConfig
-from robust_ham.data import Split, to_float
 from robust_ham.models import Normalize, build
+from robust_ham.splits import Split, to_float
 
 VERSION = 1
 """Raised when the same configuration gives other weights than before; part of every model's key."""

@@ -17,8 +17,9 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from robust_ham.config import CnnGroup, DatasetConfig, TrainingConfig
-from robust_ham.data import Split, load_split
+from robust_ham.data import load_split
 from robust_ham.models import build
+from robust_ham.splits import Split
 from robust_ham.training import resolve_precision, train
 
 ROUNDS, IMAGES, THREADS = 5, 6000, 2

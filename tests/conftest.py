@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from robust_ham import checkpoints, cli
 from robust_ham.config import DatasetConfig
-from robust_ham.data import balanced_order, load_split, to_float
+from robust_ham.data import load_split
 from robust_ham.plan import ZOO
+from robust_ham.splits import balanced_order, to_float
 
 torch.set_num_threads(2)
 

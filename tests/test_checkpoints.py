@@ -65,7 +65,7 @@ def test_nothing_half_written(saved, monkeypatch):
     assert [p.name for p in folder.parent.iterdir()] == [folder.name]
 
 
-def refused(folder, message):
+def assert_refused(folder, message):
     with pytest.raises(RequestError, match=message) as error:
         checkpoints.load(folder)
     assert "\n" not in str(error.value)
@@ -76,15 +76,15 @@ def test_damaged_files_are_named(saved):
     weights = folder / "model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    refused(folder, r"model.safetensors: not the weights that the card names")
+    assert_refused(folder, r"model.safetensors: not the weights that the card names")
     weights.unlink()
-    refused(folder, "model.safetensors: no such file")
+    assert_refused(folder, "model.safetensors: no such file")
     card = (folder / "model.json").read_text()
     for content in ("{", "[]", "{}", card.replace('"schema": 1', '"schema": 9')):
         (folder / "model.json").write_text(content)
-        refused(folder, "model.json")
+        assert_refused(folder, "model.json")
     (folder / "model.json").write_text(card.replace("hamming", "humming"))
-    refused(folder, "model.json: does not describe a model")
+    assert_refused(folder, "model.json: does not describe a model")
 
 
 @pytest.mark.parametrize(

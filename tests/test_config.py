@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from robust_ham.config import (
-    RequestError,
+from robust_ham.config import RequestError
+from robust_ham.config_files import (
     config_folder,
     config_keys,
     load_config,

@@ -15,7 +15,8 @@ from PIL import Image
 
 from robust_ham import data
 from robust_ham.config import DatasetConfig, RequestError
-from robust_ham.data import Dataset, balanced_order, load_split, load_train_validation, to_float
+from robust_ham.data import Dataset, load_split, load_train_validation
+from robust_ham.splits import balanced_order, to_float
 
 
 def mnist_like(count=30, size=28, seed=0):
@@ -138,7 +139,7 @@ def test_classes_are_those_of_the_training_folders(tmp_path):
     assert split.labels.tolist() == [0, 2]  # class1 has no test image and keeps its place
     assert split.num_classes == 3
     write_folders(tmp_path / "pets/test", images[:1], labels[:1] + 7)
-    refused("pets", tmp_path, "class class7 is not in .*train")
+    assert_refused("pets", tmp_path, "class class7 is not in .*train")
 
 
 def test_sixteen_bit_images_keep_their_grey_levels(tmp_path):
@@ -218,16 +219,18 @@ def test_to_float_is_the_pixel_over_255():
 # --- what is wrong is said in one line that names the file --------------------------------------
 
 
-def refused(name, root, message, **options):
+def assert_refused(name, root, message, **options):
     with pytest.raises(RequestError, match=message) as error:
         load_split(DatasetConfig(name=name, **options), "test", root)
     assert "\n" not in str(error.value)
 
 
 def test_missing_data_names_the_places_and_how_to_get_it(tmp_path):
-    refused("cifar10", tmp_path, f"not found in {tmp_path}.*to get it: -o dataset.download=true")
-    refused("nothing_such", tmp_path, "not found in .*nothing_such; to get it: --data-root")
-    refused("mnist", tmp_path / "gone", "--data-root: expected a folder, got .*gone")
+    assert_refused(
+        "cifar10", tmp_path, f"not found in {tmp_path}.*to get it: -o dataset.download=true"
+    )
+    assert_refused("nothing_such", tmp_path, "not found in .*nothing_such; to get it: --data-root")
+    assert_refused("mnist", tmp_path / "gone", "--data-root: expected a folder, got .*gone")
 
 
 def test_idx_files_that_are_damaged(tmp_path):
@@ -238,47 +241,49 @@ def test_idx_files_that_are_damaged(tmp_path):
     whole = path.read_bytes()
     for content in (whole[:-1], whole + b"x", whole[:3], b"", b"\xff" * 16 + whole[16:]):
         path.write_bytes(content)
-        refused("mnist", tmp_path, "t10k-images-idx3-ubyte")
+        assert_refused("mnist", tmp_path, "t10k-images-idx3-ubyte")
     path.unlink()
-    refused("mnist", tmp_path, "has images or labels of mnist, not both")
+    assert_refused("mnist", tmp_path, "has images or labels of mnist, not both")
     (raw / "t10k-images-idx3-ubyte.gz").write_bytes(gzip.compress(whole)[:-20])
-    refused("mnist", tmp_path, "damaged file")
+    assert_refused("mnist", tmp_path, "damaged file")
     write_idx(raw, "t10k", images, labels[:4])
-    refused("mnist", tmp_path, "5 images, 4 labels")
+    assert_refused("mnist", tmp_path, "5 images, 4 labels")
 
 
 def test_labels_out_of_range(tmp_path):
     images, labels = mnist_like(5)
     write_idx(tmp_path / "MNIST/raw", "t10k", images, labels + 9)
-    refused("mnist", tmp_path, "label out of range: expected 0 … 9, got 13")
+    assert_refused("mnist", tmp_path, "label out of range: expected 0 … 9, got 13")
     write_parquet(tmp_path / "mine/test-0.parquet", images, [0, 1, 2, -1, 0])
-    refused("mine", tmp_path, "label out of range: .* got -1")
+    assert_refused("mine", tmp_path, "label out of range: .* got -1")
 
 
 def test_parquet_files_that_are_damaged(tmp_path):
     path = tmp_path / "mine/test-0.parquet"
     images, labels = mnist_like(5)
     write_parquet(path, images, labels, image="picture")
-    refused("mine", tmp_path, r"test-0.parquet: expected columns image \(or img\) and label")
+    assert_refused("mine", tmp_path, r"test-0.parquet: expected columns image \(or img\) and label")
     write_parquet(path, images, labels)
     path.write_bytes(path.read_bytes()[:-30])
-    refused("mine", tmp_path, "test-0.parquet: damaged or unreadable")
+    assert_refused("mine", tmp_path, "test-0.parquet: damaged or unreadable")
     pq.write_table(pa.table({"image": [{"bytes": b"no image"}], "label": [0]}), path)
-    refused("mine", tmp_path, "test-0.parquet row 0: not an image")
+    assert_refused("mine", tmp_path, "test-0.parquet row 0: not an image")
     pq.write_table(pa.table({"image": ["a string"], "label": [0]}), path)
-    refused("mine", tmp_path, "test-0.parquet row 0: expected the image as bytes")
+    assert_refused("mine", tmp_path, "test-0.parquet row 0: expected the image as bytes")
 
 
 def test_folders_of_the_wrong_layout(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/readme.txt").write_text("hello")
-    refused("mine", tmp_path, "mine: wrong layout: expected test-\\*.parquet or test/<class>/")
+    assert_refused(
+        "mine", tmp_path, "mine: wrong layout: expected test-\\*.parquet or test/<class>/"
+    )
     (tmp_path / "mine/test").mkdir()
-    refused("mine", tmp_path, "test: wrong layout: expected one sub-folder per class")
+    assert_refused("mine", tmp_path, "test: wrong layout: expected one sub-folder per class")
     (tmp_path / "mine/test/a").mkdir()
-    refused("mine", tmp_path, "no image files")
+    assert_refused("mine", tmp_path, "no image files")
     (tmp_path / "mine/test/a/x.png").write_bytes(b"broken")
-    refused("mine", tmp_path, "x.png: not an image")
+    assert_refused("mine", tmp_path, "x.png: not an image")
 
 
 def test_cifar_in_torchvisions_layout(tmp_path, monkeypatch):
@@ -292,7 +297,7 @@ def test_cifar_in_torchvisions_layout(tmp_path, monkeypatch):
     meta = pickle.dumps({"label_names": [str(i) for i in range(10)]})
     (folder / "test_batch").write_bytes(batch)
     (folder / "batches.meta").write_bytes(meta)
-    refused("cifar10", tmp_path, "cifar-10-batches-py: damaged or incomplete")
+    assert_refused("cifar10", tmp_path, "cifar-10-batches-py: damaged or incomplete")
     digests = [hashlib.md5(content).hexdigest() for content in (batch, meta)]
     monkeypatch.setattr(datasets.CIFAR10, "train_list", [])
     monkeypatch.setattr(datasets.CIFAR10, "test_list", [["test_batch", digests[0]]])

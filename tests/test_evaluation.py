@@ -9,19 +9,19 @@ import torch
 from conftest import fashion_images, zoo_model
 
 from attacks import ATTACKS, AttackOutcome
+from robust_ham.catalogue import attack_options, check_attack
 from robust_ham.cells import halved
 from robust_ham.config import AttackConfig, DatasetConfig, RequestError
-from robust_ham.data import Split, load_split
+from robust_ham.data import load_split
 from robust_ham.evaluation import (
     accuracy,
-    attack_options,
     attacked_images,
-    check_attack,
     evaluate,
     judge,
     predictions,
     same_answer,
 )
+from robust_ham.splits import Split
 
 CPU = torch.device("cpu")
 
@@ -276,6 +276,9 @@ def test_exhausted_memory_halves_the_batch_and_is_said_once_per_halving(caplog):
     assert said == [f"deepfool: memory exhausted; goes on by {n} images" for n in (10, 5)]
     expected = evaluate(zoo_model(3, "none"), attacked, config, "deepfool", **options)
     pd.testing.assert_series_equal(found.samples["status"], expected.samples["status"])
+    pruning = AttackConfig(attack="deepfool", steps=3)  # so is the check of pruning
+    checked = evaluate(Hungry(), attacked, pruning, "deepfool", **options)
+    pd.testing.assert_series_equal(checked.samples["status"], expected.samples["status"])
     with pytest.raises(torch.OutOfMemoryError):
         evaluate(Starved(), attacked, config, "deepfool", **options)
 

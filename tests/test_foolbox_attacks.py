@@ -14,8 +14,9 @@ from conftest import TINY_RUN, fashion_images, zoo_model
 from torch import Tensor, nn
 
 from attacks import foolbox_attack
-from robust_ham.config import RequestError, parse_config
-from robust_ham.evaluation import attack_options, check_attack
+from robust_ham.catalogue import attack_options, check_attack
+from robust_ham.config import RequestError
+from robust_ham.config_files import parse_config
 
 
 def test_same_images_as_foolbox_by_hand() -> None:

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 import robust_ham
-from robust_ham.config import config_folder
+from robust_ham.config_files import config_folder
 
 ROOT = Path(__file__).parent.parent
 USE = """
 import sys
 sys.argv = ["robust-ham", "run", "smoke", "--dry-run"]
 import attacks, robust_ham, robust_ham.plan
-from robust_ham.config import config_folder
+from robust_ham.config_files import config_folder
 from robust_ham.data import PACKAGED
 assert attacks.__file__.startswith({target!r}), attacks.__file__
 assert robust_ham.__file__.startswith({target!r})

@@ -13,7 +13,7 @@ from attacks import (
     spatial_shift,
     transformation_grid,
 )
-from attacks.spatial import search_order
+from attacks.transforms import search_order
 from attacks.warp import sampling_grids, shift, warp
 
 SMALL = {"num_rotations": 7, "num_translations": 3}

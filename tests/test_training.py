@@ -6,8 +6,8 @@ import torch
 from torch.nn import functional as F
 
 from robust_ham.config import CnnGroup, TrainingConfig
-from robust_ham.data import Split
 from robust_ham.models import Normalize, build
+from robust_ham.splits import Split
 from robust_ham.training import (
     VERSION,
     Batches,

@@ -21,7 +21,8 @@ from robust_ham.analysis.statistics import (
     median_interval,
     wilson,
 )
-from robust_ham.config import AttackConfig, Config, ModelGroup, RequestError, parse_config
+from robust_ham.config import AttackConfig, Config, ModelGroup, RequestError
+from robust_ham.config_files import parse_config
 from robust_ham.store import RunFolder, read_json, read_metadata, read_table, reading
 
 SUMMARY_COLUMNS = (

@@ -122,6 +122,23 @@ def compensate(network: nn.Module) -> None:
             module.weight /= (module.window**2).mean().sqrt()
 
 
+def num_params(model: nn.Module) -> int:
+    """Trainable parameters."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def num_flops(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
+    """FLOPs of one image, by torch's counter."""
+    parameter = next(model.parameters(), torch.zeros(0))
+    image = torch.zeros(1, *image_shape, device=parameter.device, dtype=parameter.dtype)
+    was_training = model.training
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        model.eval()(image)
+    model.train(was_training)
+    return counter.get_total_flops()
+
+
 @dataclass(frozen=True)
 class Size:
     """What a network costs and how wide its kernels are."""
@@ -134,16 +151,9 @@ class Size:
 
 def measure(model: nn.Module, spec: ModelGroup, image_shape: tuple[int, int, int]) -> Size:
     """Trainable parameters, FLOPs of one image (torch's counter) and effective widths in taps."""
-    parameter = next(model.parameters(), torch.zeros(0))
-    image = torch.zeros(1, *image_shape, device=parameter.device, dtype=parameter.dtype)
-    was_training = model.training
-    counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
-        model.eval()(image)
-    model.train(was_training)
     return Size(
-        params=sum(p.numel() for p in model.parameters() if p.requires_grad),
-        flops=counter.get_total_flops(),
+        params=num_params(model),
+        flops=num_flops(model, image_shape),
         effective_width=nominal_width(spec.window, spec.kernel_size),
         effective_width_learned=learned_width(model),
     )

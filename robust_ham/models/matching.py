@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from robust_ham.config import Config, MatchConfig, ModelGroup, ResNet18CifarGroup
-from robust_ham.models import MODELS
+from robust_ham.models import MODELS, num_flops, num_params
 
 STEP = 64
 """Widths are multiples of 1/64, as channels are."""
@@ -70,12 +68,7 @@ def _matched(spec: ModelGroup, image_shape: tuple[int, int, int], num_classes: i
 def count(
     spec: ModelGroup, match: MatchConfig, image_shape: tuple[int, int, int], num_classes: int
 ) -> int:
-    """Trainable parameters, or FLOPs of one image by torch's counter; nothing is computed."""
+    """Trainable parameters, or FLOPs of one image; nothing is computed."""
     with torch.device("meta"):
-        model: nn.Module = MODELS[type(spec)](spec, image_shape[0], num_classes)
-        if match.to == "params":
-            return sum(p.numel() for p in model.parameters())
-        counter = FlopCounterMode(display=False)
-        with torch.no_grad(), counter:
-            model.eval()(torch.zeros(1, *image_shape))
-        return counter.get_total_flops()
+        model = MODELS[type(spec)](spec, image_shape[0], num_classes)
+    return num_params(model) if match.to == "params" else num_flops(model, image_shape)

@@ -1,0 +1,16 @@
+"""Random numbers that depend on a seed and an image's own bytes, and on nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+import numpy as np
+from torch import Tensor
+
+
+def image_streams(images: Tensor, key: str) -> Iterator[np.random.Generator]:
+    """A generator for each of ``images`` (N, C, H, W), keyed by ``key`` and the float32 pixels."""
+    for image in images.detach().cpu():
+        digest = hashlib.sha256(key.encode() + image.float().numpy().tobytes()).digest()
+        yield np.random.default_rng(np.frombuffer(digest, np.uint32))
