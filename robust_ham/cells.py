@@ -5,6 +5,7 @@ A result carries the key of everything that decides it; only a result with the r
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 from collections.abc import Callable
@@ -18,7 +19,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from robust_ham import checkpoints, evaluation, training
+from robust_ham import checkpoints, distributed, evaluation, training
 from robust_ham.catalogue import attack_options
 from robust_ham.config import FactoryGroup, ModelGroup, RequestError
 from robust_ham.evaluation import ACCURACY_TOLERANCE
@@ -34,6 +35,7 @@ from robust_ham.store import (
     writing,
     writing_folder,
 )
+from robust_ham.unfinished import Unfinished
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +96,8 @@ def _model_cell(context: Context, spec: ModelGroup, progress: Progress) -> Done:
 def model_identity(context: Context, spec: ModelGroup) -> dict[str, Any]:
     """All that decides a trained model and its card; its hash is the model's key."""
     config, dataset = context.plan.config, context.plan.dataset
-    precision = training.resolve_precision(config.training.precision, context.device)
+    asked = config.training_of(spec).precision
+    precision = training.resolve_precision(asked, context.device)
     identity = checkpoints.training_identity(config, spec)
     identity["training"]["precision"] = precision
     data = dataset.hashes | {"test": dataset.test_hash}
@@ -105,17 +108,22 @@ def _train(context: Context, spec: ModelGroup, progress: Progress) -> Done:
     config, dataset = context.plan.config, context.plan.dataset
     identity = model_identity(context, spec)
     folder = context.run.model(spec.model_id)
-    if folder.is_dir():  # what is no longer asked for was set aside
+    there = folder.is_dir()  # what is no longer asked for was set aside
+    if distributed.agreed(there, context.device):
         return "already there"
+    unfinished = Unfinished(context.run.unfinished(spec.model_id), content_key(identity))
     model, curve = training.train(
         spec,
-        config.training,
+        config.training_of(spec),
         dataset.train,
         dataset.validation,
         device=context.device,
         precision=identity["training"]["precision"],
         progress=progress,
+        unfinished=unfinished,
     )
+    if distributed.rank() > 0:
+        return "done"  # the first process writes
     model = model.cpu()
     last = curve.iloc[-1].to_dict()
     card = _card(context, spec, model, dataset.train.num_classes) | {
@@ -128,14 +136,25 @@ def _train(context: Context, spec: ModelGroup, progress: Progress) -> Done:
             "num_validation": config.dataset.num_validation,
             "sha256": dataset.hashes,
         },
-        "trained_on": context.where | {"torch": torch.__version__},
+        "trained_on": context.where
+        | {"torch": torch.__version__, "processes": distributed.num_processes()},
         "train_loss": last["train_loss"],
         "train_accuracy": last["train_accuracy"],
         "validation_loss": last["validation_loss"],
         "validation_accuracy": last["validation_accuracy"],
     }
     checkpoints.save(folder, model, card, curve)
+    unfinished.remove()
     return "done"
+
+
+def help_train(context: Context) -> None:
+    """What all processes but the first do: their share of every training, and nothing else."""
+    for cell in context.plan.cells:
+        spec = cell.spec
+        if cell.attack_id is None and spec.source == "train" and not isinstance(spec, FactoryGroup):
+            with contextlib.suppress(training.TrainingError):  # the first process notes it
+                _train(context, spec, lambda done, total: None)
 
 
 def _card(context: Context, spec: ModelGroup, model: nn.Module, num_classes: int) -> dict[str, Any]:

@@ -140,17 +140,24 @@ _LATER_KEYS: dict[str, dict[str, Any]] = {
 }
 """Keys that older cards of an architecture do not have, and what these cards mean."""
 
+_LATER_TRAINING_KEYS = {"warmup_epochs": 0, "accumulate": 1}
+"""The same for recipes."""
+
 
 def describe(spec: ModelGroup) -> dict[str, Any]:
     """What the card keeps of a model's configuration: all but how it was come by."""
-    values: dict[str, Any] = json.loads(spec.model_dump_json(exclude={"sweep", "source"}))
+    values: dict[str, Any] = json.loads(
+        spec.model_dump_json(exclude={"sweep", "source", "training"})
+    )
     later = _LATER_KEYS.get(values["architecture"], {})
     return {k: v for k, v in values.items() if k not in later or v != later[k]}
 
 
 def training_identity(config: Config, spec: ModelGroup) -> dict[str, Any]:
     """The part of a configuration that decides what a trained model is."""
-    training: dict[str, Any] = json.loads(config.training.model_dump_json())
+    values: dict[str, Any] = json.loads(config.training_of(spec).model_dump_json())
+    later = _LATER_TRAINING_KEYS
+    training = {k: v for k, v in values.items() if k not in later or v != later[k]}
     return {"model": describe(spec) | {"prefix": None}, "training": training}
 
 

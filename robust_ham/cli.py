@@ -100,19 +100,25 @@ def run(
     loaded = _load_config(config, overrides, threads)
     folder = out or Path("results") / loaded.name
     _check_attacks_package()
-    if not sys.stdout.isatty():
-        _say(f"{loaded.name}: {len(loaded.model_specs())} models, {len(loaded.attacks)} attacks")
+    from robust_ham import distributed
     from robust_ham.executors import choose_device, run_inline
     from robust_ham.plan import make_plan
 
+    if distributed.launched() and stop_after != StopAfter.train:
+        raise RequestError("torchrun is for training: add --stop-after train, then run without it")
+    if not sys.stdout.isatty() and not distributed.launched():
+        _say(f"{loaded.name}: {len(loaded.model_specs())} models, {len(loaded.attacks)} attacks")
     chosen = choose_device(device)
     plan = make_plan(loaded, data_root, attack=stop_after != StopAfter.train)
     if dry_run:
         _show_plan(plan, folder)
         return 0
-    folder.mkdir(parents=True, exist_ok=True)
-    with _log_file(folder / "run.log"), _monitor() as monitor:
-        num_failed = run_inline(plan, folder, chosen, monitor)
+    with distributed.joined(chosen) as own:
+        if distributed.rank() > 0:
+            return run_inline(plan, folder, own)
+        folder.mkdir(parents=True, exist_ok=True)
+        with _log_file(folder / "run.log"), _monitor() as monitor:
+            num_failed = run_inline(plan, folder, own, monitor)
     if num_failed:
         _complain(f"{num_failed} of {len(plan.cells)} cells failed: {folder / 'failures.jsonl'}")
     if stop_after is None:

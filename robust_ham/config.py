@@ -89,6 +89,14 @@ class DatasetConfig(Section):
         description="training images held out after those for the validation columns; 0: the "
         "columns show the test split, which decides nothing",
     )
+    num_test: int | None = Field(
+        None, ge=1, description="test images used, the first of the split; null: all found"
+    )
+    stream: bool = Field(
+        False,
+        description="training images are read from class folders when they are needed: for data "
+        "sets too large for memory",
+    )
     image_size: int | None = Field(
         None, ge=1, description="28×28 to 14 subsamples every second pixel; folders: resize, crop"
     )
@@ -97,12 +105,21 @@ class DatasetConfig(Section):
     )
     download: bool = Field(False, description="let torchvision download what is not found")
 
+    @model_validator(mode="after")
+    def _can_stream(self) -> DatasetConfig:
+        if self.stream and self.image_size is None:
+            raise ValueError("image_size: needed where stream is true")
+        if self.stream and self.num_validation:
+            raise ValueError("num_validation: not where stream is true")
+        return self
+
 
 class MatchConfig(Section):
     """The reference whose count a network's width is fitted to, in steps of 1/64."""
 
     to: Literal["params", "flops"] = Field("params", description="what is to be equal")
-    kernel_size: OddSize = Field(3, description="kernel size of the reference, of width 1")
+    kernel_size: OddSize = Field(3, description="kernel size of the reference")
+    width: Number = Field(1.0, gt=0, le=16, description="width multiplier of the reference")
     factorised: bool = Field(False, description="whether the reference is factorised")
 
 
@@ -127,6 +144,11 @@ class ModelGroup(Section):
         None,
         description="{to: params or flops, kernel_size: 3}: find the width at which this network "
         "counts as much as the same with that kernel size and width 1; cnn, resnet18_cifar",
+    )
+    training: dict[str, Any] = Field(
+        default_factory=dict,
+        description="keys of training that differ for this group, as {weight_decay: 0}; its prefix "
+        "tells its models from those of another group",
     )
     prefix: SafeName | None = Field(None, description="put before the model id")
     sweep: dict[str, list[Any]] = Field(
@@ -176,6 +198,7 @@ class ModelGroup(Section):
         tag = self._tag() + ("" if self.init == "default" else f"-{self.init}")
         if self.match is not None:
             tag += f"-{self.match.to}{self.match.kernel_size}"
+            tag += "" if self.match.width == 1 else f"x{self.match.width:g}"
         return f"{self.prefix}-{tag}" if self.prefix else tag
 
     @property
@@ -286,12 +309,28 @@ class TrainingConfig(Section):
         "one_cycle", description="one_cycle (30 % up, cosine), step (×0.1 at milestones), constant"
     )
     milestones: tuple[int, ...] = Field((), description="epochs at which step multiplies by 0.1")
-    augment: tuple[Literal["flip", "crop"], ...] = Field(
-        ("flip", "crop"), description="per image: horizontal flip; crop after padding by 4"
+    warmup_epochs: int = Field(
+        0, ge=0, description="epochs in which the rate of step and constant first grows to lr"
+    )
+    augment: tuple[Literal["flip", "crop", "resized_crop"], ...] = Field(
+        ("flip", "crop"),
+        description="per image: horizontal flip; crop after padding by 4; resized_crop: a crop of "
+        "10 to 100 % of the area, aspect 0.8 to 1.25, of images read from class folders as needed",
+    )
+    accumulate: int = Field(
+        1, ge=1, description="parts in which a process computes its share of a batch, one by one"
     )
     precision: Literal["auto", "bf16", "float32"] = Field(
         "auto", description="auto: bf16 autocast where the device computes in it, else float32"
     )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> TrainingConfig:
+        if self.schedule == "one_cycle" and self.warmup_epochs:
+            raise ValueError("warmup_epochs: one_cycle has its own")
+        if self.accumulate > self.batch_size:
+            raise ValueError(f"accumulate: expected at most batch_size = {self.batch_size}")
+        return self
 
 
 class AttackConfig(BaseModel):
@@ -395,6 +434,23 @@ class Config(Section):
             seen.add(spec.model_id)
         return self
 
+    @model_validator(mode="after")
+    def _trainings(self) -> Config:
+        for spec in self.model_specs():
+            augment = self.training_of(spec).augment
+            if self.dataset.stream and "crop" in augment:
+                raise ValueError("training.augment: crop is for images in memory; resized_crop")
+            if not self.dataset.stream and "resized_crop" in augment:
+                raise ValueError("training.augment: resized_crop needs dataset.stream: true")
+        return self
+
+    def training_of(self, spec: ModelGroup) -> TrainingConfig:
+        """``training`` with what differs for this model."""
+        try:
+            return TrainingConfig.model_validate(self.training.model_dump() | spec.training)
+        except ValidationError as error:
+            raise ValueError(f"models: training.{first_error(error)}") from None
+
     def model_specs(self) -> list[ModelGroup]:
         """All models of the run, sweeps expanded."""
         return [spec for group in self.models for spec in group.expand()]
@@ -432,6 +488,6 @@ def first_error(error: ValidationError) -> str:
     if scalar and "got" not in message and fault["type"] not in {"extra_forbidden", "missing"}:
         message += f", got {fault['input']!r}"
     message = message[0].lower() + message[1:]
-    if fault["type"] == "value_error" and where == "models":
-        return f"models.{message}"  # the message goes on with the path
+    if fault["type"] == "value_error" and where and re.match(r"[\w.]+: ", message):
+        return f"{where}.{message}"  # the message goes on with the path
     return f"{where}: {message}" if where else message

@@ -16,10 +16,11 @@ from robust_ham.layouts import (
     has_parquet_or_folders,
     idx_file,
     read_cifar,
+    read_files,
     read_idx_folder,
     read_parquet_or_folders,
 )
-from robust_ham.splits import KNOWN, Split, SplitName
+from robust_ham.splits import KNOWN, FileSplit, Split, SplitName
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 PACKAGED = Path(__file__).parent / "datasets"
@@ -33,16 +34,19 @@ class Dataset:
         self.data_root = data_root
 
     @cached_property
-    def _train_validation(self) -> tuple[Split, Split | None]:
+    def _train_validation(self) -> tuple[Split | FileSplit, Split | None]:
+        if self.config.stream:
+            return load_files(self.config, self.data_root), None
         return load_train_validation(self.config, self.data_root)
 
     @cached_property
     def test(self) -> Split:
         """The test split."""
-        return load_split(self.config, "test", self.data_root)
+        split = load_split(self.config, "test", self.data_root)
+        return split[: _enough(self.config.num_test, split, "num_test", self.config)]
 
     @property
-    def train(self) -> Split:
+    def train(self) -> Split | FileSplit:
         """The images trained on."""
         return self._train_validation[0]
 
@@ -72,15 +76,40 @@ def load_train_validation(
     """
     split = load_split(config, "train", data_root)
     held_out = config.num_validation
-    num_train = config.num_train or len(split) - held_out
-    if not 0 < num_train <= len(split) - held_out:
-        hint = f"; all of them: {KNOWN[config.name].get}" if config.name in KNOWN else ""
-        raise RequestError(
-            f"dataset.num_train: asked for {num_train} + {held_out} held out, "
-            f"found {len(split)} in {split.source}{hint}"
-        )
+    num_train = _enough(config.num_train, split, "num_train", config, held_out)
     validation = split[num_train : num_train + held_out] if held_out else None
     return split[:num_train], validation
+
+
+def load_files(config: DatasetConfig, data_root: Path | None = None) -> FileSplit:
+    """Training images that stay on the disk, from the first place that has class folders.
+
+    Raises:
+        RequestError: not found (names the places), or fewer images than asked for.
+    """
+    places = [
+        place for place, reader in _places(config, data_root) if reader is read_parquet_or_folders
+    ]
+    for place in places:
+        found = read_files(place, config)
+        if found is not None:
+            return found[: _enough(config.num_train, found, "num_train", config)]
+    searched = ", ".join(f"{place}/train" for place in places) or "any place"
+    raise RequestError(f"dataset {config.name} (train): no class folders in {searched}")
+
+
+def _enough(
+    asked: int | None, split: Split | FileSplit, key: str, config: DatasetConfig, held_out: int = 0
+) -> int:
+    """How many images to use: what was asked for, or all that are not held out."""
+    count = asked or len(split) - held_out
+    if not 0 < count <= len(split) - held_out:
+        hint = f"; all of them: {KNOWN[config.name].get}" if config.name in KNOWN else ""
+        kept = f" + {held_out} held out" if held_out else ""
+        raise RequestError(
+            f"dataset.{key}: asked for {count}{kept}, found {len(split)} in {split.source}{hint}"
+        )
+    return count
 
 
 def load_split(config: DatasetConfig, split: SplitName, data_root: Path | None = None) -> Split:

@@ -12,8 +12,8 @@ from typing import Protocol
 
 import torch
 
-from robust_ham import stopping
-from robust_ham.cells import Context, run_cell, write_inputs, write_timings
+from robust_ham import distributed, stopping
+from robust_ham.cells import Context, help_train, run_cell, write_inputs, write_timings
 from robust_ham.config import RequestError
 from robust_ham.manifest import write_manifest
 from robust_ham.plan import Plan
@@ -76,7 +76,7 @@ def run_inline(
     """Run every cell whose result is not there yet.
 
     A failed cell is noted in ``failures.jsonl`` and the others go on; attacks on a model that
-    failed fail too.
+    failed fail too. Of several processes of torchrun, the first does all but its share of training.
 
     Returns:
         The number of failed cells.
@@ -89,6 +89,9 @@ def run_inline(
     run = RunFolder(folder)
     context = Context(plan, run, device)
     torch.set_num_threads(plan.config.evaluation.threads)
+    if distributed.rank() > 0:
+        help_train(context)
+        return 0
     set_aside_stale(context)
     write_inputs(context)
     write_manifest(context)

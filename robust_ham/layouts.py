@@ -6,6 +6,7 @@ import gzip
 import io
 import struct
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +19,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from robust_ham.config import DatasetConfig, RequestError
-from robust_ham.splits import KNOWN, Split, SplitName
+from robust_ham.splits import KNOWN, FileSplit, Split, SplitName
 
 # --- IDX: MNIST and Fashion-MNIST ------------------------------------------------------------
 
@@ -108,28 +109,41 @@ def read_parquet_or_folders(folder: Path, config: DatasetConfig, split: SplitNam
         if files:
             return _read_parquet(files, config)
         if (folder / name).is_dir():
-            return _read_class_folders(folder / name, config)
+            limit = config.num_test if split == "test" else None
+            return _read_class_folders(folder / name, config, limit)
     if any(folder.iterdir()):
         expected = " or ".join(f"{n}-*.parquet or {n}/<class>/" for n in _SPLIT_NAMES[split][:1])
         raise RequestError(f"{folder}: wrong layout: expected {expected}")
     return None
 
 
-def _decode(content: bytes | Path, where: str) -> NDArray[np.uint8]:
-    """An image file as (H, W, C) uint8, C = 1 for grey and 3 for colour."""
+def open_image(content: bytes | Path, where: str | None = None) -> Image.Image:
+    """An image file, decoded: grey ("L") or colour ("RGB").
+
+    Raises:
+        RequestError: it cannot be read; names ``where``, else the path.
+    """
     try:
         with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as image:
-            grey = image.mode in {"1", "L", "I;16"}
             if image.mode == "I;16":  # convert() would clip
-                pixels = (np.asarray(image) >> 8).astype(np.uint8)
-            else:
-                pixels = np.asarray(image.convert("L" if grey else "RGB"))
+                return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            return image.convert("L" if image.mode in {"1", "L"} else "RGB")
     except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError):
-        raise RequestError(f"{where}: not an image that can be read") from None
-    return pixels[:, :, None] if grey else pixels
+        raise RequestError(f"{where or content!s}: not an image that can be read") from None
+
+
+def fit(image: Image.Image, size: int, short_side: int) -> Image.Image:
+    """Resize the short side to ``short_side`` pixels and keep the central ``size`` × ``size``."""
+    scale = short_side / min(image.size)
+    width, height = (max(size, round(length * scale)) for length in image.size)
+    image = image.resize((width, height), Image.Resampling.BILINEAR)
+    left, top = (width - size) // 2, (height - size) // 2
+    return image.crop((left, top, left + size, top + size))
 
 
 def _stack(images: list[NDArray[np.uint8]], where: Path) -> Tensor:
+    if len({image.shape[2] for image in images}) > 1:  # a few grey ones among colour images
+        images = [np.repeat(i, 3, axis=2) if i.shape[2] == 1 else i for i in images]
     shapes = {image.shape for image in images}
     if len(shapes) > 1:
         raise RequestError(
@@ -163,8 +177,7 @@ def _read_parquet(files: list[Path], config: DatasetConfig) -> Split:
             content = cell.get("bytes") if isinstance(cell, dict) else cell
             if not isinstance(content, bytes):
                 raise RequestError(f"{file} row {row}: expected the image as bytes")
-            pixels = _decode(content, f"{file} row {row}")
-            images.append(_fitted(pixels, config))
+            images.append(_pixels(open_image(content, f"{file} row {row}"), config))
     targets = np.concatenate(labels)
     return Split(
         _stack(images, files[0].parent),
@@ -179,7 +192,8 @@ def _class_names(folder: Path) -> list[str]:
     return sorted(path.name for path in visible)
 
 
-def _read_class_folders(folder: Path, config: DatasetConfig) -> Split:
+def _class_files(folder: Path) -> tuple[list[Path], list[int], int]:
+    """Image files of ``folder/<class>/``, the classes taking turns; labels; number of classes."""
     own = _class_names(folder)
     if not own:
         raise RequestError(f"{folder}: wrong layout: expected one sub-folder per class")
@@ -188,41 +202,66 @@ def _read_class_folders(folder: Path, config: DatasetConfig) -> Split:
     foreign = sorted(set(own) - set(classes))
     if foreign:
         raise RequestError(f"{folder}: class {foreign[0]} is not in {train}")
-    images: list[NDArray[np.uint8]] = []
-    labels: list[int] = []
+    found: list[tuple[int, int, Path]] = []  # turn, label, file
     for label, name in enumerate(classes):
         path = folder / name
-        for file in sorted(path.iterdir()) if path.is_dir() else []:
-            if file.suffix.lower() in _IMAGE_SUFFIXES:
-                images.append(_fitted(_decode(file, str(file)), config))
-                labels.append(label)
-    if not images:
+        files = sorted(path.iterdir()) if path.is_dir() else []
+        images = [file for file in files if file.suffix.lower() in _IMAGE_SUFFIXES]
+        found += [(turn, label, file) for turn, file in enumerate(images)]
+    if not found:
         raise RequestError(f"{folder}: no image files in its sub-folders")
-    targets = np.asarray(labels, dtype=np.int64)
+    found.sort()
+    return [file for *_, file in found], [label for _, label, _ in found], len(classes)
+
+
+def _read_class_folders(folder: Path, config: DatasetConfig, limit: int | None) -> Split:
+    files, labels, num_classes = _class_files(folder)
+    files, labels = files[:limit], labels[:limit]
+    with ThreadPoolExecutor() as pool:  # decoding leaves the interpreter free
+        images = list(pool.map(lambda file: _pixels(open_image(file), config), files))
     known = KNOWN.get(config.name)
-    num_classes = known.num_classes if known else len(classes)
-    return Split(_stack(images, folder), torch.from_numpy(targets), num_classes, str(folder))
+    return Split(
+        _stack(images, folder),
+        torch.tensor(labels, dtype=torch.int64),
+        known.num_classes if known else num_classes,
+        str(folder),
+    )
 
 
-def _fitted(pixels: NDArray[np.uint8], config: DatasetConfig) -> NDArray[np.uint8]:
-    """Short side to image_size (ImageNet: to 256/224 of it), then the central square.
+def read_files(folder: Path, config: DatasetConfig) -> FileSplit | None:
+    """The training images as files under ``folder/train/<class>/``; None: not here."""
+    train = folder / "train"
+    if not train.is_dir():
+        return None
+    files, labels, num_classes = _class_files(train)
+    size = config.image_size
+    assert size is not None  # checked with the configuration
+    known = KNOWN.get(config.name)
+    return FileSplit(
+        files,
+        torch.tensor(labels, dtype=torch.int64),
+        known.num_classes if known else num_classes,
+        str(train),
+        size,
+        _short_side(config.name, size),
+    )
+
+
+def _pixels(image: Image.Image, config: DatasetConfig) -> NDArray[np.uint8]:
+    """An image as (H, W, C) uint8, C = 1 or 3, resized and cropped where image_size asks for it.
 
     Small known data sets stay as they are: they are subsampled later.
     """
     size = config.image_size
-    if size is None or config.name in DOWNLOADS:
-        return pixels
-    short = round(size * 256 / 224) if config.name == "imagenet" else size
-    height, width = pixels.shape[:2]
-    scale = short / min(height, width)
-    image = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
-    image = image.resize(
-        (max(size, round(width * scale)), max(size, round(height * scale))),
-        Image.Resampling.BILINEAR,
-    )
-    left, top = (image.width - size) // 2, (image.height - size) // 2
-    resized = np.asarray(image.crop((left, top, left + size, top + size)))
-    return resized[:, :, None] if resized.ndim == 2 else resized
+    if size is not None and config.name not in DOWNLOADS:
+        image = fit(image, size, _short_side(config.name, size))
+    pixels = np.asarray(image)
+    return pixels[:, :, None] if pixels.ndim == 2 else pixels
+
+
+def _short_side(name: str, size: int) -> int:
+    """Of an image before its central crop: of ImageNet, 256 for 224."""
+    return round(size * 256 / 224) if name == "imagenet" else size
 
 
 # --- torchvision: CIFAR in its own layout, and downloads -------------------------------------

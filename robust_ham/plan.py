@@ -17,6 +17,7 @@ from robust_ham.data import Dataset
 from robust_ham.evaluation import AttackedImages, attacked_images
 from robust_ham.models import MODELS
 from robust_ham.models.matching import resolve_matches
+from robust_ham.splits import Split
 
 ZOO = Path(__file__).parent / "zoo"
 
@@ -69,6 +70,8 @@ def make_plan(config: Config, data_root: Path | None = None, *, attack: bool = T
     if any(spec.source == "train" and not isinstance(spec, FactoryGroup) for spec in specs):
         _check_splits_agree(config, dataset)
     split = test if config.evaluation.split == "test" else dataset.train
+    if not isinstance(split, Split):
+        raise RequestError("evaluation.split: train is not for dataset.stream: true")
     attacked = attacked_images(split, config.evaluation.num_images, config.evaluation.seed)
     cells = []
     for spec in specs:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -64,6 +65,47 @@ class Split:
         digest = hashlib.sha256(str(tuple(self.images.shape)).encode())
         digest.update(self.images.contiguous().numpy().tobytes())
         digest.update(self.labels.contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class FileSplit:
+    """A split too large for memory: image files, read as they are needed, as colour images.
+
+    ``labels`` int64 (N,) in 0 … num_classes − 1; without augmentation, an image's short side is
+    resized to ``short_side`` and its central square of ``image_size`` pixels kept.
+    """
+
+    files: list[Path]
+    labels: Tensor
+    num_classes: int
+    source: str
+    image_size: int
+    short_side: int
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.files)
+
+    def __getitem__(self, index: slice) -> FileSplit:
+        """The split restricted to some images."""
+        part = (self.files[index], self.labels[index])
+        return FileSplit(*part, self.num_classes, self.source, self.image_size, self.short_side)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return 3, self.image_size, self.image_size
+
+    def hash(self) -> str:
+        """SHA-256 over size of images, class folders, names and sizes of files, and labels.
+
+        Not over pixels: to decode a data set of this size takes hours.
+        """
+        digest = hashlib.sha256(f"{self.image_size} {self.short_side}".encode())
+        for file, label in zip(self.files, self.labels.tolist(), strict=True):
+            name = f"{file.parent.name}/{file.name}"
+            digest.update(f"{name} {file.stat().st_size} {label}\n".encode())
         return digest.hexdigest()
 
 

@@ -90,6 +90,10 @@ class RunFolder:
         """Folder of a model's weights, card and training curve."""
         return self.root / "models" / model_id
 
+    def unfinished(self, model_id: str) -> Path:
+        """State of an interrupted training after its last whole epoch."""
+        return self.root / "unfinished" / f"{model_id}.safetensors"
+
     def predictions(self, model_id: str) -> Path:
         """Clean prediction and margin of every image of the split."""
         return self.root / "predictions" / f"{model_id}.parquet"

@@ -1,33 +1,34 @@
-"""Train one model on images held in memory.
+"""Train one model, in one process or in several together, and go on after an interruption.
 
-Images stay one uint8 tensor; each batch is gathered, cropped and flipped per image on the device,
-without worker processes. The same seed, device, precision and threads give the same weights.
+The same seed, device, precision and threads give the same weights, interrupted or not.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import math
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Literal
 
+import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 from torch.optim import lr_scheduler
 
+from robust_ham import distributed
+from robust_ham.batches import Share, make_batches, pixel_statistics
 from robust_ham.config import ModelGroup, TrainingConfig
 from robust_ham.models import Normalize, build
-from robust_ham.splits import Split, to_float
+from robust_ham.splits import FileSplit, Split, to_float
+from robust_ham.unfinished import Unfinished
 
 VERSION = 1
 """Raised when the same configuration gives other weights than before; part of every model's key."""
 
 Precision = Literal["bf16", "float32"]
 Progress = Callable[[int, int], None]
-_CROP_PADDING = 4
 _EVALUATION_BATCH = 500
 
 
@@ -56,51 +57,6 @@ def deterministic() -> Iterator[None]:
         backend.deterministic, backend.benchmark = before
 
 
-class Batches:
-    """Epochs of shuffled, augmented batches, the same for every model of one seed.
-
-    Args:
-        split: the training images.
-        config: batch size and augmentation.
-        seed: decides order, crops and flips.
-        device: where the batches are made.
-    """
-
-    def __init__(
-        self, split: Split, config: TrainingConfig, seed: int, device: torch.device
-    ) -> None:
-        self.labels = split.labels.to(device)
-        self.shape = split.image_shape
-        self.config = config
-        self.seed = seed
-        padding = _CROP_PADDING if "crop" in config.augment else 0
-        self.padding = padding
-        images = F.pad(split.images, (padding,) * 4).to(device)
-        _, height, width = self.shape
-        # (N, C, 2p + 1, 2p + 1, H, W): a view of every crop of every image
-        self.crops = images.unfold(2, height, 1).unfold(3, width, 1)
-
-    def __len__(self) -> int:
-        """Number of batches in an epoch."""
-        return math.ceil(len(self.labels) / self.config.batch_size)
-
-    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Float images (N, C, H, W) in [0, 1], channels last, and labels (N,) of one epoch."""
-        digest = hashlib.sha256(f"{self.seed}/{epoch}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-        count, device = len(self.labels), self.labels.device
-        order = torch.randperm(count, generator=generator).to(device)
-        crops = 2 * self.padding + 1
-        down, right = torch.randint(crops, (2, count), generator=generator).to(device)
-        flips = torch.rand(count, generator=generator).lt(0.5).to(device)
-        for start in range(0, count, self.config.batch_size):
-            rows = order[start : start + self.config.batch_size]
-            images = self.crops[rows, :, down[rows], right[rows]]  # (B, C, H, W)
-            if "flip" in self.config.augment:
-                images = torch.where(flips[rows].view(-1, 1, 1, 1), images.flip(3), images)
-            yield to_float(images).to(memory_format=torch.channels_last), self.labels[rows]
-
-
 def make_scheduler(
     optimizer: torch.optim.Optimizer, config: TrainingConfig, steps_per_epoch: int
 ) -> lr_scheduler.LRScheduler:
@@ -110,20 +66,26 @@ def make_scheduler(
             optimizer, config.lr, config.epochs * steps_per_epoch, cycle_momentum=False
         )
     milestones = config.milestones if config.schedule == "step" else ()
-    return lr_scheduler.MultiStepLR(optimizer, [m * steps_per_epoch for m in milestones])
+    steps = lr_scheduler.MultiStepLR(optimizer, [m * steps_per_epoch for m in milestones])
+    if not config.warmup_epochs:
+        return steps
+    warmup = config.warmup_epochs * steps_per_epoch
+    growth = lr_scheduler.LinearLR(optimizer, start_factor=1 / warmup, total_iters=warmup - 1)
+    return lr_scheduler.ChainedScheduler([growth, steps])
 
 
 def train(
     spec: ModelGroup,
     config: TrainingConfig,
-    train_split: Split,
+    train_split: Split | FileSplit,
     validation_split: Split,
     *,
     device: torch.device,
     precision: Precision,
     progress: Progress = lambda done, total: None,
+    unfinished: Unfinished | None = None,
 ) -> tuple[nn.Module, pd.DataFrame]:
-    """Train the network of ``spec`` from its initial weights.
+    """Train the network of ``spec`` from its initial weights, or from its last whole epoch.
 
     Args:
         spec: architecture, window and seed.
@@ -133,6 +95,7 @@ def train(
         device: where it is computed.
         precision: of the autocast forward pass; parameters are float32 in any case.
         progress: called with (batches done, batches in all).
+        unfinished: where the state is kept after each epoch; None: nowhere.
 
     Returns:
         The network after the last epoch, in eval mode, and one row per epoch: ``epoch lr
@@ -145,7 +108,9 @@ def train(
     model = build(spec, train_split.image_shape[0], train_split.num_classes)
     _set_normalization(model, train_split)
     model = model.to(device).to(memory_format=torch.channels_last)
-    batches = Batches(train_split, config, spec.seed, device)
+    parts, rank = config.accumulate, distributed.rank()
+    share = Share(parts * distributed.num_processes(), range(rank * parts, (rank + 1) * parts))
+    batches = make_batches(train_split, config, spec.seed, device, share)
     optimizer = torch.optim.SGD(
         model.parameters(),
         lr=config.lr,
@@ -154,28 +119,32 @@ def train(
         nesterov=config.nesterov,
     )
     scheduler = make_scheduler(optimizer, config, len(batches))
-    rows = []
+    rows = _resume(unfinished, model, optimizer, scheduler, len(batches), device)
+    network = distributed.parallel(model, device)
     with deterministic():
-        for epoch in range(config.epochs):
+        for epoch in range(len(rows), config.epochs):
             model.train()
-            lr = scheduler.get_last_lr()[0]
-            loss_sum = torch.zeros((), device=device)
-            correct = torch.zeros((), device=device, dtype=torch.int64)
-            for step, (images, labels) in enumerate(batches.epoch(epoch)):
-                with _autocast(device, precision):
-                    logits = model(images)
-                loss = F.cross_entropy(logits.float(), labels)
+            lr = float(scheduler.get_last_lr()[0])
+            seen = torch.zeros(3, device=device, dtype=torch.float64)  # loss, right, images
+            for step, (size, parts_of_batch) in enumerate(batches.epoch(epoch)):
                 optimizer.zero_grad(set_to_none=True)
-                loss.backward()
+                for i, (images, labels) in enumerate(parts_of_batch):
+                    with distributed.averaging(network, enabled=i == len(parts_of_batch) - 1):
+                        with _autocast(device, precision):
+                            logits = network(images)
+                        loss = F.cross_entropy(logits.float(), labels)
+                        weight = len(labels) * distributed.num_processes() / size
+                        (loss * weight).backward()  # the mean over the whole batch
+                    right = (logits.detach().argmax(1) == labels).sum()
+                    count = torch.full_like(right, len(labels))
+                    seen += torch.stack([loss.detach() * len(labels), right, count])
                 optimizer.step()
                 scheduler.step()
-                loss_sum += loss.detach() * len(labels)
-                correct += (logits.detach().argmax(1) == labels).sum()
                 progress(epoch * len(batches) + step + 1, config.epochs * len(batches))
-            train_loss = loss_sum.item() / len(train_split)
-            if not torch.isfinite(loss_sum):
+            loss_sum, num_right, num_images = distributed.summed(seen).tolist()
+            if not np.isfinite(loss_sum):
                 raise TrainingError(
-                    f"loss is {train_loss} in epoch {epoch + 1}: lower training.lr ({config.lr:g})"
+                    f"loss is {loss_sum} in epoch {epoch + 1}: lower training.lr ({config.lr:g})"
                 )
             validation_loss, validation_accuracy = evaluate_split(
                 model, validation_split, device, precision
@@ -184,31 +153,65 @@ def train(
                 {
                     "epoch": epoch + 1,
                     "lr": lr,
-                    "train_loss": train_loss,
-                    "train_accuracy": correct.item() / len(train_split),
+                    "train_loss": loss_sum / num_images,
+                    "train_accuracy": num_right / num_images,
                     "validation_loss": validation_loss,
                     "validation_accuracy": validation_accuracy,
                 }
             )
+            if unfinished is not None and rank == 0 and epoch + 1 < config.epochs:
+                unfinished.save(rows, model, optimizer)
     return model.eval(), pd.DataFrame(rows)
+
+
+def _resume(
+    unfinished: Unfinished | None,
+    model: nn.Module,
+    optimizer: torch.optim.SGD,
+    scheduler: lr_scheduler.LRScheduler,
+    steps_per_epoch: int,
+    device: torch.device,
+) -> list[dict[str, float]]:
+    """Go on after the last whole epoch, in all processes alike; the rows of the curve so far."""
+    rows = []
+    if unfinished is not None and distributed.rank() == 0:
+        rows = unfinished.load(model, optimizer)
+    num_done = distributed.agreed(len(rows), device)
+    if num_done and distributed.rank() > 0:
+        rows = [{}] * num_done
+    for parameter in model.parameters() if num_done else ():
+        state = optimizer.state[parameter]
+        if distributed.rank() > 0:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        if state.get("momentum_buffer") is not None:
+            distributed.from_first(state["momentum_buffer"])
+    with warnings.catch_warnings():  # the optimizer's steps were those of the interrupted process
+        warnings.simplefilter("ignore", UserWarning)
+        for _ in range(num_done * steps_per_epoch):
+            scheduler.step()
+    return rows
 
 
 @torch.no_grad()
 def evaluate_split(
     model: nn.Module, split: Split, device: torch.device, precision: Precision
 ) -> tuple[float, float]:
-    """Mean cross-entropy loss and accuracy over a split, in eval mode."""
+    """Mean cross-entropy loss and accuracy over a split, in eval mode; all processes share it."""
     model.eval()
-    loss, correct = 0.0, 0
-    for start in range(0, len(split), _EVALUATION_BATCH):
+    for buffer in model.buffers():
+        distributed.from_first(buffer)
+    seen = torch.zeros(2, device=device, dtype=torch.float64)  # loss, right
+    starts = range(0, len(split), _EVALUATION_BATCH)
+    for start in starts[distributed.rank() :: distributed.num_processes()]:
         part = split[start : start + _EVALUATION_BATCH]
         images = to_float(part.images.to(device)).to(memory_format=torch.channels_last)
         labels = part.labels.to(device)
         with _autocast(device, precision):
             logits = model(images).float()
-        loss += F.cross_entropy(logits, labels, reduction="sum").item()
-        correct += int((logits.argmax(1) == labels).sum())
-    return loss / len(split), correct / len(split)
+        loss = F.cross_entropy(logits, labels, reduction="sum")
+        seen += torch.stack([loss, (logits.argmax(1) == labels).sum()])
+    loss_sum, num_right = distributed.summed(seen).tolist()
+    return loss_sum / len(split), num_right / len(split)
 
 
 def _autocast(device: torch.device, precision: Precision) -> torch.autocast:
@@ -216,14 +219,8 @@ def _autocast(device: torch.device, precision: Precision) -> torch.autocast:
 
 
 @torch.no_grad()
-def _set_normalization(model: nn.Module, split: Split) -> None:
+def _set_normalization(model: nn.Module, split: Split | FileSplit) -> None:
     """Mean and standard deviation per channel over all training pixels."""
     for module in model.modules():
         if isinstance(module, Normalize):
-            values = torch.arange(256, dtype=torch.float64) / 255
-            for channel in range(split.image_shape[0]):
-                pixels = split.images[:, channel].flatten().to(torch.int64)
-                share = torch.bincount(pixels, minlength=256).double() / len(pixels)
-                mean = (share * values).sum()
-                module.mean[channel] = mean
-                module.std[channel] = (share * (values - mean) ** 2).sum().sqrt()
+            module.mean[:, 0, 0], module.std[:, 0, 0] = pixel_statistics(split)

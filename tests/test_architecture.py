@@ -9,8 +9,8 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [  # each may import what stands before it
     {"config", "stopping"},
     {"store", "windows", "config_files", "splits"},
-    {"layers", "analysis", "layouts"},
-    {"models", "data", "report"},
+    {"layers", "analysis", "layouts", "distributed", "unfinished"},
+    {"models", "data", "report", "batches"},
     {"checkpoints", "catalogue"},
     {"training", "evaluation"},
     {"plan", "peers"},

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from robust_ham.checkpoints import describe, training_identity
 from robust_ham.config import RequestError
 from robust_ham.config_files import (
     config_folder,
@@ -46,6 +47,23 @@ def test_defaults_by_norm():
     assert config.attacks["inf"].curve_budgets == (0.5 / 255, 1 / 255, 2 / 255, 4 / 255)
     assert config.attacks["inf"].main_budget == 2 / 255
     assert config.attacks["d"].curve_budgets == (0.05, 0.1, 0.25, 0.5)
+
+
+def test_a_group_may_differ_in_its_training():
+    config = parsed(
+        overrides=[
+            "training.lr=0.3",
+            "models=[{depth: 3}, {depth: 3, prefix: plain, training: {weight_decay: 0}}]",
+        ]
+    )
+    first, second = (config.training_of(spec) for spec in config.model_specs())
+    assert first == config.training
+    assert second == config.training.model_copy(update={"weight_decay": 0.0})
+    described = [describe(spec) for spec in config.model_specs()]
+    assert described[0] == described[1] | {"prefix": None}  # the recipe is told beside it
+    identities = [training_identity(config, spec) for spec in config.model_specs()]
+    assert identities[0]["training"]["weight_decay"] == 5e-4
+    assert identities[1]["training"]["weight_decay"] == 0
 
 
 def test_the_resolved_configuration_reads_back_equal():
@@ -99,6 +117,16 @@ def test_every_key_is_documented():
         (["models.0.sweep={kernel_size: [3, 4]}"], "sweep.kernel_size: expected an odd number"),
         (["models.0.sweep={seed: [1, 1]}"], "two models are called cnn6-.*; set a prefix"),
         (["models=[]"], "config: models: "),
+        (["models.0.training={lrr: 1}"], "config: models: training.lrr: unknown key"),
+        (["models.0.training={lr: 0}"], "config: models: training.lr: input should be greater"),
+        (["training.warmup_epochs=2"], "config: training.warmup_epochs: one_cycle has its own"),
+        (["training.accumulate=200"], "training.accumulate: expected at most batch_size = 128"),
+        (["training.augment=[resized_crop]"], "resized_crop needs dataset.stream: true"),
+        (["dataset.stream=true"], "config: dataset.image_size: needed where stream is true"),
+        (
+            ["dataset={name: x, stream: true, image_size: 8}"],
+            "training.augment: crop is for images in memory",
+        ),
         (["models=3"], "config: models: "),
         (["attacks.d.budgets=[8/0]"], "config: attacks.d.budgets.0: expected a number"),
         (["attacks={}"], "config: attacks: "),

@@ -45,6 +45,15 @@ def test_twins_both_ways():
     assert count(widened, PARAMS, CIFAR, 10) == pytest.approx(seven, rel=0.05)
 
 
+def test_the_reference_may_be_narrower():
+    match = "match: {kernel_size: 3, width: 0.125}"
+    (spec,) = resolved(f"  - {{architecture: resnet18_cifar, kernel_size: 7, {match}}}")
+    reference = ResNet18CifarGroup(architecture="resnet18_cifar", kernel_size=3, width=0.125)
+    found, target = (count(s, PARAMS, CIFAR, 10) for s in (spec, reference))
+    assert found == pytest.approx(target, rel=0.2)  # a 64th is 15 % of so narrow a network
+    assert spec.family == "resnet18-x1-params3x0.125"
+
+
 def test_flops():
     (spec,) = resolved(
         "  - {architecture: resnet18_cifar, kernel_size: 5, match: {to: flops, kernel_size: 3}}"

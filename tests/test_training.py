@@ -3,20 +3,19 @@
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional as F
 
 from robust_ham.config import CnnGroup, TrainingConfig
 from robust_ham.models import Normalize, build
 from robust_ham.splits import Split
 from robust_ham.training import (
     VERSION,
-    Batches,
     TrainingError,
     evaluate_split,
     make_scheduler,
     resolve_precision,
     train,
 )
+from robust_ham.unfinished import Unfinished
 
 CPU = torch.device("cpu")
 SPEC = CnnGroup(depth=2, widths=(4,), first_kernel="same", kernel_size=3)
@@ -88,55 +87,16 @@ def test_bf16_stays_near_float32():
     assert a["train_loss"].iloc[-1] == pytest.approx(b["train_loss"].iloc[-1], rel=0.05)
 
 
-def test_a_batch_is_crops_and_flips_of_its_own_images():
-    split = squares(40, channels=3)
-    batches = Batches(split, TrainingConfig(batch_size=16), seed=0, device=CPU)
-    padded = F.pad(split.images, (4,) * 4)
-    seen, moves = [], set()
-    for images, labels in batches.epoch(0):
-        assert images.is_contiguous(memory_format=torch.channels_last)
-        for image, label in zip((images * 255).round().byte(), labels, strict=True):
-            origin = None
-            for i in range(len(split)):
-                crops = padded[i].unfold(1, 10, 1).unfold(2, 10, 1)  # (C, 9, 9, 10, 10)
-                for flipped in (False, True):
-                    wanted = image.flip(2) if flipped else image
-                    same = (crops == wanted[:, None, None]).flatten(3).all(3).all(0)
-                    if same.any():
-                        origin = i
-                        moves.add((*same.nonzero()[0].tolist(), flipped))
-            assert origin is not None
-            assert split.labels[origin] == label
-            seen.append(origin)
-    assert sorted(seen) == list(range(40))  # every image once
-    assert len(moves) > 20  # each image its own crop and flip
-
-
-def test_twins_see_the_same_batches_and_epochs_differ():
-    make = lambda: Batches(squares(), TrainingConfig(batch_size=50), seed=3, device=CPU)  # noqa: E731
-    first = [images for images, _ in make().epoch(1)]
-    again = [images for images, _ in make().epoch(1)]
-    other = [images for images, _ in make().epoch(2)]
-    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    assert not torch.equal(first[0], other[0])
-
-
-def test_without_augmentation_images_pass_unchanged():
-    split = squares(20)
-    images, labels = next(Batches(split, TrainingConfig(augment=()), 0, CPU).epoch(0))
-    rows = [
-        (split.images == image).flatten(1).all(1).nonzero().item()
-        for image in (images * 255).round().byte()
-    ]
-    assert sorted(rows) == list(range(20))
-    assert torch.equal(split.labels[rows], labels)
-
-
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
         ({"schedule": "step", "milestones": (1, 3)}, [1, 1, 0.1, 0.1, 0.1, 0.1, 0.01, 0.01]),
         ({"schedule": "constant"}, [1] * 8),
+        ({"schedule": "constant", "warmup_epochs": 2}, [0.25, 0.5, 0.75, 1, 1, 1, 1, 1]),
+        (
+            {"schedule": "step", "milestones": (2,), "warmup_epochs": 1},
+            [0.5, 1, 1, 1, 0.1, 0.1, 0.1, 0.1],
+        ),
     ],
 )
 def test_schedules(config, expected):
@@ -161,6 +121,76 @@ def learning_rates(config, steps=2):
         optimizer.step()
         scheduler.step()
     return rates
+
+
+def test_batches_in_parts_have_the_gradient_of_the_whole():
+    spec = CnnGroup(depth=1, widths=(4,), first_kernel="same", kernel_size=3)
+    one, other = (FAST.model_copy(update={"accumulate": parts}) for parts in (1, 3))
+    whole, parts = run(spec, one)[1], run(spec, other)[1]
+    # BatchNorm sees smaller parts: near, not equal
+    assert parts["train_loss"].tolist() == pytest.approx(whole["train_loss"].tolist(), rel=0.05)
+    assert parts["train_loss"].tolist() != whole["train_loss"].tolist()
+
+
+class Interrupted(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("schedule", ["one_cycle", "step"])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_an_interrupted_training_goes_on_to_the_same_weights(tmp_path, schedule, momentum):
+    config = TrainingConfig(
+        epochs=4, batch_size=32, lr=0.1, momentum=momentum, schedule=schedule, milestones=(2,)
+    )
+    split = squares()
+    whole, whole_curve = run(config=config)
+    state = Unfinished(tmp_path / "unfinished" / "m.safetensors", key="k")
+
+    def stop(done, total):
+        if done == total - 2:  # in the middle of the fourth epoch
+            raise Interrupted
+
+    options = {"device": CPU, "precision": "float32", "unfinished": state}
+    with pytest.raises(Interrupted):
+        train(SPEC, config, split, split, progress=stop, **options)
+    steps = []
+    model, curve = train(
+        SPEC, config, split, split, progress=lambda done, total: steps.append(done), **options
+    )
+    assert steps == list(range(16, 21))  # five batches an epoch; three epochs were kept
+    assert curve.equals(whole_curve)
+    ours, expected = model.state_dict(), whole.state_dict()
+    assert all(torch.equal(ours[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("fault", ["another key", "truncated", "a bit flipped"])
+def test_a_state_that_cannot_be_trusted_is_not_used(tmp_path, fault, caplog):
+    path = tmp_path / "m.safetensors"
+    split = squares()
+    options = {"device": CPU, "precision": "float32"}
+    train(SPEC, FAST, split, split, unfinished=Unfinished(path, "k"), **options)
+    assert path.is_file()
+    content = bytearray(path.read_bytes())
+    if fault == "truncated":
+        path.write_bytes(content[:-8])
+    elif fault == "a bit flipped":
+        content[-5] ^= 1
+        path.write_bytes(content)
+    key = "other" if fault == "another key" else "k"
+    steps = []
+    model, _ = train(
+        SPEC,
+        FAST,
+        split,
+        split,
+        unfinished=Unfinished(path, key),
+        progress=lambda done, total: steps.append(done),
+        **options,
+    )
+    assert steps[0] == 1
+    assert "training starts anew" in caplog.text
+    expected = run()[0].state_dict()
+    assert all(torch.equal(model.state_dict()[name], expected[name]) for name in expected)
 
 
 def test_a_loss_that_is_not_finite_stops_with_a_reason():

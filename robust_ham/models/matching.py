@@ -50,7 +50,7 @@ def _matched(spec: ModelGroup, image_shape: tuple[int, int, int], num_classes: i
     match = spec.match
     assert match is not None
     reference = spec.model_copy(
-        update={"kernel_size": match.kernel_size, "width": 1.0}
+        update={"kernel_size": match.kernel_size, "width": match.width}
         | ({"factorised": match.factorised} if isinstance(spec, ResNet18CifarGroup) else {})
     )
     target = count(reference, match, image_shape, num_classes)

@@ -1,0 +1,80 @@
+"""A training that was interrupted: its state after the last whole epoch, in one file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from robust_ham.store import writing
+
+log = logging.getLogger(__name__)
+
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """Where the state is kept, and the key of the model whose state counts."""
+
+    path: Path
+    key: str
+
+    def save(self, rows: Rows, model: nn.Module, optimizer: torch.optim.SGD) -> None:
+        """Write weights, momentum and the curve so far, whole."""
+        tensors = {k: v.contiguous().cpu() for k, v in _tensors(model, optimizer).items()}
+        about = {"key": self.key, "rows": json.dumps(rows), "sha256": _hash(tensors)}
+        with writing(self.path) as temporary:
+            save_file(tensors, temporary, about)
+
+    def load(self, model: nn.Module, optimizer: torch.optim.SGD) -> Rows:
+        """Put weights and momentum back; the curve so far, empty where there is no such state."""
+        if not self.path.is_file():
+            return []
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                about = file.metadata() or {}
+            tensors = load_file(self.path)
+        except (SafetensorError, OSError, ValueError):
+            about, tensors = {}, {}
+        if about.get("key") != self.key or about.get("sha256") != _hash(tensors):
+            log.warning("%s is damaged or of another model: training starts anew", self.path.name)
+            return []
+        for name, parameter in model.named_parameters():
+            if f"momentum.{name}" in tensors:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        with torch.no_grad():
+            for name, tensor in _tensors(model, optimizer).items():
+                tensor.copy_(tensors[name])
+        rows: Rows = json.loads(about["rows"])
+        return rows
+
+    def remove(self) -> None:
+        """Forget the state: the model is finished."""
+        self.path.unlink(missing_ok=True)
+
+
+def _tensors(model: nn.Module, optimizer: torch.optim.SGD) -> dict[str, Tensor]:
+    """Everything that changes from step to step, by name."""
+    state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    for name, parameter in model.named_parameters():
+        momentum = optimizer.state[parameter].get("momentum_buffer")
+        if momentum is not None:
+            state[f"momentum.{name}"] = momentum
+    return state
+
+
+def _hash(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
