@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: quickstart test test-slow lint zoo bench bench-training schema readme-picture clean
+.PHONY: quickstart test test-slow lint zoo bench bench-training reference schema readme-picture clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/robust-ham run quickstart
@@ -35,6 +35,15 @@ bench-training: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/robust-ham bench bench_fashion_mnist
 	$(BIN)/robust-ham bench bench_cifar10 $(if $(DATA),--data-root $(DATA))
+
+# The reference works at laptop scale (about 2 hours; DATA: a folder with mnist, cifar10, cifar100).
+REFERENCE := mnist_cnn mnist14_cnn fashion_mnist_cnn cifar10_cnn cifar100_cnn cifar10_controls cifar10_resnet18
+EXPLAIN := tapering truncated-gabor fft-prediction kernels cost leakage
+reference: $(INSTALLED)
+	for name in $(EXPLAIN); do \
+	  $(BIN)/robust-ham explain $$name --out results/reference/$$name || exit $$?; done
+	for name in $(REFERENCE); do \
+	  $(BIN)/robust-ham run $${name}_laptop --out results/reference/$${name}_laptop --data-root $(DATA) || exit $$?; done
 
 schema: $(INSTALLED)
 	$(BIN)/robust-ham list schema > configs/schema.json

@@ -126,8 +126,11 @@ class MatchConfig(Section):
 class ModelGroup(Section):
     """One model, or, with ``sweep``, one for each combination of the listed values."""
 
-    source: Literal["train", "zoo"] = Field(
-        "train", description="train (or load what this run has trained), or load from the zoo"
+    source: str = Field(
+        "train",
+        min_length=1,
+        description="train (or load what this run has trained), zoo, or a folder of models: the "
+        "models/ of another run, or what robust-ham import wrote",
     )
     kernel_size: int = Field(7, ge=1, le=99, description="k of the k×k convolutions, odd")
     window: Window = Field("none", description="window of the kernels; none: the baseline")
@@ -230,7 +233,7 @@ class CnnGroup(ModelGroup):
         tag = f"cnn{self.depth}-w{'x'.join(map(str, self.widths))}"
         tag += "" if self.width == 1 or self.match else f"-x{self.width:g}"
         tag += "" if self.first_kernel == "same" else f"-f{self.first_kernel}"
-        tag += "" if self.downsampling == "stride" else f"-{self.downsampling}"
+        tag += {"stride": "", "maxpool": "-maxpool", "none": "-nodown"}[self.downsampling]
         tag += "" if self.window_layers == "all" else "-windowfirst"
         return tag + ("-norm" if self.normalize else "")
 

@@ -15,7 +15,8 @@ import torch
 from conftest import TINY_RUN
 from torch import nn
 
-from robust_ham import cells, cli
+from robust_ham import cells, cli, stopping
+from robust_ham.unfinished import Unfinished
 
 
 @pytest.fixture
@@ -87,6 +88,28 @@ def test_a_damaged_model_is_trained_again_and_kept(run_cli, config, tmp_path):
     after = {k: v for k, v in tables(out).items() if not k.startswith("superseded")}
     assert after == before
     assert "cnn2-w4-k3-none-s0 is damaged or not what" in (out / "run.log").read_text()
+
+
+def test_a_training_goes_on_from_its_last_whole_epoch(run_cli, config, tmp_path, monkeypatch):
+    words = ["run", config, "-o", "training.epochs=3", "--stop-after", "train", "--out"]
+    assert run_cli(*words, tmp_path / "whole")[0] == 0
+    save = Unfinished.save
+
+    def save_and_stop(self, rows, model, optimizer):
+        save(self, rows, model, optimizer)
+        if len(rows) == 2:
+            raise stopping.Stopped(143)
+
+    monkeypatch.setattr(Unfinished, "save", save_and_stop)
+    assert run_cli(*words, tmp_path / "stopped")[0] == 143
+    monkeypatch.undo()
+    (state,) = (tmp_path / "stopped" / "unfinished").iterdir()
+    assert not (tmp_path / "stopped" / "models").exists()
+    assert run_cli(*words, tmp_path / "stopped")[0] == 0
+    assert not state.exists()
+    for path in (tmp_path / "whole" / "models").glob("*/*"):
+        other = tmp_path / "stopped" / path.relative_to(tmp_path / "whole")
+        assert other.read_bytes() == path.read_bytes()
 
 
 def test_a_report_never_mixes_two_configurations(run_cli, config, tmp_path):

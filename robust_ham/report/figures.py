@@ -77,22 +77,72 @@ def metrics_figure(run: Run, curves: pd.DataFrame, attack_id: str) -> Figure:
 
 
 def _panels(run: Run, curves: pd.DataFrame, panels: list[tuple[str, str, str]]) -> Figure:
+    by_family = _compares_families(run)
+    num_rows = len(_networks(curves)) if by_family else 0
     with figure_style():
         columns = min(len(panels), 4)
         rows = -(-len(panels) // columns)
-        figure = Figure(figsize=(3.1 * columns, 2.8 * rows + 0.5), layout="constrained")
-        grid = figure.subplots(rows, columns, squeeze=False).flat
+        height = max(2.8, 0.26 * num_rows + 0.7)
+        figure = Figure(figsize=(3.1 * columns, height * rows + 0.5), layout="constrained")
+        grid = figure.subplots(rows, columns, squeeze=False, sharey=by_family).flat
         for axes, (attack_id, metric, title) in zip(grid, panels, strict=False):
             part = curves[(curves["attack"] == attack_id) & (curves["metric"] == metric)]
-            _against_kernel_size(axes, part)
+            label, share = metric_label(run, attack_id, metric), metric in SHARES
             axes.set_title(title)
-            axes.set_ylabel(metric_label(run, attack_id, metric))
-            if metric in SHARES:
-                axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
+            if by_family:
+                _by_family(axes, part, _networks(curves))
+                axes.set_xlabel(label)
+            else:
+                _against_kernel_size(axes, part)
+                axes.set_ylabel(label)
+            if share:
+                axis = axes.xaxis if by_family else axes.yaxis
+                axis.set_major_formatter(PercentFormatter(1, symbol=" %"))
         for axes in list(grid):
             axes.set_axis_off()
         _legend(figure)
     return figure
+
+
+def _compares_families(run: Run) -> bool:
+    """Whether most families have one kernel size, so that there is no axis of k to draw."""
+    sizes: dict[str, set[int]] = {}
+    for spec in run.specs:
+        sizes.setdefault(spec.family, set()).add(spec.kernel_size)
+    single = sum(len(found) == 1 for found in sizes.values())
+    return len(sizes) > 1 and 2 * single >= len(sizes)
+
+
+def _networks(curves: pd.DataFrame) -> list[tuple[str, int]]:
+    """Family and kernel size of every line of a figure by family, the first on top."""
+    pairs = zip(curves["family"], curves["kernel_size"], strict=True)
+    return list(dict.fromkeys(pairs))[::-1]
+
+
+def _by_family(axes: Axes, part: pd.DataFrame, networks: list[tuple[str, int]]) -> None:
+    """One line per family and kernel size, a marker with its 95 % interval per window."""
+    windows = list(part["window"].unique())
+    for row in part.to_dict(orient="records"):
+        place = 0.5 * (windows.index(row["window"]) + 0.5) / len(windows) - 0.25
+        y = networks.index((row["family"], row["kernel_size"])) - place
+        x, low, high = row["estimate"], row["low"], row["high"]
+        if np.isfinite([x, low, high]).all():
+            axes.errorbar(
+                x,
+                y,
+                xerr=[[max(x - low, 0)], [max(high - x, 0)]],
+                color=window_colour(row["window"]),
+                marker=window_marker(row["window"]),
+                markersize=4.5,
+                capsize=2,
+                linestyle="none",
+                label=WINDOW_LABELS[row["window"]],
+            )
+    labels = [f"{family}, k = {size}" for family, size in networks]
+    axes.set_yticks(range(len(networks)), labels)
+    axes.set_ylim(-0.6, len(networks) - 0.4)
+    axes.grid(axis="y", color="0.92")
+    axes.set_axisbelow(True)
 
 
 def _against_kernel_size(axes: Axes, part: pd.DataFrame) -> None:
@@ -138,33 +188,37 @@ def _against_kernel_size(axes: Axes, part: pd.DataFrame) -> None:
 
 
 def budget_figure(run: Run, curves: pd.DataFrame, attack_id: str) -> Figure:
-    """Robust accuracy against budget, a panel per window, a colour per kernel size.
+    """Robust accuracy against budget: a panel per window and a colour per kernel size, or, where
+    families are compared, a panel per family and kernel size and a colour per window.
 
     The line is the mean over seeds, the band spans the seeds.
     """
     specs = {spec.model_id: spec for spec in run.specs}
     part = curves[curves["attack"] == attack_id].copy()
-    part["window"] = [specs[m].window for m in part["model_id"]]
-    part["kernel_size"] = [specs[m].kernel_size for m in part["model_id"]]
-    part["family"] = [specs[m].family for m in part["model_id"]]
-    panels = list(part.groupby(["family", "window"], sort=False))
+    for key in ("window", "kernel_size", "family"):
+        part[key] = [getattr(specs[model_id], key) for model_id in part["model_id"]]
+    by_family, several = _compares_families(run), part["family"].nunique() > 1
+    across, within = ("kernel_size", "window") if by_family else ("window", "kernel_size")
+    panels = list(part.groupby(["family", across], sort=False))
     sizes = sorted(part["kernel_size"].unique())
-    colours = dict(zip(sizes, sns.color_palette("viridis", len(sizes)), strict=True))
+    shades = dict(zip(sizes, sns.color_palette("viridis", len(sizes)), strict=True))
     with figure_style():
         columns = min(len(panels), 3)
         rows = -(-len(panels) // columns)
         figure = Figure(figsize=(3.4 * columns, 2.8 * rows + 0.5), layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat
-        several = part["family"].nunique() > 1
-        for axes, ((family, window), group) in zip(grid, panels, strict=False):
-            for size, line in group.groupby("kernel_size"):
+        for axes, ((family, value), group) in zip(grid, panels, strict=False):
+            for arm, line in group.groupby(within, sort=not by_family):
+                colour = window_colour(str(arm)) if by_family else shades[arm]
+                label = WINDOW_LABELS[str(arm)] if by_family else f"k = {arm}"
                 seeds = line.groupby("budget")["robust_accuracy"]
                 mean = seeds.mean()
-                axes.plot(mean.index, mean, color=colours[size], linewidth=1.4, label=f"k = {size}")
+                axes.plot(mean.index, mean, color=colour, linewidth=1.4, label=label)
                 axes.fill_between(
-                    mean.index, seeds.min(), seeds.max(), color=colours[size], alpha=0.2, lw=0
+                    mean.index, seeds.min(), seeds.max(), color=colour, alpha=0.2, lw=0
                 )
-            axes.set_title(WINDOW_LABELS[str(window)] + (f" ({family})" if several else ""))
+            name = f"k = {value}" if by_family else WINDOW_LABELS[str(value)]
+            axes.set_title(f"{name}\n{family}" if several else name)
             axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
             axes.set_ylim(0, 1)
             norm = "L∞" if run.config.attacks[attack_id].norm == "linf" else "L2"
@@ -177,32 +231,44 @@ def budget_figure(run: Run, curves: pd.DataFrame, attack_id: str) -> Figure:
 
 
 def training_figure(histories: pd.DataFrame) -> Figure:
-    """Training and validation loss against epoch; one line per arm, the mean over its seeds.
+    """Loss and accuracy against epoch; baseline and windowed in one panel, means over seeds.
 
-    ``histories`` has the columns ``family window kernel_size seed epoch train_loss
-    validation_loss``.
+    A column per family and kernel size; training dashed, validation solid. ``histories`` has the
+    columns ``family window kernel_size seed epoch`` and those of ``training.csv``.
     """
-    sizes = sorted(histories["kernel_size"].unique())
-    families = list(histories["family"].unique())
-    several = len(families) > 1
+    networks = list(histories.groupby(["family", "kernel_size"], sort=False))
+    several = histories["family"].nunique() > 1
     with figure_style():
-        figure = Figure(figsize=(2.6 * len(sizes), 3.0), layout="constrained")
-        grid = figure.subplots(1, len(sizes), squeeze=False, sharey=True).flat
-        for axes, size in zip(grid, sizes, strict=True):
-            part = histories[histories["kernel_size"] == size]
-            for (family, window), arm in part.groupby(["family", "window"], sort=False):
-                mean = arm.groupby("epoch")[["train_loss", "validation_loss"]].mean()
-                colour, name = window_colour(str(window)), WINDOW_LABELS[str(window)]
-                name += f" ({family})" if several else ""
-                width = 1.4 + 1.4 * families.index(str(family))
-                for column, line in (("train_loss", "--"), ("validation_loss", "-")):
-                    label = f"{name}, {column.removesuffix('_loss')}"
-                    axes.plot(mean[column], line, color=colour, linewidth=width, label=label)
-            axes.set_title(f"k = {size}")
-            axes.set_xlabel("epoch")
-            axes.set_ylabel("loss")
-            axes.set_yscale("log")
-            axes.label_outer()
+        columns = min(len(networks), 5)
+        blocks = -(-len(networks) // columns)
+        size = (max(2.4 * columns, 3.2) + 0.6, 4.6 * blocks + 0.4)
+        figure = Figure(figsize=size, layout="constrained")
+        grid = figure.subplots(2 * blocks, columns, squeeze=False)
+        for axes in grid.flat:
+            axes.set_axis_off()
+        for i, ((family, kernel_size), network) in enumerate(networks):
+            block, column = divmod(i, columns)
+            pair = grid[2 * block : 2 * block + 2, column]
+            if i > 0:
+                pair[0].sharey(grid[0, 0])
+                pair[1].sharey(grid[1, 0])
+            for window, arm in network.groupby("window", sort=False):
+                mean = arm.groupby("epoch").mean(numeric_only=True)
+                for axes, metric in zip(pair, ("loss", "accuracy"), strict=True):
+                    for split, line in (("train", "--"), ("validation", "-")):
+                        axes.plot(
+                            mean[f"{split}_{metric}"],
+                            line,
+                            color=window_colour(str(window)),
+                            linewidth=1.4,
+                            label=f"{WINDOW_LABELS[str(window)]}, {split}",
+                        )
+                    axes.set_axis_on()
+                    axes.set_ylabel(metric)
+            pair[0].set_title(f"k = {kernel_size}" + (f"\n{family}" if several else ""))
+            pair[0].set_yscale("log")
+            pair[1].set_xlabel("epoch")
+            pair[1].yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
         _legend(figure)
     return figure
 

@@ -120,7 +120,8 @@ def _pictures(run: Run, curves: pd.DataFrame, budgets: pd.DataFrame) -> list[Pic
         keep(
             figures.training_figure(histories),
             "training",
-            "Training loss (augmented images, mean over each epoch) and validation loss.",
+            "Loss and accuracy against epoch, means over seeds: on the augmented training images "
+            "(mean over the epoch, dashed) and on the validation images (solid).",
         )
     for attack_id in run.config.attacks:
         figure = gallery_figure(run, attack_id)
@@ -140,6 +141,9 @@ def _inline(folder: Path, name: str, *, svg: bool) -> Markup:
     return Markup('<img alt="" src="data:image/png;base64,{}">').format(content)
 
 
+_CURVE_COLUMNS = "train_loss train_accuracy validation_loss validation_accuracy".split()
+
+
 def _histories(run: Run) -> pd.DataFrame:
     tables = []
     for spec in run.specs:
@@ -147,7 +151,7 @@ def _histories(run: Run) -> pd.DataFrame:
         if path.is_file():
             with reading(path):
                 table = pd.read_csv(path)
-                _ = table[["epoch", "train_loss", "validation_loss"]]
+                _ = table[["epoch", *_CURVE_COLUMNS]]
             tables.append(
                 table.assign(
                     family=spec.family,
