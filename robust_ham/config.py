@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
+    AfterValidator,
     AliasChoices,
     BaseModel,
     BeforeValidator,
@@ -27,6 +28,8 @@ from pydantic import (
 SCHEMA = 1
 OURS = "robust-ham"
 """What we are called where other libraries stand beside us."""
+BEST = {"l2": "best", "linf": "best_linf"}
+"""Attack ids of the best, image by image, of several minimum-norm attacks of a norm."""
 
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -57,9 +60,16 @@ def number(value: Any) -> Any:  # noqa: ANN401
     return value
 
 
+def odd(value: int) -> int:
+    """``value`` if a kernel of that size has a centre."""
+    if value % 2 == 0:
+        raise ValueError(f"expected an odd number, got {value}")
+    return value
+
+
 SafeName = Annotated[str, BeforeValidator(lambda v: safe_name(v) if isinstance(v, str) else v)]
 Number = Annotated[float, BeforeValidator(number), Field(allow_inf_nan=False)]
-OddSize = Annotated[int, Field(ge=1, le=99)]
+OddSize = Annotated[int, Field(ge=1, le=99), AfterValidator(odd)]
 Window = Literal[
     "none", "hamming", "hamming_sqrt", "hann", "blackman", "kaiser", "hamming_shuffled"
 ]
@@ -132,7 +142,7 @@ class ModelGroup(Section):
         description="train (or load what this run has trained), zoo, or a folder of models: the "
         "models/ of another run, or what robust-ham import wrote",
     )
-    kernel_size: int = Field(7, ge=1, le=99, description="k of the k×k convolutions, odd")
+    kernel_size: OddSize = Field(7, description="k of the k×k convolutions, odd")
     window: Window = Field("none", description="window of the kernels; none: the baseline")
     seed: int = Field(0, ge=0, lt=2**31, description="seed of initial weights, order, augmentation")
     init: Literal["default", "compensated"] = Field(
@@ -157,13 +167,6 @@ class ModelGroup(Section):
     sweep: dict[str, list[Any]] = Field(
         default_factory=dict, description="lists of values of any other key of the group"
     )
-
-    @field_validator("kernel_size", "first_kernel", check_fields=False)
-    @classmethod
-    def _odd(cls, value: int | str) -> int | str:
-        if isinstance(value, int) and value % 2 == 0:
-            raise ValueError(f"expected an odd number, got {value}")
-        return value
 
     @model_validator(mode="after")
     def _has_a_width(self) -> ModelGroup:
@@ -264,7 +267,7 @@ class ImageNetGroup(ModelGroup):
     """torchvision's ResNet-18 or VGG-11 with BatchNorm; k above 3: larger kernels."""
 
     architecture: Literal["resnet18", "vgg11_bn"]
-    kernel_size: int = Field(3, ge=1, le=99, description="3: torchvision's own; else k×k for 3×3")
+    kernel_size: OddSize = Field(3, description="3: torchvision's own; else k×k for 3×3")
     normalize: bool = Field(True, description="as for cnn")
 
     def _tag(self) -> str:
@@ -382,6 +385,20 @@ class AttackConfig(BaseModel):
         return self.budget or self.curve_budgets[len(self.curve_budgets) // 2]
 
 
+class EndpointConfig(Section):
+    """A primary endpoint: what a study is to decide, named before anything is trained."""
+
+    metric: Literal["clean_accuracy", "robust_area", "robust_accuracy"] = Field(
+        description="clean_accuracy (whole test split), robust_area or robust_accuracy"
+    )
+    attack: str = Field(
+        "", description="attack id; best: of several minimum-norm attacks, image by image"
+    )
+    budget: Number | None = Field(
+        None, gt=0, description="of robust_accuracy under a minimum-norm attack"
+    )
+
+
 class EvaluationConfig(Section):
     """Which images are attacked, and how it is computed."""
 
@@ -413,6 +430,13 @@ class Config(Section):
     training: TrainingConfig = Field(default_factory=TrainingConfig)
     attacks: dict[SafeName, AttackConfig] = Field(min_length=1)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    endpoints: list[EndpointConfig] = Field(
+        default_factory=list,
+        description="primary endpoints: window effects per k on these decide; all else explores",
+    )
+    interaction: tuple[OddSize, OddSize] | None = Field(
+        None, description="two kernel sizes: by how much the window effect grows between them"
+    )
 
     @field_validator("models", mode="before")
     @classmethod
@@ -435,6 +459,19 @@ class Config(Section):
             if spec.model_id in seen:
                 raise ValueError(f"models: two models are called {spec.model_id}; set a prefix")
             seen.add(spec.model_id)
+        return self
+
+    @model_validator(mode="after")
+    def _attack_ids(self) -> Config:
+        for attack_id in self.attacks:
+            if attack_id in BEST.values():
+                raise ValueError(f"attacks: {attack_id} is the name of the best of all attacks")
+        for i, endpoint in enumerate(self.endpoints):
+            known = ["", *BEST.values(), *self.attacks]
+            if endpoint.attack not in known or (endpoint.metric == "clean_accuracy") != (
+                endpoint.attack == ""
+            ):
+                raise ValueError(f"endpoints.{i}.attack: {endpoint.metric} of {endpoint.attack!r}")
         return self
 
     @model_validator(mode="after")
@@ -483,7 +520,8 @@ def first_error(error: ValidationError) -> str:
     fault = error.errors()[0]
     known = set(ARCHITECTURES.values())
     names = {cls.__name__ for cls in known}
-    where = ".".join(str(part) for part in fault["loc"] if str(part) not in names)
+    parts = [str(part) for part in fault["loc"]]  # unions add the name of the type they tried
+    where = ".".join(p for p in parts if p not in names and not p.startswith("function-"))
     message = str(fault["msg"]).removeprefix("Value error, ")
     if fault["type"] == "extra_forbidden":
         message = "unknown key"

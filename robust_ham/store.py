@@ -62,6 +62,16 @@ class RunFolder:
         return self.root / "curves.csv"
 
     @property
+    def kernels(self) -> Path:
+        """What the learned kernels are like: one row per model and layer."""
+        return self.root / "kernels.csv"
+
+    @property
+    def contrasts(self) -> Path:
+        """Windowed against baseline: effects and verdicts."""
+        return self.root / "contrasts.csv"
+
+    @property
     def timings(self) -> Path:
         """Seconds per cell."""
         return self.root / "timings.csv"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from test_curves import CARD, CONFIG, six_rows
 
-from robust_ham.analysis.curves import Run
+from robust_ham.analysis.run import Run
 from robust_ham.config import RequestError
 from robust_ham.report.page import build_report
 from robust_ham.store import RunFolder, write_json, write_table, write_text
@@ -52,6 +52,20 @@ def test_everything_is_written_and_nothing_points_outside(folder):
     assert len(made.rows) == 2
     assert folder.summary.is_file()
     assert folder.curves.is_file()
+    assert folder.contrasts.is_file()
+
+
+def test_the_page_says_the_verdicts_in_words(folder):
+    page = build_report(folder.root).page.read_text()
+    assert "Windowed against baseline" in page
+    assert "×1.000" in page  # the same distances in both arms
+    assert '<td class="text verdict-equivalent">equivalent</td>' in page
+    assert "names no primary endpoint" in page
+    text = folder.config.read_text() + "endpoints: [{metric: robust_area, attack: best}]\n"
+    folder.config.write_text(text)
+    page = build_report(folder.root).page.read_text()
+    assert "These are the primary endpoints" in page
+    assert page.count('class="text verdict-') == 1  # d alone is its own best
 
 
 def test_built_twice_every_byte_is_the_same(folder):

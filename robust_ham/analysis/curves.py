@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from robust_ham.analysis.run import Run
 from robust_ham.analysis.statistics import (
     Interval,
     Values,
@@ -21,9 +19,7 @@ from robust_ham.analysis.statistics import (
     median_interval,
     wilson,
 )
-from robust_ham.config import AttackConfig, Config, ModelGroup, RequestError
-from robust_ham.config_files import parse_config
-from robust_ham.store import RunFolder, read_json, read_metadata, read_table, reading
+from robust_ham.config import AttackConfig, ModelGroup
 
 SUMMARY_COLUMNS = (
     "model_id architecture window kernel_size effective_width effective_width_learned depth width "
@@ -34,72 +30,6 @@ SUMMARY_COLUMNS = (
 ).split()
 CURVE_COLUMNS = ["model_id", "attack", "budget", "robust_accuracy", "low", "high"]
 _CURVE_POINTS = 40
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run folder as tables; models and attacks whose cells are not done are left out."""
-
-    folder: RunFolder
-
-    @cached_property
-    def config(self) -> Config:
-        """The configuration that the run was made with.
-
-        Raises:
-            RequestError: not a run folder.
-        """
-        path = self.folder.config
-        if not path.is_file():
-            raise RequestError(f"{self.folder.root}: not a run folder (no config.yaml)")
-        with reading(path):
-            text = path.read_text(encoding="utf-8")
-        return parse_config(text, origin=str(path))
-
-    @cached_property
-    def specs(self) -> list[ModelGroup]:
-        """Models whose cards are there, in the order of the configuration."""
-        specs = self.config.model_specs()
-        return [s for s in specs if (self.folder.model(s.model_id) / "model.json").is_file()]
-
-    @cached_property
-    def cards(self) -> dict[str, dict[str, Any]]:
-        """Model id to card."""
-        cards = {}
-        for spec in self.specs:
-            path = self.folder.model(spec.model_id) / "model.json"
-            with reading(path):
-                cards[spec.model_id] = read_json(path)
-                _ = cards[spec.model_id]["model"]["architecture"]
-        return cards
-
-    @cached_property
-    def samples(self) -> dict[tuple[str, str], pd.DataFrame]:
-        """(model id, attack id) to per-image rows, in the order of the configuration."""
-        found = {}
-        for model_id, attack_id in itertools.product(self.cards, self.config.attacks):
-            path = self.folder.samples(model_id, attack_id)
-            if path.is_file() and self._of_this_model(path, model_id):
-                found[model_id, attack_id] = _read(path)
-        return found
-
-    def _of_this_model(self, path: Path, model_id: str) -> bool:
-        """Whether a table was made with the weights that the model's card names."""
-        weights = (read_metadata(path) or {}).get("weights")
-        return weights is None or weights == self.cards[model_id].get("weights_sha256")
-
-    def correct(self, model_id: str) -> Values | None:
-        """1.0 where the model is right, for every image of the test split; None: not predicted."""
-        path = self.folder.predictions(model_id)
-        if not path.is_file() or not self._of_this_model(path, model_id):
-            return None
-        table = _read(path)
-        return np.asarray(table["prediction"] == table["label"], dtype=np.float64)
-
-
-def _read(path: Path) -> pd.DataFrame:
-    with reading(path):
-        return read_table(path)
 
 
 def robust_accuracy(distances: Values, budget: float) -> float:
@@ -183,7 +113,7 @@ def summarise(run: Run) -> pd.DataFrame:
             "test_accuracy",
         )
         known |= {name: card.get(name) for name in measured}
-        for attack_id, attack in run.config.attacks.items():
+        for attack_id, attack in run.attacks.items():
             samples = run.samples.get((spec.model_id, attack_id))
             if samples is not None:
                 rows.append(known | {"attack": attack_id} | summary_row(samples, attack))
@@ -199,7 +129,7 @@ def budget_curves(run: Run) -> pd.DataFrame:
     """``curves.csv``: robust accuracy of every model against budget, with Wilson intervals."""
     rows = []
     for (model_id, attack_id), samples in run.samples.items():
-        attack = run.config.attacks[attack_id]
+        attack = run.attacks[attack_id]
         if not attack.has_budget:
             continue
         distances = samples[attack.norm].to_numpy(dtype=np.float64)
@@ -221,9 +151,14 @@ class Metric:
     bootstrap: bool = False
 
 
-def _area_values(samples: pd.DataFrame, attack: AttackConfig) -> Values:
-    distances = samples[attack.norm].to_numpy(dtype=np.float64)
-    return np.asarray(np.minimum(distances, attack.curve_budgets[-1]))
+def distances(samples: pd.DataFrame, attack: AttackConfig) -> Values:
+    """Distance of every image in the attack's norm: 0 wrong at first, ∞ survived; (n,)."""
+    return samples[attack.norm].to_numpy(dtype=np.float64)
+
+
+def area_values(samples: pd.DataFrame, attack: AttackConfig) -> Values:
+    """What every image adds to the robust area: min(distance, largest budget), (n,)."""
+    return np.asarray(np.minimum(distances(samples, attack), attack.curve_budgets[-1]))
 
 
 def _median_values(samples: pd.DataFrame, attack: AttackConfig) -> Values:
@@ -239,7 +174,8 @@ def _within_budget(samples: pd.DataFrame, attack: AttackConfig) -> Values:
     return np.asarray(samples[attack.norm] > attack.main_budget, dtype=np.float64)
 
 
-def _survived(samples: pd.DataFrame, attack: AttackConfig) -> Values:
+def survived(samples: pd.DataFrame, attack: AttackConfig) -> Values:
+    """1.0 where an image was right at first and still is, (n,)."""
     held = samples["status"].isin(["survived", "invalid"])
     return np.asarray(held & _right_at_first(samples), dtype=np.float64)
 
@@ -263,12 +199,12 @@ def _nanmedian(values: Values) -> Values:
 
 SHARES = {"clean_accuracy", "robust_accuracy"}
 DISTANCE_METRICS = (
-    Metric("robust_area", "robust area", _area_values, _mean),
+    Metric("robust_area", "robust area", area_values, _mean),
     Metric("robust_accuracy", "robust accuracy", _within_budget, _mean),
     Metric("median_l2", "median L2 distance", _median_values, _nanmedian, bootstrap=True),
     Metric("rho_adv", "ρ_adv", _rho_values, _nanmean, bootstrap=True),
 )
-SURVIVAL_METRICS = (Metric("robust_accuracy", "accuracy under attack", _survived, _mean),)
+SURVIVAL_METRICS = (Metric("robust_accuracy", "accuracy under attack", survived, _mean),)
 KERNEL_COLUMNS = (
     "attack metric family window kernel_size effective_width params flops num_seeds estimate low "
     "high per_seed"
@@ -290,7 +226,7 @@ def kernel_size_curves(run: Run) -> pd.DataFrame:
             rows.append(
                 _arm_row(run, arm, "", "clean_accuracy", crossed_interval(values), _mean(values))
             )
-        for attack_id, attack in run.config.attacks.items():
+        for attack_id, attack in run.attacks.items():
             tables = [run.samples.get((spec.model_id, attack_id)) for spec in arm]
             done = [table for table in tables if table is not None]
             if len(done) < len(arm):

@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from robust_ham.analysis.curves import SHARES, Run
+from robust_ham.analysis.curves import SHARES
+from robust_ham.analysis.run import Run
 from robust_ham.report.style import (
     FAMILY_LINES,
     WINDOW_LABELS,
@@ -30,17 +31,19 @@ _PRIMARY = ("robust_area", "robust_accuracy")
 
 def attack_title(run: Run, attack_id: str) -> str:
     """How figures call an attack."""
-    attack = run.config.attacks[attack_id]
-    norm = {"l2": " L2", "linf": " L∞"}[attack.norm] if attack.attack == "deepfool" else ""
+    attack = run.attacks[attack_id]
+    norm = {"l2": " L2", "linf": " L∞"}[attack.norm]
     names = {
         "deepfool": "DeepFool",
         "superdeepfool": "SuperDeepFool L2",
+        "best": "best of the minimum-norm attacks",
         "stadv": "stAdv",
         "spatial_grid": "rotation + translation grid",
         "spatial_random": "random rotations + translations",
         "spatial_shift": "whole-pixel shifts",
     }
-    return names.get(attack.attack, attack_id) + norm
+    name = names.get(attack.attack, attack_id)
+    return name + norm if attack.attack in ("deepfool", "best") else name
 
 
 def metric_label(run: Run, attack_id: str, metric: str) -> str:
@@ -48,7 +51,7 @@ def metric_label(run: Run, attack_id: str, metric: str) -> str:
     label = _METRIC_LABELS[metric]
     if not attack_id:
         return label
-    attack = run.config.attacks[attack_id]
+    attack = run.attacks[attack_id]
     unit = "L∞" if attack.norm == "linf" else "L2"
     if metric == "robust_area":
         return f"{label} ({unit} up to {attack.curve_budgets[-1]:.3g})"
@@ -62,7 +65,7 @@ def metric_label(run: Run, attack_id: str, metric: str) -> str:
 def robustness_figure(run: Run, curves: pd.DataFrame) -> Figure:
     """Clean accuracy, and the primary metric of each attack, against kernel size."""
     panels = [("", "clean_accuracy", "clean images, whole test split")]
-    for attack_id in run.config.attacks:
+    for attack_id in run.attacks:
         have = set(curves.loc[curves["attack"] == attack_id, "metric"])
         metric = next((m for m in _PRIMARY if m in have), None)
         if metric is not None:
@@ -221,7 +224,7 @@ def budget_figure(run: Run, curves: pd.DataFrame, attack_id: str) -> Figure:
             axes.set_title(f"{name}\n{family}" if several else name)
             axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
             axes.set_ylim(0, 1)
-            norm = "L∞" if run.config.attacks[attack_id].norm == "linf" else "L2"
+            norm = "L∞" if run.attacks[attack_id].norm == "linf" else "L2"
             axes.set_xlabel(f"{norm} budget")
             axes.set_ylabel("robust accuracy")
         for axes in list(grid):

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from robust_ham.analysis.curves import Run
+from robust_ham.analysis.run import Run
 from robust_ham.report.style import WINDOW_LABELS, figure_style
 from robust_ham.store import reading
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,9 @@ import pandas as pd
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from robust_ham.analysis.curves import (
-    Run,
-    budget_curves,
-    kernel_size_curves,
-    summarise,
-)
+from robust_ham.analysis.contrasts import contrasts
+from robust_ham.analysis.curves import budget_curves, kernel_size_curves, summarise
+from robust_ham.analysis.run import Run
 from robust_ham.config import RequestError
 from robust_ham.report import figures
 from robust_ham.report.gallery import gallery_figure
@@ -65,7 +63,7 @@ class Report:
 
 
 def build_report(folder: Path) -> Report:
-    """Write ``summary.csv``, ``curves.csv``, ``figures/`` and ``report.html``.
+    """Write ``summary.csv``, ``curves.csv``, ``contrasts.csv``, ``figures/`` and ``report.html``.
 
     Raises:
         RequestError: not a run folder, a damaged table, or nothing to report yet.
@@ -78,9 +76,12 @@ def build_report(folder: Path) -> Report:
     curves = kernel_size_curves(run)
     write_csv(run.folder.summary, summary)
     write_csv(run.folder.curves, budgets)
+    effects = contrasts(run)
+    write_csv(run.folder.contrasts, effects)
     pictures = _pictures(run, curves, budgets)
     made = Report(run.folder.report, *_arm_table(run, curves))
-    write_text(made.page, _page(run, summary, made, pictures))
+    verdicts = verdict_table(run, effects)
+    write_text(made.page, _page(run, summary, made, verdicts, pictures))
     return made
 
 
@@ -99,7 +100,7 @@ def _pictures(run: Run, curves: pd.DataFrame, budgets: pd.DataFrame) -> list[Pic
         "points: single seeds; bars: 95 % intervals over seeds and images together (with one "
         "seed: over images, for that one model).",
     )
-    distance_attacks = [a for a in run.config.attacks if (budgets["attack"] == a).any()]
+    distance_attacks = [a for a in run.attacks if (budgets["attack"] == a).any()]
     for attack_id in distance_attacks:
         title = figures.attack_title(run, attack_id)
         keep(
@@ -123,7 +124,7 @@ def _pictures(run: Run, curves: pd.DataFrame, budgets: pd.DataFrame) -> list[Pic
             "Loss and accuracy against epoch, means over seeds: on the augmented training images "
             "(mean over the epoch, dashed) and on the validation images (solid).",
         )
-    for attack_id in run.config.attacks:
+    for attack_id in run.attacks:
         figure = gallery_figure(run, attack_id)
         if figure is not None:
             caption = f"{figures.attack_title(run, attack_id)}: fooled images. "
@@ -163,7 +164,13 @@ def _histories(run: Run) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
-def _page(run: Run, summary: pd.DataFrame, made: Report, pictures: list[Picture]) -> str:
+def _page(
+    run: Run,
+    summary: pd.DataFrame,
+    made: Report,
+    verdicts: list[dict[str, str]],
+    pictures: list[Picture],
+) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -185,8 +192,12 @@ def _page(run: Run, summary: pd.DataFrame, made: Report, pictures: list[Picture]
         num_images=int(summary["n"].max()),
         num_models=summary["model_id"].nunique(),
         num_expected=len(run.config.model_specs()) * len(run.config.attacks),
-        num_found=len(run.samples),
+        num_found=sum(attack in run.config.attacks for _, attack in run.samples),
         arms=made,
+        verdicts=verdicts,
+        notes=list(dict.fromkeys(row["note"] for row in verdicts if row["note"])),
+        interaction=run.config.interaction,
+        has_endpoints=bool(run.config.endpoints),
         header=list(_TABLE_COLUMNS.values()),
         rows=[
             [_cell(row[name], name) for name in _TABLE_COLUMNS]
@@ -196,6 +207,61 @@ def _page(run: Run, summary: pd.DataFrame, made: Report, pictures: list[Picture]
         manifest=manifest,
         failures=failures,
     )
+
+
+def verdict_table(run: Run, effects: pd.DataFrame) -> list[dict[str, str]]:
+    """Rows of the verdicts: the primary endpoints, or, without any, one figure per attack."""
+    if run.config.endpoints:
+        shown = effects[effects["primary"]]
+    else:
+        distances = {attack for attack, config in run.attacks.items() if config.has_budget}
+        headline = effects["metric"].isin(["clean_accuracy", "robust_area"])
+        spatial = (effects["metric"] == "robust_accuracy") & ~effects["attack"].isin(distances)
+        shown = effects[(headline | spatial) & (effects["versus"] != "3x3 baseline")]
+    several = shown["family"].nunique() > 1
+    rows = []
+    for row in shown.to_dict(orient="records"):
+        title = figures.attack_title(run, row["attack"]) if row["attack"] else "clean images"
+        window = WINDOW_LABELS[row["window"]] + (f" ({row['family']})" if several else "")
+        size = str(row["kernel_size"])
+        if row["versus"] == "interaction":
+            size += f" against {row['versus_kernel_size']}"
+        label = figures.metric_label(run, row["attack"], row["metric"])
+        points = row["metric"] in _PERCENT
+        number = "×{:.3f}" if row["scale"] == "ratio" else "{:+.1f}" if points else "{:+.3f}"
+        unit = 100 if points else 1
+        ends = [row[f"simultaneous_{end}"] for end in ("low", "high")]
+        known = pd.notna([row["effect"], *ends]).all()
+        effect = "–"
+        if known:
+            low, high = (number.format(unit * end) for end in ends)
+            effect = f"{number.format(unit * row['effect'])} [{low}, {high}]"
+            effect = effect.replace("-", "−") + (" points" if points else "")
+        rows.append(
+            {
+                "window": window,
+                "size": size,
+                "figure": f"{title}: {label}",
+                "effect": effect,
+                "p": "–" if pd.isna(row["p_holm"]) else f"{row['p_holm']:.2g}",
+                "verdict": row["verdict"],
+                "decide": _what_would_decide(row),
+                "note": row["note"],
+            }
+        )
+    return rows
+
+
+def _what_would_decide(row: dict[Hashable, Any]) -> str:
+    """Seeds, or images, that would turn an undecided row."""
+    if row["verdict"] != "undecided":
+        return ""
+    needed = [
+        f"{int(row[f'{what}_to_decide']):,} {what}"
+        for what in ("seeds", "images")
+        if pd.notna(row[f"{what}_to_decide"])
+    ]
+    return " or ".join(needed).replace(",", "\u202f")
 
 
 def _cell(value: Any, name: str) -> str:  # noqa: ANN401
@@ -216,7 +282,7 @@ def _cell(value: Any, name: str) -> str:  # noqa: ANN401
 def _arm_table(run: Run, curves: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the headline table: kernel size and window by primary metric."""
     wanted = [("", "clean_accuracy")]
-    for attack_id in run.config.attacks:
+    for attack_id in run.attacks:
         have = set(curves.loc[curves["attack"] == attack_id, "metric"])
         metric = next((m for m in ("robust_area", "robust_accuracy") if m in have), None)
         if metric is not None:

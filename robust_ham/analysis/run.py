@@ -1,0 +1,124 @@
+"""A run folder as tables."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from robust_ham.analysis.statistics import Values
+from robust_ham.config import BEST, AttackConfig, Config, ModelGroup, RequestError
+from robust_ham.config_files import parse_config
+from robust_ham.store import RunFolder, read_json, read_metadata, read_table, reading
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder as tables; models and attacks whose cells are not done are left out."""
+
+    folder: RunFolder
+
+    @cached_property
+    def config(self) -> Config:
+        """The configuration that the run was made with.
+
+        Raises:
+            RequestError: not a run folder.
+        """
+        path = self.folder.config
+        if not path.is_file():
+            raise RequestError(f"{self.folder.root}: not a run folder (no config.yaml)")
+        with reading(path):
+            text = path.read_text(encoding="utf-8")
+        return parse_config(text, origin=str(path))
+
+    @cached_property
+    def specs(self) -> list[ModelGroup]:
+        """Models whose cards are there, in the order of the configuration."""
+        specs = self.config.model_specs()
+        return [s for s in specs if (self.folder.model(s.model_id) / "model.json").is_file()]
+
+    @cached_property
+    def cards(self) -> dict[str, dict[str, Any]]:
+        """Model id to card."""
+        cards = {}
+        for spec in self.specs:
+            path = self.folder.model(spec.model_id) / "model.json"
+            with reading(path):
+                cards[spec.model_id] = read_json(path)
+                _ = cards[spec.model_id]["model"]["architecture"]
+        return cards
+
+    @cached_property
+    def samples(self) -> dict[tuple[str, str], pd.DataFrame]:
+        """(model id, attack id) to per-image rows, in the order of the configuration."""
+        found = {}
+        for model_id in self.cards:
+            for attack_id in self.config.attacks:
+                path = self.folder.samples(model_id, attack_id)
+                if path.is_file() and self._of_this_model(path, model_id):
+                    found[model_id, attack_id] = _read(path)
+            for attack_id, members in self._rivals.items():
+                tables = [found.get((model_id, member)) for member in members]
+                done = [table for table in tables if table is not None]
+                same = len({tuple(table["sample_id"]) for table in done}) == 1
+                if same and len(done) == len(members):
+                    found[model_id, attack_id] = _best(done, self.attacks[attack_id].norm)
+        return found
+
+    @cached_property
+    def attacks(self) -> dict[str, AttackConfig]:
+        """The attacks of the configuration, and the best of several minimum-norm ones."""
+        found = dict(self.config.attacks)
+        for attack_id, members in self._rivals.items():
+            first = found[members[0]]
+            found[attack_id] = AttackConfig(
+                attack="best",
+                budget=first.main_budget,
+                budgets=first.curve_budgets,
+                norm=first.norm,
+            )
+        return found
+
+    @cached_property
+    def _rivals(self) -> dict[str, list[str]]:
+        """Id of the best attack of a norm to the minimum-norm attacks it is chosen from."""
+        found: dict[str, list[str]] = {}
+        for attack_id, attack in self.config.attacks.items():
+            if attack.has_budget:
+                found.setdefault(BEST[attack.norm], []).append(attack_id)
+        return {best: members for best, members in found.items() if len(members) > 1}
+
+    def _of_this_model(self, path: Path, model_id: str) -> bool:
+        """Whether a table was made with the weights that the model's card names."""
+        weights = (read_metadata(path) or {}).get("weights")
+        return weights is None or weights == self.cards[model_id].get("weights_sha256")
+
+    def correct(self, model_id: str) -> Values | None:
+        """1.0 where the model is right, for every image of the test split; None: not predicted."""
+        path = self.folder.predictions(model_id)
+        if not path.is_file() or not self._of_this_model(path, model_id):
+            return None
+        table = _read(path)
+        return np.asarray(table["prediction"] == table["label"], dtype=np.float64)
+
+
+def _read(path: Path) -> pd.DataFrame:
+    with reading(path):
+        return read_table(path)
+
+
+def _best(tables: list[pd.DataFrame], norm: str) -> pd.DataFrame:
+    """For every image the row of the attack that came nearest; passes are those of all attacks."""
+    distances = np.stack([table[norm].to_numpy(dtype=np.float64) for table in tables])
+    nearest = distances.argmin(axis=0)
+    rows = np.arange(len(nearest))
+    together = pd.concat(tables, ignore_index=True)
+    best: pd.DataFrame = together.iloc[nearest * len(rows) + rows].reset_index(drop=True)
+    for column in ("forwards", "backwards"):
+        best[column] = sum(table[column].to_numpy() for table in tables)
+    return best
