@@ -67,7 +67,7 @@ def measure_all(
             have = ", ".join(versions)
             raise RequestError(f"--libraries: expected some of {have}, got {name!r}{hint}")
     chosen = [OURS, *(name for name in libraries if name != OURS)]
-    if run_inline(plan, folder, device, monitor):
+    if run_inline(plan, folder, device, monitor).num_failed:
         raise RequestError(f"a model failed: {RunFolder(folder).failures}")
     context = Context(plan, RunFolder(folder), device)
     every: Rows = []

@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -23,8 +23,7 @@ from robust_ham import checkpoints, distributed, evaluation, training
 from robust_ham.catalogue import attack_options
 from robust_ham.config import FactoryGroup, ModelGroup, RequestError
 from robust_ham.evaluation import ACCURACY_TOLERANCE
-from robust_ham.models import measure
-from robust_ham.plan import Cell, Plan, zoo_folder
+from robust_ham.plan import Cell, Plan, source_folder
 from robust_ham.store import (
     RunFolder,
     content_key,
@@ -83,10 +82,11 @@ def run_cell(context: Context, cell: Cell, progress: Progress) -> Done:
 
 
 def _model_cell(context: Context, spec: ModelGroup, progress: Progress) -> Done:
-    if isinstance(spec, FactoryGroup):
+    source = source_folder(context.plan.config, spec)
+    if source is not None:
+        done = _copy_card(context, spec, source)
+    elif isinstance(spec, FactoryGroup):
         done = _describe_factory(context, spec)
-    elif spec.source == "zoo":
-        done = _copy_card(context, spec)
     else:
         done = _train(context, spec, progress)
     predicted = _predict(context, spec)
@@ -158,27 +158,20 @@ def help_train(context: Context) -> None:
 
 
 def _card(context: Context, spec: ModelGroup, model: nn.Module, num_classes: int) -> dict[str, Any]:
-    """What every model's card says, however it was come by."""
-    test = context.plan.dataset.test
-    table = evaluation.predictions(model.to(context.device), test, context.device)
-    size = asdict(measure(model, spec, test.image_shape))
-    return {
-        "model_id": spec.model_id,
-        "model": checkpoints.describe(spec),
-        "in_channels": test.image_shape[0],
-        "num_classes": num_classes,
-        "test_accuracy": evaluation.accuracy(table),
-        "test_sha256": context.plan.dataset.test_hash,
-    } | {k: v if np.isfinite(v) else None for k, v in size.items()}
+    """What every model's card says."""
+    dataset = context.plan.dataset
+    return evaluation.model_card(
+        spec, model, dataset.test, dataset.test_hash, num_classes, context.device
+    )
 
 
-def _copy_card(context: Context, spec: ModelGroup) -> Done:
-    """A zoo model's card and training curve; its weights stay in the zoo."""
-    source, target = zoo_folder(context.plan.config, spec), context.run.model(spec.model_id)
+def _copy_card(context: Context, spec: ModelGroup, source: Path) -> Done:
+    """Card and training curve, if any, of a model made elsewhere; its weights stay there."""
+    target = context.run.model(spec.model_id)
     if target.is_dir():  # what is no longer asked for was set aside
         return "already there"
     with writing_folder(target) as temporary:
-        for name in (checkpoints.CURVE, checkpoints.CARD):
+        for name in checkpoints.described(source):
             (temporary / name).write_bytes((source / name).read_bytes())
     return "done"
 
@@ -205,13 +198,11 @@ def _describe_factory(context: Context, spec: FactoryGroup) -> Done:
 
 def load_model(context: Context, spec: ModelGroup) -> tuple[nn.Module, dict[str, Any]]:
     """The network of a finished model cell, on the run's device, and its card."""
-    if isinstance(spec, FactoryGroup):
-        model = checkpoints.load_factory(spec)
-        card = checkpoints.read_card(context.run.model(spec.model_id))
+    source, own = source_folder(context.plan.config, spec), context.run.model(spec.model_id)
+    if source is None and isinstance(spec, FactoryGroup):
+        model, card = checkpoints.load_factory(spec), checkpoints.read_card(own)
     else:
-        zoo = spec.source == "zoo"
-        folder = zoo_folder(context.plan.config, spec) if zoo else context.run.model(spec.model_id)
-        model, card = checkpoints.load(folder)
+        model, card = checkpoints.load(source or own)
     return model.to(context.device), card
 
 

@@ -23,14 +23,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from robust_ham.config import Config, FactoryGroup, ModelGroup, RequestError, model_group
-from robust_ham.models import build
+from robust_ham.models import Normalize, build
 from robust_ham.store import file_hash, read_json, write_csv, write_json, writing_folder
 
 WEIGHTS, CARD, CURVE = "model.safetensors", "model.json", "training.csv"
 
 
-def save(folder: Path, model: nn.Module, card: dict[str, Any], curve: pd.DataFrame) -> None:
-    """Write weights, card and training curve as one folder that appears whole.
+def save(folder: Path, model: nn.Module, card: dict[str, Any], curve: pd.DataFrame | None) -> None:
+    """Write weights, card and, where it is known, training curve as one folder that appears whole.
 
     The card gains ``weights_sha256``; the folder must not be there yet.
     """
@@ -39,7 +39,8 @@ def save(folder: Path, model: nn.Module, card: dict[str, Any], curve: pd.DataFra
         save_file({k: v.contiguous().cpu() for k, v in model.state_dict().items()}, weights)
         weights.chmod(0o644)
         write_json(temporary / CARD, card | {"weights_sha256": file_hash(weights)})
-        write_csv(temporary / CURVE, curve)
+        if curve is not None:
+            write_csv(temporary / CURVE, curve)
 
 
 def read_card(folder: Path) -> dict[str, Any]:
@@ -61,6 +62,11 @@ def read_card(folder: Path) -> dict[str, Any]:
     return card
 
 
+def described(folder: Path) -> list[str]:
+    """Files that say what a model is: its card and, unless it was imported, its training curve."""
+    return [name for name in (CARD, CURVE) if name == CARD or (folder / name).is_file()]
+
+
 def load(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     """A trained network in eval mode, and its card.
 
@@ -74,7 +80,7 @@ def load(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
         raise RequestError(f"{path}: no such file")
     if file_hash(path) != card["weights_sha256"]:
         raise RequestError(f"{path}: not the weights that the card names (SHA-256 differs)")
-    model = build(spec, int(card["in_channels"]), int(card["num_classes"]))
+    model = new_model(spec, int(card["in_channels"]), int(card["num_classes"]))
     load_weights(model, path)
     return model.eval(), card
 
@@ -96,7 +102,15 @@ def load_weights(model: nn.Module, path: Path) -> None:
     Raises:
         RequestError: unreadable, other names or shapes, or values that are not finite.
     """
-    state = _read_state(path)
+    fill(model, _read_state(path), path)
+
+
+def fill(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    """Fill ``model`` with the tensors that ``path`` held.
+
+    Raises:
+        RequestError: other names or shapes, or values that are no finite numbers.
+    """
     own = model.state_dict()
     for name, tensor in own.items():
         if name not in state:
@@ -105,6 +119,10 @@ def load_weights(model: nn.Module, path: Path) -> None:
             raise RequestError(
                 f"{path}: {name}: expected shape {tuple(tensor.shape)}, "
                 f"got {tuple(state[name].shape)}"
+            )
+        if state[name].is_floating_point() != tensor.is_floating_point():
+            raise RequestError(
+                f"{path}: {name}: expected values like {tensor.dtype}, got {state[name].dtype}"
             )
         if not torch.isfinite(state[name]).all():
             raise RequestError(f"{path}: {name} has values that are not finite")
@@ -191,12 +209,39 @@ def load_factory(spec: FactoryGroup) -> nn.Module:
     Raises:
         RequestError: not an ``nn.Module``, or the weights do not fit it.
     """
-    model = import_factory(spec)()
-    if not isinstance(model, nn.Module):
-        raise RequestError(f"factory {spec.factory}: expected a torch.nn.Module, got {type(model)}")
+    model = call_factory(spec)
     if spec.weights is not None:
         load_weights(model, Path(spec.weights))
     return model.eval()
+
+
+def call_factory(spec: FactoryGroup) -> nn.Module:
+    """What the user's function returns.
+
+    Raises:
+        RequestError: not an ``nn.Module``.
+    """
+    model = import_factory(spec)()
+    if not isinstance(model, nn.Module):
+        raise RequestError(f"factory {spec.factory}: expected a torch.nn.Module, got {type(model)}")
+    return model
+
+
+def new_model(spec: ModelGroup, in_channels: int, num_classes: int) -> nn.Module:
+    """The network that a card describes, before it has its weights.
+
+    A user's function is called; its network gets a normalisation in front where the card has one.
+
+    Raises:
+        RequestError: a factory that is not there, or returns no ``nn.Module``.
+        ValueError: a network that cannot be built.
+    """
+    if not isinstance(spec, FactoryGroup):
+        return build(spec, in_channels, num_classes)
+    model = call_factory(spec)
+    if not spec.normalize:
+        return model
+    return nn.Sequential(Normalize(torch.zeros(in_channels), torch.ones(in_channels)), model)
 
 
 def state_hash(model: nn.Module) -> str:

@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from robust_ham import stopping
+from robust_ham.explain import EXPERIMENTS
 
 if TYPE_CHECKING:
     from robust_ham.config import Config
     from robust_ham.executors import Monitor
     from robust_ham.plan import Plan
 
-EXIT_ENVIRONMENT, EXIT_REQUEST, EXIT_CELLS = 1, 2, 3
+EXIT_ENVIRONMENT, EXIT_REQUEST, EXIT_CELLS, EXIT_GATE = 1, 2, 3, 4
 
 app = typer.Typer(
     name="robust-ham",
@@ -49,6 +50,7 @@ class Topic(enum.StrEnum):
     windows = "windows"
     datasets = "datasets"
     configs = "configs"
+    explain = "explain"
     keys = "keys"
     schema = "schema"
 
@@ -115,19 +117,26 @@ def run(
         return 0
     with distributed.joined(chosen) as own:
         if distributed.rank() > 0:
-            return run_inline(plan, folder, own)
+            run_inline(plan, folder, own)
+            return 0
         folder.mkdir(parents=True, exist_ok=True)
         with _log_file(folder / "run.log"), _monitor() as monitor:
-            num_failed = run_inline(plan, folder, own, monitor)
-    if num_failed:
-        _complain(f"{num_failed} of {len(plan.cells)} cells failed: {folder / 'failures.jsonl'}")
+            gate = loaded.evaluation.gate and stop_after != StopAfter.train
+            outcome = run_inline(plan, folder, own, monitor, gate=gate)
+    if outcome.num_failed:
+        failures = folder / "failures.jsonl"
+        _complain(f"{outcome.num_failed} of {len(plan.cells)} cells failed: {failures}")
+    for line in outcome.distrusted:
+        _complain(f"not to be trusted: {line}")
     if stop_after is None:
         try:
             _report(folder)
         except RequestError:
-            if not num_failed:  # else there is nothing to report, for the reason just given
+            if not outcome.num_failed:  # else there is nothing to report, for the reason just given
                 raise
-    return EXIT_CELLS if num_failed else 0
+    if outcome.num_failed:
+        return EXIT_CELLS
+    return EXIT_GATE if outcome.distrusted else 0
 
 
 @app.command()
@@ -145,7 +154,7 @@ def list_(
     topic: Annotated[Topic | None, typer.Argument(help="Only this.")] = None,
     debug: Debug = False,
 ) -> None:
-    """What there is: attacks, models, windows, data sets, configs, config keys, their schema."""
+    """What there is: attacks, models, windows, data sets, configs, experiments, config keys."""
     if topic == Topic.schema:
         from robust_ham.config import Config
 
@@ -235,6 +244,95 @@ def bench(
     _say(f"\nbenchmark: {made.page}")
 
 
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="A .pth, .pt, .ckpt or .safetensors file.")],
+    network: Annotated[
+        str,
+        typer.Option(
+            "--as",
+            help="What it is, as a group under `models` of a config: cnn, or "
+            "'{architecture: cnn, depth: 4, kernel_size: 7, window: hamming}'.",
+        ),
+    ],
+    dataset: Annotated[
+        str, typer.Option(help="Data of its clean accuracy: cifar10, or '{name: …, …}'.")
+    ],
+    key: Annotated[str | None, typer.Option(help="Which network of a file with several.")] = None,
+    mean: Annotated[
+        str | None, typer.Option(help="Normalisation it was trained with: 0.485,0.456,0.406.")
+    ] = None,
+    std: Annotated[str | None, typer.Option(help="Same: 0.229,0.224,0.225.")] = None,
+    accuracy: Annotated[
+        float | None, typer.Option(min=0, max=1, help="As published; must be found again.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Collection; default results/imported/<dataset>.")
+    ] = None,
+    data_root: DataRoot = None,
+    device: Device = "auto",
+    debug: Debug = False,
+) -> None:
+    """Somebody else's checkpoint, in our layout: read without running its code, and measured.
+
+    A config uses the network by `source: FOLDER`, the folder that this writes into.
+    """
+    from robust_ham.config_files import parse_dataset, parse_network, parse_numbers
+
+    spec, data = parse_network("--as", network), parse_dataset("--dataset", dataset)
+    folder = out or Path("results") / "imported" / Path(data.name).name
+    _check_attacks_package()
+    from robust_ham.data import Dataset
+    from robust_ham.executors import choose_device
+    from robust_ham.importing import Request, import_checkpoint
+
+    request = Request(
+        file,
+        spec,
+        key,
+        parse_numbers("--mean", mean) if mean is not None else None,
+        parse_numbers("--std", std) if std is not None else None,
+        accuracy,
+    )
+    made = import_checkpoint(request, Dataset(data, data_root), folder, choose_device(device), _say)
+    _say(f"{made.folder}: {'already there' if made.already_there else 'done'}")
+    _say(f"in a config, under models: {made.group}")
+
+
+_EXPERIMENT_LINES = "\n".join(f"  {name:<17}{e.about}" for name, e in EXPERIMENTS.items())
+
+
+@app.command(
+    help="An explanatory experiment: one figure and one table.\n\n"
+    f"NAME is one of:\n\n\b\n{_EXPERIMENT_LINES}"
+)
+def explain(
+    name: Annotated[str, typer.Argument(help="Which experiment.")],
+    run: Annotated[
+        Path | None,
+        typer.Option("--run", help="Look at a run's networks, not the zoo's: kernels, leakage."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder; default results/explain/<name>.")
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
+    debug: Debug = False,
+) -> None:
+    """Run one experiment, print its table and say where its figure is."""
+    from robust_ham.explain import check
+    from robust_ham.explain import explain as experiment
+
+    check(name, run)
+    _check_attacks_package()
+    import torch
+
+    torch.set_num_threads(threads)
+    folder = out or Path("results") / "explain" / name
+    made = experiment(name, folder, run)
+    _print_table(made.header, made.rows)
+    _say(f"\ntable and figure: {folder / name}.csv, .svg, .png")
+
+
 def main() -> NoReturn:
     """Entry point: runs a verb and turns what it raises into one line and an exit code."""
     warnings.formatwarning = lambda message, *_, **__: f"robust-ham: {message}\n"
@@ -314,13 +412,17 @@ def _report(folder: Path) -> None:
     _say(f"\nreport: {made.page}")
 
 
+_WORDS = ("network", "window", "attack", "library", "layer", "filter", "measured", "contestant")
+"""Columns of words in printed tables; the others hold numbers."""
+
+
 def _print_table(header: list[str], rows: list[list[str]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in header:
-        words = name in ("network", "window", "attack", "library")
+        words = name in _WORDS
         table.add_column(name, justify="left" if words else "right")
     for row in rows:
         table.add_row(*row)

@@ -408,6 +408,9 @@ class EvaluationConfig(Section):
     batch_size: int = Field(250, ge=1, description="images handed to an attack at once")
     threads: int = Field(2, ge=1, description="CPU threads of training and attacks; part of keys")
     keep_adversarials: bool = Field(False, description="store all adversarial images")
+    gate: bool = Field(
+        True, description="check models and minimum-norm attacks on 32 images: can they be trusted"
+    )
     gallery: bool = Field(
         True,
         description="keep 8 images per model and attack for the page; false for data whose "

@@ -6,6 +6,7 @@ A leaf like ``config``: no torch.
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,12 @@ from robust_ham.config import (
     Config,
     DatasetConfig,
     EvaluationConfig,
+    ModelGroup,
     RequestError,
     TrainingConfig,
     first_error,
+    model_group,
+    number,
 )
 
 _MAX_CONFIG_BYTES = 1_000_000
@@ -79,6 +83,73 @@ def parse_config(text: str, overrides: list[str] | None = None, origin: str = "c
         return Config.model_validate(values)
     except ValidationError as error:
         raise RequestError(f"{origin}: {first_error(error)}") from None
+
+
+def parse_section(option: str, text: str, key: str) -> dict[str, Any]:
+    """A section of a configuration given as an option of the command line.
+
+    ``cnn`` means ``{architecture: cnn}`` where ``key`` is ``architecture``.
+
+    Raises:
+        RequestError: neither a word nor a mapping.
+    """
+    try:
+        values = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise RequestError(f"{option}: not valid YAML: {text}") from None
+    if isinstance(values, str):
+        return {key: values}
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+        raise RequestError(f"{option}: expected a name or a mapping of keys, got {text}")
+    return values
+
+
+_NOT_IMPORTED = ("sweep", "source", "match", "training", "weights")
+
+
+def parse_network(option: str, text: str) -> ModelGroup:
+    """One network, described as a group of ``models`` is.
+
+    Raises:
+        RequestError: not one network, an unknown key, a wrong value; the message names it.
+    """
+    values = parse_section(option, text, "architecture")
+    for name in _NOT_IMPORTED:
+        if name in values:
+            raise RequestError(f"{option}: {name}: not for one network that is trained already")
+    try:
+        spec = model_group(values)
+    except ValueError as error:
+        raise RequestError(f"{option}: {error}") from None
+    assert isinstance(spec, ModelGroup)
+    return spec
+
+
+def parse_dataset(option: str, text: str) -> DatasetConfig:
+    """A data set, by its name or described as in ``dataset``.
+
+    Raises:
+        RequestError: an unknown key or a wrong value; the message names it.
+    """
+    try:
+        return DatasetConfig.model_validate(parse_section(option, text, "name"))
+    except ValidationError as error:
+        raise RequestError(f"{option}: {first_error(error)}") from None
+
+
+def parse_numbers(option: str, text: str) -> tuple[float, ...]:
+    """Numbers between commas, such as ``0.485,0.456,0.406`` or ``125.3/255,…``.
+
+    Raises:
+        RequestError: anything else.
+    """
+    try:
+        values = tuple(float(number(part)) for part in text.split(","))
+    except ValueError as error:
+        raise RequestError(f"{option}: {error}") from None
+    if not all(math.isfinite(value) for value in values):
+        raise RequestError(f"{option}: expected finite numbers, got {text}")
+    return values
 
 
 def config_folder() -> Path:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from attacks import AttackOutcome, margins_of
 from attacks.prepare import BOX_TOLERANCE, attack_mode
 from robust_ham.catalogue import attack_function, attack_options, shared_transforms
-from robust_ham.config import AttackConfig, RequestError
+from robust_ham.checkpoints import describe
+from robust_ham.config import AttackConfig, ModelGroup, RequestError
+from robust_ham.models import measure
 from robust_ham.splits import Split, balanced_order, to_float
 
 VERSION = 2
@@ -114,6 +116,27 @@ def predictions(model: nn.Module, split: Split, device: torch.device) -> pd.Data
 def accuracy(table: pd.DataFrame) -> float:
     """Share of right predictions in a ``predictions`` table."""
     return float((table["prediction"] == table["label"]).mean())
+
+
+def model_card(
+    spec: ModelGroup,
+    model: nn.Module,
+    test: Split,
+    test_sha256: str,
+    num_classes: int,
+    device: torch.device,
+) -> dict[str, Any]:
+    """What every model's card says, however it was come by; ``model`` goes to ``device``."""
+    table = predictions(model.to(device), test, device)
+    size = asdict(measure(model, spec, test.image_shape))
+    return {
+        "model_id": spec.model_id,
+        "model": describe(spec),
+        "in_channels": test.image_shape[0],
+        "num_classes": num_classes,
+        "test_accuracy": accuracy(table),
+        "test_sha256": test_sha256,
+    } | {k: v if np.isfinite(v) else None for k, v in size.items()}
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import logging
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -15,6 +16,8 @@ import torch
 from robust_ham import distributed, stopping
 from robust_ham.cells import Context, help_train, run_cell, write_inputs, write_timings
 from robust_ham.config import RequestError
+from robust_ham.gate import write_gate
+from robust_ham.kernels import write_kernels
 from robust_ham.manifest import write_manifest
 from robust_ham.plan import Plan
 from robust_ham.stale import set_aside_stale
@@ -70,16 +73,28 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """How many cells of a run failed, and what the gate says of models that cannot be trusted."""
+
+    num_failed: int = 0
+    distrusted: tuple[str, ...] = ()
+
+
 def run_inline(
-    plan: Plan, folder: Path, device: torch.device, monitor: Monitor | None = None
-) -> int:
+    plan: Plan,
+    folder: Path,
+    device: torch.device,
+    monitor: Monitor | None = None,
+    *,
+    gate: bool = False,
+) -> Outcome:
     """Run every cell whose result is not there yet.
 
     A failed cell is noted in ``failures.jsonl`` and the others go on; attacks on a model that
     failed fail too. Of several processes of torchrun, the first does all but its share of training.
 
-    Returns:
-        The number of failed cells.
+    With ``gate``, what is finished is checked at the end, and ``gate.csv`` written.
 
     Raises:
         RequestError: a checkpoint or an option is not what was asked for.
@@ -91,7 +106,7 @@ def run_inline(
     torch.set_num_threads(plan.config.evaluation.threads)
     if distributed.rank() > 0:
         help_train(context)
-        return 0
+        return Outcome()
     set_aside_stale(context)
     write_inputs(context)
     write_manifest(context)
@@ -99,7 +114,7 @@ def run_inline(
     begin = time.monotonic()
     broken: set[str] = set()
     num_failed = 0
-    monitor.started(len(plan.cells))
+    monitor.started(len(plan.cells) + gate)
     for cell in plan.cells:
         stopping.check()
         start = time.monotonic()
@@ -125,5 +140,22 @@ def run_inline(
             write_timings(run, cell.name, seconds)
         log.info("%s: %s (%.1f s)", cell.name, outcome, seconds)
         monitor.cell_ended(cell.name, outcome, seconds)
+    write_kernels(context, broken)
+    distrusted = _checked(context, broken, monitor) if gate else ()
     write_manifest(context, time.monotonic() - begin)
-    return num_failed
+    return Outcome(num_failed, distrusted)
+
+
+def _checked(context: Context, broken: set[str], monitor: Monitor) -> tuple[str, ...]:
+    """Write ``gate.csv``; a line for each *fail*."""
+    start = time.monotonic()
+    findings = write_gate(context, broken, monitor.cell_started("gate"))
+    fails = findings[findings["severity"] == "fail"]
+    warns = int((findings["severity"] == "warn").sum())
+    seconds = time.monotonic() - start
+    write_timings(context.run, "gate", seconds)
+    monitor.cell_ended("gate", f"{len(fails)} fail, {warns} warn", seconds)
+    return tuple(
+        f"{row['model_id']}{'/' if row['attack'] else ''}{row['attack']}: {row['reason']}"
+        for row in fails.to_dict(orient="records")
+    )

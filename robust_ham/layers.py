@@ -56,7 +56,7 @@ class WindowedConv2d(nn.Conv2d):
         )
         assert isinstance(folded, nn.Conv2d)
         with torch.no_grad():
-            folded.weight.copy_(self.weight * self.window)
+            folded.weight = nn.Parameter(self.weight * self.window)  # keeps the memory format
             if self.bias is not None and folded.bias is not None:
                 folded.bias.copy_(self.bias)
         return folded.train(self.training)

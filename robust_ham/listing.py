@@ -57,6 +57,12 @@ def _configs() -> Rows:
     ]
 
 
+def _explain() -> Rows:
+    from robust_ham.explain import EXPERIMENTS
+
+    return [(name, experiment.about) for name, experiment in EXPERIMENTS.items()]
+
+
 def _keys() -> Rows:
     from robust_ham.config_files import config_keys
 
@@ -69,5 +75,6 @@ LISTINGS: dict[str, Callable[[], Rows]] = {
     "windows": _windows,
     "datasets": _datasets,
     "configs": _configs,
+    "explain": _explain,
     "keys": _keys,
 }

@@ -45,9 +45,12 @@ class Plan:
     cells: list[Cell]
 
 
-def zoo_folder(config: Config, spec: ModelGroup) -> Path:
-    """Where the zoo keeps a model."""
-    return ZOO / config.dataset.name / spec.model_id
+def source_folder(config: Config, spec: ModelGroup) -> Path | None:
+    """Folder of a model that is made elsewhere; None for one that the run makes."""
+    if spec.source == "train":
+        return None
+    collection = ZOO / config.dataset.name if spec.source == "zoo" else Path(spec.source)
+    return collection / spec.model_id
 
 
 def make_plan(config: Config, data_root: Path | None = None, *, attack: bool = True) -> Plan:
@@ -90,30 +93,36 @@ def _check_splits_agree(config: Config, dataset: Dataset) -> None:
 
 
 def _check_model(config: Config, spec: ModelGroup, dataset: Dataset) -> None:
-    if isinstance(spec, FactoryGroup):
-        if spec.source == "zoo":
-            raise RequestError("models: a factory model cannot have source: zoo")
-        checkpoints.import_factory(spec)
-    elif spec.source == "zoo":
-        folder = zoo_folder(config, spec)
-        if not folder.is_dir():
-            have = sorted(path.name for path in folder.parent.glob("*/"))
-            raise RequestError(
-                f"models: {spec.model_id} is not in the zoo of {config.dataset.name} "
-                f"({', '.join(have) or 'empty'})"
-            )
-        if checkpoints.read_card(folder)["model"] != checkpoints.describe(spec):
-            raise RequestError(
-                f"{folder / checkpoints.CARD}: describes another model than asked for"
-            )
-        if checkpoints.read_card(folder)["test_sha256"] != dataset.test_hash:
-            raise RequestError(
-                f"models: {spec.model_id} of the zoo was made for other images than this "
-                f"{config.dataset.name}; use source: train"
-            )
+    folder = source_folder(config, spec)
+    if folder is not None:
+        _check_source(config, spec, folder, dataset)
+    elif isinstance(spec, FactoryGroup):
+        if spec.normalize:
+            raise RequestError("models.normalize: of a factory, only once it has been imported")
     else:
         try:
             with torch.device("meta"):
                 MODELS[type(spec)](spec, dataset.test.image_shape[0], dataset.test.num_classes)
         except ValueError as error:
             raise RequestError(f"models: {spec.model_id}: {error}") from None
+    if isinstance(spec, FactoryGroup):
+        checkpoints.import_factory(spec)
+
+
+def _check_source(config: Config, spec: ModelGroup, folder: Path, dataset: Dataset) -> None:
+    """A model made elsewhere must be there, be the one asked for, and be made for these images."""
+    data = config.dataset.name
+    place = f"the zoo of {data}" if spec.source == "zoo" else spec.source
+    if not folder.is_dir():
+        have = sorted(path.name for path in folder.parent.glob("*/"))
+        raise RequestError(
+            f"models: {spec.model_id} is not in {place} ({', '.join(have) or 'empty'})"
+        )
+    card = checkpoints.read_card(folder)
+    if card["model"] != checkpoints.describe(spec):
+        raise RequestError(f"{folder / checkpoints.CARD}: describes another model than asked for")
+    if card.get("test_sha256") != dataset.test_hash:
+        raise RequestError(
+            f"models: {spec.model_id} of {place} was made for other images than this {data}; "
+            "use source: train"
+        )

@@ -7,7 +7,7 @@ from pathlib import Path
 from robust_ham import checkpoints
 from robust_ham.cells import Context, attack_recipe, model_identity
 from robust_ham.config import FactoryGroup, ModelGroup, RequestError
-from robust_ham.plan import zoo_folder
+from robust_ham.plan import source_folder
 from robust_ham.store import content_key, file_hash, read_metadata
 
 
@@ -33,14 +33,15 @@ def set_aside_stale(context: Context) -> None:
 
 def _is_wanted(context: Context, spec: ModelGroup, folder: Path) -> bool:
     """Whether a model's folder is what the configuration asks for, and whole."""
+    source = source_folder(context.plan.config, spec)
+    if source is not None:
+        names = checkpoints.described(source)
+        return source.samefile(folder) or (
+            {p.name for p in folder.iterdir()} == set(names)
+            and all(file_hash(folder / name) == file_hash(source / name) for name in names)
+        )
     if isinstance(spec, FactoryGroup):
         return True  # judged when the model is there
-    if spec.source == "zoo":
-        source = zoo_folder(context.plan.config, spec)
-        names = (checkpoints.CARD, checkpoints.CURVE)
-        return {p.name for p in folder.iterdir()} == set(names) and all(
-            file_hash(folder / name) == file_hash(source / name) for name in names
-        )
     try:
         card = checkpoints.read_card(folder)
     except RequestError:

@@ -72,6 +72,11 @@ class RunFolder:
         return self.root / "contrasts.csv"
 
     @property
+    def gate(self) -> Path:
+        """What the checks of models and attacks have found."""
+        return self.root / "gate.csv"
+
+    @property
     def timings(self) -> Path:
         """Seconds per cell."""
         return self.root / "timings.csv"

@@ -6,6 +6,7 @@ All windows are symmetric (both ends equal), as in ``scipy.signal.windows`` with
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -123,3 +124,13 @@ def peak_side_lobe(weights: Array) -> float:
     rises = np.flatnonzero(np.diff(magnitude) > 0)
     highest = magnitude[rises[0] :].max() if len(rises) else magnitude[-1]
     return float(20 * np.log10(highest / magnitude[0]))
+
+
+def hamming_main_lobe(length: int) -> float:
+    """Half the width of the Hamming window's main lobe, 2/(k−1) cycles per pixel; ∞ for one tap.
+
+    From 0.5 (k ≤ 5) it is the whole axis: so short a window has no side lobe. Source: Oppenheim &
+    Schafer, Discrete-Time Signal Processing, comparison of windows (8π/M with M = k−1 is the width
+    of both halves, in radians).
+    """
+    return 2 / (length - 1) if length > 1 else math.inf

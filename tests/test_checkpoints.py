@@ -61,7 +61,7 @@ def test_nothing_half_written(saved, monkeypatch):
     monkeypatch.setattr(checkpoints, "write_csv", full)
     other = folder.with_name("other")
     with pytest.raises(OSError, match="No space left"):
-        checkpoints.save(other, model, checkpoints.read_card(folder), None)
+        checkpoints.save(other, model, checkpoints.read_card(folder), pd.DataFrame())
     assert [p.name for p in folder.parent.iterdir()] == [folder.name]
 
 

@@ -8,7 +8,7 @@ from robust_ham.config import DatasetConfig
 from robust_ham.config_files import load_config
 from robust_ham.data import load_split
 from robust_ham.evaluation import accuracy, predictions
-from robust_ham.plan import ZOO, zoo_folder
+from robust_ham.plan import ZOO, source_folder
 from robust_ham.store import file_hash
 
 CONFIG = load_config("quickstart")
@@ -24,7 +24,7 @@ def test_the_quickstart_asks_for_all_of_the_zoo_and_the_zoo_config_makes_it():
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda s: s.model_id)
 def test_weights_and_cards_belong_together(spec):
-    folder = zoo_folder(CONFIG, spec)
+    folder = source_folder(CONFIG, spec)
     card = checkpoints.read_card(folder)
     assert file_hash(folder / checkpoints.WEIGHTS) == card["weights_sha256"]
     assert card["model"] == checkpoints.describe(spec)
@@ -37,7 +37,7 @@ def test_weights_and_cards_belong_together(spec):
 @pytest.mark.parametrize("window", ["none", "hamming"])
 def test_recorded_accuracy_is_found_again(window):
     spec = next(s for s in SPECS if (s.kernel_size, s.window, s.seed) == (3, window, 1))
-    model, card = checkpoints.load(zoo_folder(CONFIG, spec))
+    model, card = checkpoints.load(source_folder(CONFIG, spec))
     test = load_split(DatasetConfig(name="fashion_mnist"), "test")
     found = accuracy(predictions(model, test, torch.device("cpu")))
     assert found == pytest.approx(card["test_accuracy"], abs=1e-3)

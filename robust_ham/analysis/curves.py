@@ -26,7 +26,7 @@ SUMMARY_COLUMNS = (
     "seed params flops attack n clean_accuracy clean_accuracy_low clean_accuracy_high "
     "test_accuracy budget robust_accuracy robust_accuracy_low robust_accuracy_high robust_area "
     "fooled_rate median_l2 median_l2_low median_l2_high mean_l2 rho_adv median_linf forwards "
-    "backwards"
+    "backwards gate"
 ).split()
 CURVE_COLUMNS = ["model_id", "attack", "budget", "robust_accuracy", "low", "high"]
 _CURVE_POINTS = 40
@@ -116,7 +116,8 @@ def summarise(run: Run) -> pd.DataFrame:
         for attack_id, attack in run.attacks.items():
             samples = run.samples.get((spec.model_id, attack_id))
             if samples is not None:
-                rows.append(known | {"attack": attack_id} | summary_row(samples, attack))
+                about = {"attack": attack_id, "gate": run.badge(spec.model_id, attack_id)}
+                rows.append(known | about | summary_row(samples, attack))
     return pd.DataFrame(rows, columns=SUMMARY_COLUMNS)
 
 

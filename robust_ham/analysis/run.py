@@ -93,6 +93,26 @@ class Run:
                 found.setdefault(BEST[attack.norm], []).append(attack_id)
         return {best: members for best, members in found.items() if len(members) > 1}
 
+    @cached_property
+    def gate(self) -> pd.DataFrame:
+        """Findings of the gate; empty where it has not run."""
+        path = self.folder.gate
+        if not path.is_file():
+            return pd.DataFrame(columns=["model_id", "attack", "check", "severity", "reason"])
+        with reading(path):
+            table = pd.read_csv(path, keep_default_na=False)
+            _ = table[["model_id", "attack", "check", "severity", "reason"]]
+        return table
+
+    def badge(self, model_id: str, attack_id: str) -> str | None:
+        """The worst finding of a model and of an attack on it; None: not checked."""
+        members = self._rivals.get(attack_id, [attack_id])
+        found = self.gate[
+            (self.gate["model_id"] == model_id) & self.gate["attack"].isin(["", *members])
+        ]
+        present = set(found["severity"])
+        return next((s for s in ("fail", "warn", "pass") if s in present), None)
+
     def _of_this_model(self, path: Path, model_id: str) -> bool:
         """Whether a table was made with the weights that the model's card names."""
         weights = (read_metadata(path) or {}).get("weights")

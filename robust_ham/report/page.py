@@ -40,6 +40,7 @@ _TABLE_COLUMNS = {
     "params": "parameters",
     "forwards": "forwards",
     "backwards": "backwards",
+    "gate": "gate",
 }
 _PERCENT = {"test_accuracy", "clean_accuracy", "robust_accuracy", "fooled_rate"}
 
@@ -206,6 +207,8 @@ def _page(
         pictures=pictures,
         manifest=manifest,
         failures=failures,
+        gate_ran=run.folder.gate.is_file(),
+        distrusted=run.gate[run.gate["severity"] != "pass"].to_dict(orient="records"),
     )
 
 

@@ -1,0 +1,214 @@
+"""Checkpoints of others: read without running what they name, and searched for networks.
+
+Known layouts: a bare state dict (torchvision, timm; ``.pth`` or ``.safetensors``); the script of
+Tomen & van Gemert, which saves both networks in one file beside an ``argparse.Namespace`` and
+NumPy arrays; PyTorch Lightning's checkpoints, and any file that holds state dicts in mappings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import pickle
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from robust_ham.config import RequestError
+from robust_ham.renaming import without_common_prefix
+
+# --- what a file may name --------------------------------------------------------------------
+
+
+class _LeftOut:
+    """Stands for an object of a training program: takes anything, does and keeps nothing."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __setstate__(self, _: object) -> None:
+        pass
+
+
+class _Dtype:
+    """Stands for a NumPy dtype; ``numpy.dtype`` itself would let a file place wild pointers."""
+
+    def __init__(self, letters: object = "", *_: object) -> None:
+        self.letters, self.order = letters, "="
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.order = state[1]
+
+    def numbers(self, data: object) -> NDArray[Any] | None:
+        """``data`` as numbers, shape (n,); None where the dtype is not one of plain numbers."""
+        known = isinstance(self.letters, str) and re.fullmatch(r"b1|[iuf][1248]", self.letters)
+        if not known or self.order not in ("<", ">", "|", "=") or not isinstance(data, bytes):
+            return None
+        return np.frombuffer(data, np.dtype(f"{self.order}{self.letters}"))
+
+
+class _Array:
+    """Stands for a NumPy array; ``numbers`` is None where it does not hold plain numbers."""
+
+    def __init__(self, *_: object) -> None:
+        self.numbers: NDArray[Any] | None = None
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.numbers = state[2].numbers(state[4]) if isinstance(state[2], _Dtype) else None
+
+
+def _scalar(*_: object) -> None:
+    """Stands for a NumPy scalar, left out."""
+
+
+_STAND_INS: list[Any] = [
+    # Tomen & van Gemert's script: its options, mere attributes; arrays of losses and accuracies.
+    (argparse.Namespace, "argparse.Namespace"),
+    (_Array, "numpy.core.multiarray._reconstruct"),
+    (_Array, "numpy._core.multiarray._reconstruct"),  # the same, since NumPy 2
+    (_Dtype, "numpy.dtype"),
+    (_LeftOut, "numpy.ndarray"),
+    (_scalar, "numpy.core.multiarray.scalar"),
+    (_scalar, "numpy._core.multiarray.scalar"),
+    # Lightning before 1.5 keys the state of a callback by its class.
+    (_LeftOut, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"),
+    # torch 2.0 to 2.3 saves OneCycleLR with a function of its class, as getattr(class, name).
+    (_LeftOut, "builtins.getattr"),
+    (_LeftOut, "torch.optim.lr_scheduler.OneCycleLR"),
+]
+"""All that a file may name beside tensors, and what is put in its place: nothing but
+``argparse.Namespace`` is what the file believes it is, so nothing that it names is ever run."""
+
+
+_REMEDY = "where its origin is trusted, save the model's state_dict() by itself"
+
+
+def _load(path: Path) -> Any:  # noqa: ANN401
+    """Content of a ``torch.save`` file, by torch's restricted unpickler.
+
+    Raises:
+        RequestError: damaged, or it names what is not on the list above.
+    """
+    try:
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_STAND_INS):
+            warnings.simplefilter("ignore")  # of old layouts, which are read all the same
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        if named:
+            raise RequestError(
+                f"{path}: refused, for it names {named[1]}, which no weights need; {_REMEDY}"
+            ) from None
+        raise RequestError(f"{path}: damaged, or not safe to read; {_REMEDY}") from None
+    except Exception:  # torch raises many kinds for a damaged file
+        raise RequestError(f"{path}: damaged, or not a checkpoint of torch") from None
+
+
+# --- networks in a file ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ForeignNetwork:
+    """One network of a file, and what the file says of it."""
+
+    key: str
+    """Where in the file, such as ``state_dict_win``; empty: the file is the state dict."""
+    tensors: dict[str, Tensor]
+    """By name, without what all names begin with (``module.``, ``model.``)."""
+    ordered: bool
+    """Whether the order of the tensors is that of the network; safetensors keeps none."""
+    windowed: bool | None
+    accuracy: float | None
+    hyper_parameters: dict[str, Any]
+
+
+def read_network(path: Path, key: str | None = None) -> ForeignNetwork:
+    """The network under ``key`` of a file, or the only one it holds.
+
+    Raises:
+        RequestError: not found, damaged, unsafe, no network or several; the message names them.
+    """
+    if not path.is_file():
+        raise RequestError(f"{path}: no such file")
+    ordered = path.suffix != ".safetensors"
+    if ordered:
+        content = _load(path)
+    else:
+        try:
+            content = load_file(path)
+        except (SafetensorError, OSError, ValueError):
+            raise RequestError(f"{path}: damaged or not a safetensors file") from None
+    found = _state_dicts(content)
+    if key is None and len(found) == 1:
+        (key,) = found
+    if key is None or key not in found:
+        names = ", ".join(name for name in found if name)
+        if not found:
+            raise RequestError(f"{path}: holds no state dict")
+        if key is None:
+            raise RequestError(f"{path}: holds several networks; choose by --key: {names}")
+        raise RequestError(
+            f"{path}: --key: no state dict is called {key!r} ({names or 'no names'})"
+        )
+    for name, tensor in found[key].items():
+        if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
+            raise RequestError(f"{path}: {name} is not a plain tensor")
+    content = content if isinstance(content, Mapping) else {}
+    hyper_parameters = content.get("hyper_parameters")
+    return ForeignNetwork(
+        key,
+        without_common_prefix(found[key]),
+        ordered,
+        _windowed(content, key),
+        _accuracy(content, key),
+        hyper_parameters if isinstance(hyper_parameters, dict) else {},
+    )
+
+
+def _state_dicts(content: Any, place: str = "", depth: int = 3) -> dict[str, dict[str, Tensor]]:  # noqa: ANN401
+    """State dicts in ``content`` and the mappings it holds, by their dotted keys."""
+    if not isinstance(content, Mapping) or not all(isinstance(key, str) for key in content):
+        return {}
+    if content and all(isinstance(value, Tensor) for value in content.values()):
+        is_network = any(k.endswith("weight") and v.ndim > 1 for k, v in content.items())
+        return {place: dict(content)} if is_network else {}
+    found: dict[str, dict[str, Tensor]] = {}
+    for key, value in content.items() if depth else ():
+        found |= _state_dicts(value, f"{place}.{key}" if place else key, depth - 1)
+    return found
+
+
+_PAPER_SUFFIX = "_win"
+"""Tomen & van Gemert's script adds it to the keys of the windowed network."""
+
+
+def _windowed(content: Mapping[str, Any], key: str) -> bool | None:
+    """Whether the file says that the network is windowed; None where it does not say."""
+    hyper_parameters = content.get("hyper_parameters")
+    if isinstance(hyper_parameters, dict) and isinstance(hyper_parameters.get("hamming"), bool):
+        return bool(hyper_parameters["hamming"])
+    if key.removesuffix(_PAPER_SUFFIX) + _PAPER_SUFFIX in content:
+        return key.endswith(_PAPER_SUFFIX)
+    return None
+
+
+def _accuracy(content: Mapping[str, Any], key: str) -> float | None:
+    """Test accuracy that Tomen & van Gemert's script wrote: images right and seen, per class."""
+    suffix = _PAPER_SUFFIX if key.endswith(_PAPER_SUFFIX) else ""
+    right, seen = content.get(f"accuracy{suffix}"), content.get("class_counter")
+    if not (isinstance(right, _Array) and isinstance(seen, _Array)):
+        return None
+    if right.numbers is None or seen.numbers is None or not seen.numbers.sum() > 0:
+        return None
+    share = float(right.numbers.sum() / seen.numbers.sum())
+    return share if math.isfinite(share) else None

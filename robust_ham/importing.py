@@ -1,0 +1,336 @@
+"""Somebody else's checkpoint -> our layout: given our names, checked, measured, written whole.
+
+A windowed and a plain network have the same tensors: one loads as the other without an error and is
+another function. So weights must prove to be what they are imported as: by windows stored beside
+them, by what the file says of them, and by the accuracy that they have under each reading.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from robust_ham import checkpoints
+from robust_ham.config import FactoryGroup, ModelGroup, RequestError, ResNet18CifarGroup
+from robust_ham.data import Dataset
+from robust_ham.evaluation import logits_of, model_card
+from robust_ham.foreign import ForeignNetwork, read_network
+from robust_ham.layers import WindowedConv2d
+from robust_ham.models import Normalize, build
+from robust_ham.renaming import paired, without_common_prefix
+from robust_ham.splits import Split, balanced_order
+from robust_ham.store import file_hash
+from robust_ham.windows import WINDOWS_2D, window_2d
+
+READINGS = ("none", "hamming", "hamming_sqrt")
+"""Windows under which the weights are tried, beside the one asked for: those of known releases."""
+
+READING_IMAGES = 1000
+CLEARLY = 3.0
+"""Standard deviations by which one reading must be right more often than another."""
+
+STATED_TOLERANCE = 0.002
+"""Accuracies that others state were rounded, and measured on other machines."""
+
+_COUNTER = "num_batches_tracked"  # of BatchNorm: decides nothing, and old files do not have it
+_WINDOW_BUFFER = re.compile(r"hamming|hann|blackman|kaiser|window", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to import: the weights in ``path`` are those of the network ``spec``.
+
+    ``key`` names one network of several in a file. ``mean`` and ``std`` per channel, for images in
+    [0, 1]. ``accuracy`` as published, in 0 … 1; it must be found again.
+    """
+
+    path: Path
+    spec: ModelGroup
+    key: str | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    accuracy: float | None = None
+
+
+@dataclass(frozen=True)
+class Imported:
+    """Where the model is, its card, and whether it had been there already."""
+
+    folder: Path
+    card: dict[str, Any]
+    already_there: bool
+
+    @property
+    def group(self) -> str:
+        """The group under ``models`` by which a configuration uses the model."""
+        spec = checkpoints.card_spec(self.card, self.folder)
+        group = {
+            "source": str(self.folder.parent),
+            "architecture": spec.model_dump()["architecture"],
+        }
+        group |= json.loads(spec.model_dump_json(exclude_defaults=True))
+        return yaml.safe_dump(group, default_flow_style=True, sort_keys=False, width=10_000).strip()
+
+
+Say = Callable[[str], None]
+
+
+def import_checkpoint(
+    request: Request, dataset: Dataset, collection: Path, device: torch.device, say: Say
+) -> Imported:
+    """Write ``<collection>/<model id>/``: weights and card; ``say`` is told what was measured.
+
+    Raises:
+        RequestError: the file cannot be read safely, is not the network asked for, or has not the
+            accuracy that it should have; nothing is written.
+    """
+    path, spec, test = request.path, request.spec, dataset.test
+    network = read_network(path, request.key)
+    source = {
+        "file": path.name,
+        "sha256": file_hash(path),
+        "key": network.key or None,
+        "mean": request.mean and list(request.mean),
+        "std": request.std and list(request.std),
+    }
+    folder = collection / spec.model_id
+    if folder.exists():
+        card = checkpoints.read_card(folder)
+        asked = (checkpoints.describe(spec), dataset.test_hash)
+        if (card["model"], card.get("test_sha256")) != asked or not _contains(card, source):
+            raise RequestError(f"{folder}: holds another model; --out FOLDER, or a prefix in --as")
+        return Imported(folder, card, already_there=True)
+    try:
+        model = checkpoints.new_model(spec, test.image_shape[0], test.num_classes)
+    except ValueError as error:
+        raise RequestError(f"--as: {error}") from None
+    proven = _fill(request, network, model, Path(dataset.config.name).name)
+    model.eval().to(device)
+    evidence: dict[str, Any] = {}
+    stated = network.accuracy if request.accuracy is None else request.accuracy
+    if not proven and not isinstance(spec, FactoryGroup):
+        evidence["readings"] = _readings(request, model, test, device, say, needed=stated is None)
+    card = model_card(spec, model, test, dataset.test_hash, test.num_classes, device)
+    say(f"{card['test_accuracy']:6.2%} of all {len(test)} test images right")
+    if stated is not None:
+        evidence["stated_accuracy"] = stated
+        if abs(card["test_accuracy"] - stated) > STATED_TOLERANCE:
+            origin = "the file" if request.accuracy is None else "--accuracy"
+            raise RequestError(
+                f"{path}: test accuracy {card['test_accuracy']:.4f}, but {origin} says "
+                f"{stated:.4f}: other weights, --mean and --std, or images"
+            )
+    checkpoints.save(folder, model.cpu(), card | {"source": source | evidence}, None)
+    return Imported(folder, checkpoints.read_card(folder), already_there=False)
+
+
+def _contains(card: dict[str, Any], source: dict[str, Any]) -> bool:
+    known = card.get("source")
+    return isinstance(known, dict) and all(known.get(key) == source[key] for key in source)
+
+
+# --- the weights -----------------------------------------------------------------------------
+
+
+def _fill(request: Request, network: ForeignNetwork, model: nn.Module, data_name: str) -> bool:
+    """Give ``model`` the weights of the file; whether windows stored there prove the reading."""
+    path, spec = request.path, request.spec
+    target = _normalised(request, network, model)
+    own = without_common_prefix(target.state_dict())
+    full_names = dict(zip(own, target.state_dict(), strict=True))
+    own = {name: tensor for name, tensor in own.items() if not name.endswith(_COUNTER)}
+    theirs: dict[str, Tensor] = {}
+    windows: dict[str, Tensor] = {}
+    counters: dict[str, Tensor] = {}
+    for name, tensor in network.tensors.items():
+        module, _, leaf = name.rpartition(".")
+        if _WINDOW_BUFFER.search(leaf) and name not in own:
+            windows[module] = tensor
+        elif leaf == _COUNTER:
+            counters[module] = tensor
+        else:
+            theirs[name] = tensor
+    try:
+        pairs = paired(theirs, own, network.ordered)
+    except ValueError as error:
+        raise RequestError(f"{path}: not the network asked for: {error}") from None
+    _check_shapes(path, own, {name: theirs[pairs[name]] for name in own}, pairs, data_name)
+    modules = {_module(pairs[name]): _module(full_names[name]) for name in own}
+    _check_windows(path, target, windows, modules)
+    if not isinstance(spec, FactoryGroup):
+        _check_statements(path, spec, network)
+    state = {name: t for name, t in target.state_dict().items() if name.endswith(_COUNTER)}
+    state |= {f"{modules[m]}.{_COUNTER}": t for m, t in counters.items() if m in modules}
+    state |= {full_names[name]: theirs[pairs[name]] for name in own}
+    checkpoints.fill(target, state, path)
+    return bool(windows)
+
+
+def _module(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _normalised(request: Request, network: ForeignNetwork, model: nn.Module) -> nn.Module:
+    """Set the constants of the normalisation; the part of ``model`` that the file holds."""
+    mean, std = request.mean, request.std
+    if not request.spec.normalize:
+        if mean or std:
+            raise RequestError("--mean, --std: only with normalize: true in --as")
+        return model
+    assert isinstance(model, nn.Sequential)
+    normalize = model[0]
+    assert isinstance(normalize, Normalize)
+    if {"0.mean", "0.std"} <= network.tensors.keys():  # one of our own
+        if mean or std:
+            raise RequestError(f"--mean, --std: {request.path} has its own")
+        return model
+    if mean is None or std is None:
+        raise RequestError(
+            "--mean, --std: needed with normalize: true; the constants it was trained with, for "
+            "images in [0, 1]: ImageNet's are --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225"
+        )
+    channels = len(normalize.mean)
+    for option, values in (("--mean", mean), ("--std", std)):
+        if len(values) != channels:
+            raise RequestError(f"{option}: expected {channels} numbers, got {len(values)}")
+    if min(std) <= 0:
+        raise RequestError(f"--std: expected numbers above 0, got {min(std):g}")
+    with torch.no_grad():
+        normalize.mean.copy_(torch.tensor(mean).reshape(-1, 1, 1))
+        normalize.std.copy_(torch.tensor(std).reshape(-1, 1, 1))
+    network_inside: nn.Module = model[1]
+    return network_inside
+
+
+def _check_shapes(
+    path: Path,
+    own: Mapping[str, Tensor],
+    theirs: Mapping[str, Tensor],
+    names: Mapping[str, str],
+    data_name: str,
+) -> None:
+    """Refuse other shapes; both mappings are by our names."""
+    first = next((name for name, tensor in own.items() if tensor.ndim == 4), None)
+    last = [name for name, tensor in own.items() if tensor.ndim == 2][-1:]
+    for name, tensor in own.items():
+        expected, got = tuple(tensor.shape), tuple(theirs[name].shape)
+        if expected == got:
+            continue
+        if name == first and expected[:1] + expected[2:] == got[:1] + got[2:]:
+            raise RequestError(f"{path}: for {got[1]}-channel images; {data_name}: {expected[1]}")
+        if [name] == last and expected[1:] == got[1:]:
+            raise RequestError(f"{path}: for {got[0]} classes; {data_name}: {expected[0]}")
+        raise RequestError(
+            f"{path}: not the network asked for: {names[name]} has shape {got}, expected {expected}"
+        )
+
+
+# --- windowed or plain -----------------------------------------------------------------------
+
+
+def _check_windows(
+    path: Path, target: nn.Module, windows: Mapping[str, Tensor], modules: Mapping[str, str]
+) -> None:
+    """Windows stored in a file must be ours, in the layers where ours are.
+
+    Args:
+        path: the file.
+        target: the network asked for.
+        windows: stored windows by the names of their layers.
+        modules: names of layers in the file to ours.
+    """
+    if not windows:
+        return
+    for theirs, values in windows.items():
+        layer = target.get_submodule(modules[theirs]) if theirs in modules else None
+        if not isinstance(layer, nn.Conv2d):
+            raise RequestError(f"{path}: a window in {theirs or 'the network'}, no convolution")
+        own = layer.window if isinstance(layer, WindowedConv2d) else torch.ones(layer.kernel_size)
+        if not _same(values, own):
+            height, width = layer.kernel_size
+            names = (w for w in WINDOWS_2D if _same(values, window_2d(w, height, width)))
+            asked = layer.window_name if isinstance(layer, WindowedConv2d) else "none"
+            found = next(names, "of other values")
+            raise RequestError(f"{path}: {theirs} has the window {found}; --as has {asked}")
+    for theirs, own_name in modules.items():
+        if isinstance(target.get_submodule(own_name), WindowedConv2d) and theirs not in windows:
+            raise RequestError(f"{path}: {theirs} has no window; --as has one there")
+
+
+def _same(values: Tensor, window: Tensor) -> bool:
+    if values.numel() != window.numel():
+        return False
+    return torch.allclose(values.double().reshape(window.shape), window.double(), atol=1e-5)
+
+
+def _check_statements(path: Path, spec: ModelGroup, network: ForeignNetwork) -> None:
+    """What the file says of the network must agree with what it is imported as."""
+    if network.windowed is not None and network.windowed != (spec.window != "none"):
+        says = "windowed" if network.windowed else "plain"
+        raise RequestError(f"{path}: says that it is {says}; --as has window {spec.window}")
+    said = network.hyper_parameters  # of the replication on CIFAR-10
+    kernel, padding = said.get("kernel"), said.get("padding")
+    if isinstance(kernel, int) and isinstance(padding, int) and padding != kernel // 2:
+        raise RequestError(
+            f"{path}: kernels of {kernel} padded by {padding}; ours: by {kernel // 2}"
+        )
+    if said.get("big_first") is True:
+        raise RequestError(f"{path}: big_first pads kernels of 9 by 5; ours are padded by 4")
+    down = said.get("first_downsampling")
+    if isinstance(spec, ResNet18CifarGroup) and down not in (None, spec.first_downsampling):
+        own = spec.first_downsampling
+        raise RequestError(f"{path}: says first_downsampling {down}; --as has {own}")
+
+
+def _readings(
+    request: Request, model: nn.Module, test: Split, device: torch.device, say: Say, *, needed: bool
+) -> dict[str, float]:
+    """Share of test images that the weights get right under each window.
+
+    Raises:
+        RequestError: another window than that asked for is clearly better, or, where this is
+            ``needed``, it does not show whether the network is windowed.
+    """
+    path, spec = request.path, request.spec
+    part = test[torch.from_numpy(balanced_order(test.labels, 0)[:READING_IMAGES])]
+    right: dict[str, Tensor] = {}
+    shares: dict[str, float] = {}
+    for window in dict.fromkeys((spec.window, *READINGS)):
+        reading = build(
+            spec.model_copy(update={"window": window}), test.image_shape[0], test.num_classes
+        )
+        reading.load_state_dict(model.state_dict())
+        logits = logits_of(reading.to(device), part.images, device)
+        right[window] = logits.argmax(1) == part.labels
+        shares[window] = int(right[window].sum()) / len(part)
+        say(f"{shares[window]:6.2%} of {len(part)} test images right with window {window}")
+    best = max(shares, key=lambda window: shares[window])
+    own = right[spec.window]
+    if _lead(right[best], own) > CLEARLY:
+        raise RequestError(
+            f"{path}: --as has window {spec.window}, but of {len(part)} test images "
+            f"{shares[spec.window]:.1%} are right so and {shares[best]:.1%} with {best}"
+        )
+    others = [w for w in right if w != "none"] if spec.window == "none" else ["none"]
+    if needed and any(_lead(own, right[w]) < CLEARLY for w in others):
+        told = ", ".join(f"{share:.1%} with window {w}" for w, share in shares.items())
+        raise RequestError(
+            f"{path}: cannot tell whether it is windowed: right on {told} of {len(part)} test "
+            "images; check --mean and --std, or give the published --accuracy"
+        )
+    return shares
+
+
+def _lead(right: Tensor, other: Tensor) -> float:
+    """By how many standard deviations ``right`` is right more often, both on the same images."""
+    only, only_other = int((right & ~other).sum()), int((other & ~right).sum())
+    return (only - only_other) / math.sqrt(max(only + only_other, 1))

@@ -1,0 +1,233 @@
+"""The gate: every check on a sound network, and on one with a planted defect."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import fashion_images, zoo_model
+from torch import nn
+
+from attacks import deepfool, foolbox_attack
+from robust_ham import gate
+from robust_ham.evaluation import judge
+
+CPU = torch.device("cpu")
+IMAGES, LABELS = fashion_images(gate.NUM_IMAGES)
+
+
+class Before(nn.Module):
+    """A sound network behind a function of its input."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.change = change
+        self.network = zoo_model(7, "none")
+
+    def forward(self, images):
+        return self.network(self.change(images))
+
+
+class After(nn.Module):
+    def __init__(self, change):
+        super().__init__()
+        self.change = change
+        self.network = zoo_model(7, "none")
+
+    def forward(self, images):
+        return self.change(self.network(images))
+
+
+def attacked(model, function=deepfool, **options):
+    return judge(model, IMAGES, LABELS, function(model, IMAGES, LABELS, **options), CPU)
+
+
+def l2(rows):
+    return rows["l2"].to_numpy()
+
+
+SOUND = [(3, "none"), (5, "hamming"), (7, "none"), (11, "hamming")]
+
+
+@pytest.mark.parametrize(("size", "window"), SOUND)
+def test_a_sound_network_passes(size, window):
+    model = zoo_model(size, window)
+    rows = attacked(model, steps=200)
+    distances = l2(rows)
+    findings = [
+        gate.check_gradients(model, IMAGES, LABELS),
+        gate.check_determinism(model, IMAGES, CPU),
+        gate.check_logits(model, IMAGES, CPU),
+        gate.check_survivors(model, IMAGES, LABELS, rows),
+        gate.check_random_direction(model, IMAGES, LABELS, distances, "l2"),
+        gate.check_doubled_steps(distances, l2(attacked(model, steps=400))),
+    ]
+    assert [finding.severity for finding in findings] == ["pass"] * 6
+    assert all(finding.reason == "" for finding in findings)
+
+
+@pytest.mark.parametrize(
+    "defect",
+    [
+        Before(lambda x: (8 * x).round() / 8),
+        Before(lambda x: x.detach()),
+        After(lambda y: y.detach()),
+        After(lambda y: (1e4 * y).softmax(1)),
+    ],
+    ids=["quantised input", "detached input", "detached logits", "softmax"],
+)
+def test_masked_gradients_fail(defect):
+    finding = gate.check_gradients(defect, IMAGES, LABELS)
+    assert finding.severity == "fail"
+    right = int((defect(IMAGES).argmax(1) == LABELS).sum())
+    assert f"of {right} images" in finding.reason
+
+
+def test_a_gradient_that_is_not_finite_fails():
+    model = Before(lambda x: x + 0 * (x - x.detach()).sqrt())  # right, and its gradient is NaN
+    assert (model(IMAGES).argmax(1) == LABELS).any()
+    assert gate.check_gradients(model, IMAGES, LABELS).severity == "fail"
+
+
+def test_a_leaky_quantiser_is_found_by_a_random_direction():
+    """round(8x)/8 + x/1000 has a gradient everywhere, and it leads nowhere."""
+    model = Before(lambda x: (8 * x).round() / 8 + 1e-3 * x)
+    assert gate.check_gradients(model, IMAGES, LABELS).severity == "pass"
+    rows = attacked(model)
+    findings = [
+        gate.check_random_direction(model, IMAGES, LABELS, l2(rows), "l2"),
+        gate.check_survivors(model, IMAGES, LABELS, rows),
+    ]
+    assert "fail" in {finding.severity for finding in findings}
+
+
+def test_a_random_layer_fails():
+    stream = torch.Generator().manual_seed(0)
+    model = Before(lambda x: x + 0.01 * torch.randn(x.shape, generator=stream))
+    finding = gate.check_determinism(model, IMAGES, CPU)
+    assert finding.severity == "fail"
+    assert "from pass to pass" in finding.reason
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+def test_probabilities_fail(scale):
+    finding = gate.check_logits(After(lambda y: (scale * y).softmax(1)), IMAGES, CPU)
+    assert finding.severity == "fail"
+    assert "probabilities, not logits" in finding.reason
+
+
+def test_logits_that_lie_in_the_unit_interval_by_chance_pass():
+    assert gate.check_logits(After(lambda y: y.sigmoid()), IMAGES, CPU).severity == "pass"
+
+
+def test_another_accuracy_than_the_cards_fails():
+    assert gate.check_accuracy(0.9, 0.9005).severity == "pass"
+    assert gate.check_accuracy(0.9, 0.9015).severity == "fail"
+
+
+def test_an_attack_that_survives_for_want_of_steps_warns_and_a_model_without_a_way_fails():
+    model = zoo_model(7, "none")
+    rows = attacked(model, steps=1)
+    assert (rows["status"] == "survived").mean() > 0.1
+    finding = gate.check_survivors(model, IMAGES, LABELS, rows)
+    assert finding.severity == "warn"
+    assert "raise steps" in finding.reason
+    blind = Before(lambda x: (8 * x).round() / 8)
+    finding = gate.check_survivors(blind, IMAGES, LABELS, attacked(blind))
+    assert finding.severity == "fail"
+
+
+def test_an_attack_that_does_too_much_is_no_better_than_chance():
+    model = zoo_model(7, "none")
+    wild = np.where(l2(attacked(model)) > 0, 20.0, 0.0)
+    finding = gate.check_random_direction(model, IMAGES, LABELS, wild, "l2")
+    assert finding.severity == "fail"
+    linf = np.where(wild > 0, 0.9, 0.0)
+    assert gate.check_random_direction(model, IMAGES, LABELS, linf, "linf").severity == "fail"
+
+
+def test_an_attack_that_is_too_weak_is_shown_up_by_ddn():
+    model = zoo_model(7, "none")
+    distances = l2(attacked(model))
+    ddn = l2(attacked(model, foolbox_attack, attack="DDNAttack", steps=100, norm="l2"))
+    weak = gate.check_stronger(1.5 * distances, ddn, "fail")
+    assert weak.severity == "fail"
+    assert "DDN comes" in weak.reason
+    assert gate.check_stronger(1.5 * distances, ddn, "warn").severity == "warn"
+    assert gate.check_stronger(ddn, ddn, "fail").severity == "pass"
+
+
+def test_steps_that_matter_warn():
+    distances = np.array([0.0, 1.0, 2.0, 3.0, np.inf])
+    assert gate.check_doubled_steps(distances, distances).severity == "pass"
+    better = np.array([0.0, 0.9, 1.8, 2.7, np.inf])
+    finding = gate.check_doubled_steps(distances, better)
+    assert finding.severity == "warn"
+    assert "by 10.0%" in finding.reason
+
+
+def test_the_black_box_warns_where_other_models_images_are_nearer():
+    model = zoo_model(7, "none")
+    own = l2(attacked(model))
+    other = deepfool(zoo_model(9, "none"), IMAGES, LABELS).images
+    best = deepfool(model, IMAGES, LABELS).images
+    along = gate.nearest_along(model, IMAGES, LABELS, [other])
+    assert (along[own > 0] > 0.5 * own[own > 0]).all()
+    assert gate.check_black_box(own, along).severity == "pass"
+    assert gate.check_black_box(3 * own, along).severity == "warn"
+    back = gate.nearest_along(model, IMAGES, LABELS, [best])  # DeepFool's own line, to its crossing
+    assert (back <= 1.001 * own).all()
+    assert ((back == 0) == (own == 0)).all()
+    nowhere = gate.nearest_along(model, IMAGES, LABELS, [IMAGES])
+    assert np.isinf(nowhere[own > 0]).all()
+
+
+def test_a_run_writes_its_findings_keeps_them_and_says_what_fails(run_cli, tmp_path, monkeypatch):
+    (tmp_path / "masked.py").write_text(
+        "import sys\n"
+        "from conftest import zoo_model\n"
+        "from torch import nn\n"
+        "class Quantised(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.network = zoo_model(7, 'none')\n"
+        "    def forward(self, x):\n"
+        "        return self.network((8 * x).round() / 8)\n"
+        "def sound():\n"
+        "    return zoo_model(7, 'none')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gated.yaml").write_text(
+        "name: gated\n"
+        "models:\n"
+        "  - {factory: 'masked:Quantised', kernel_size: 7}\n"
+        "  - {factory: 'masked:sound', kernel_size: 7}\n"
+        "attacks:\n"
+        "  d: {attack: deepfool, budget: 0.25, budgets: [0.1, 0.25, 0.5]}\n"
+        "  s: {attack: spatial_shift, stop: first}\n"
+        "evaluation: {num_images: 40}\n"
+    )
+    code, out, err = run_cli("run", "gated.yaml")
+    assert code == 4
+    assert "not to be trusted: masked-Quantised-k7-none-s0: no usable gradient on" in err
+    assert "masked-sound" not in err
+    assert "gate: " in out
+    table = pd.read_csv("results/gated/gate.csv", keep_default_na=False)
+    assert list(table) == gate.COLUMNS
+    assert set(table["attack"]) == {"", "d"}  # spatial attacks have no distance to check
+    failed = table[table["severity"] == "fail"]
+    assert set(failed["model_id"]) == {"masked-Quantised-k7-none-s0"}
+    assert (failed["reason"] != "").all()
+    summary = pd.read_csv("results/gated/summary.csv").set_index(["model_id", "attack"])["gate"]
+    assert summary["masked-Quantised-k7-none-s0", "d"] == "fail"
+    assert summary["masked-Quantised-k7-none-s0", "s"] == "fail"  # the model itself
+    assert summary["masked-sound-k7-none-s0", "s"] == "pass"
+    page = (tmp_path / "results/gated/report.html").read_text()
+    assert "no usable gradient on" in page
+
+    def refuse(*_):
+        raise AssertionError("checked again")
+
+    monkeypatch.setattr(gate, "check_model", refuse)
+    monkeypatch.setattr(gate, "check_attack", refuse)
+    assert run_cli("run", "gated.yaml")[0] == 4
+    assert pd.read_csv("results/gated/gate.csv", keep_default_na=False).equals(table)
