@@ -216,7 +216,7 @@ def draw(table: pd.DataFrame) -> Figure:
     Marks: medians; bars: quartiles of the rounds.
     """
     with figure_style():
-        figure = Figure(figsize=(9.6, 3.4), layout="constrained")
+        figure = Figure(figsize=(9.6, 3.9), layout="constrained")
         growth, training, inference = figure.subplots(1, 3)
         _draw_growth(growth, table[table["what"] == "convolution"])
         windowed = {"windowed": (window_colour("hamming"), "s")}
@@ -242,6 +242,7 @@ def _draw_growth(axes: Axes, table: pd.DataFrame) -> None:
         arm = table[table["contestant"] == name].sort_values("kernel_size")
         flops = (arm["flops"] / arm["flops"].iloc[0]).to_numpy()
         curve = "k²" if power == 2 else "2k"
+        unit = f"{1e3 * arm['seconds'].iloc[0]:.2g} ms at k = {sizes[0]}"
         axes.plot(k, (k / sizes[0]) ** power, "--", color=colour, linewidth=1, label=f"∝ {curve}")
         axes.plot(arm["kernel_size"], flops, "x", color=colour, label=f"{name}, FLOPs")
         axes.errorbar(
@@ -252,7 +253,7 @@ def _draw_growth(axes: Axes, table: pd.DataFrame) -> None:
             color=colour,
             markersize=5,
             capsize=2,
-            label=f"{name}, time",
+            label=f"{name}, time ({unit})",
         )
     axes.set_xticks(sizes)
     axes.set_xlabel("kernel size k")
