@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -60,6 +61,8 @@ class Unfinished:
     def remove(self) -> None:
         """Forget the state: the model is finished."""
         self.path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # not empty, or not there
+            self.path.parent.rmdir()
 
 
 def _tensors(model: nn.Module, optimizer: torch.optim.SGD) -> dict[str, Tensor]:

@@ -169,6 +169,18 @@ def test_few_seeds_share_their_variance_and_say_so(tmp_path):
     assert pick(many, **area)["note"].eq("").all()
 
 
+def test_kernel_sizes_that_vary_differently_are_not_pooled(tmp_path):
+    def shake(spec, tables):
+        if (spec.kernel_size, spec.window) == (3, "hamming"):
+            tables["d"]["l2"] *= 1 + 0.4 * spec.seed
+
+    table = contrasts(make(tmp_path, seeds=(0, 1, 2), change=shake))
+    area = pick(table, metric="robust_area", attack="d", versus="same k").set_index("kernel_size")
+    assert area["note"].str.contains("nothing to pool").all()
+    width = area["high"] - area["low"]
+    assert width[3] > 5 * width[9]
+
+
 def test_models_that_are_missing_are_left_out(tmp_path):
     gone = [f"cnn6-w128x256-f7-k5-none-s{seed}" for seed in range(5)]
     table = contrasts(make(tmp_path, missing=[*gone, "cnn6-w128x256-f7-k9-none-s2"]))

@@ -18,6 +18,7 @@ from robust_ham.analysis.statistics import (
     pooled_seed_variance,
     ratio,
     seeds_to_decide,
+    vary_alike,
     verdict,
     wilson,
 )
@@ -256,3 +257,13 @@ def test_bootstrap_of_medians_by_a_second_way():
 def test_medians_of_survivors_alone_are_infinite():
     found = bootstrap_medians(np.full((3, 10), np.inf), num_draws=20)
     assert found.interval() == (np.inf, np.inf, np.inf)
+
+
+def test_cells_that_vary_alike_and_that_do_not():
+    stream = np.random.default_rng(7)
+    alike = [drawn(stream, 3, 50, 0.3, 0.5) for _ in range(5)]
+    assert vary_alike(alike)
+    assert not vary_alike([*alike, 30 * alike[0]])
+    still = np.ones((3, 50))
+    assert vary_alike([still, 2 * still])
+    assert not vary_alike([still, alike[0]])

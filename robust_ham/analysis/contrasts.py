@@ -23,6 +23,7 @@ from robust_ham.analysis.statistics import (
     pooled_seed_variance,
     ratio,
     seeds_to_decide,
+    vary_alike,
     verdict,
 )
 from robust_ham.config import BEST, AttackConfig, ModelGroup
@@ -206,13 +207,15 @@ def _interaction_rows(
 
 
 def _pooled(figure: Figure, cells: list[tuple[Values, Values]]) -> tuple[float, float] | None:
-    """Seed variance over kernel sizes where there are few seeds; None: each has its own."""
+    """Seed variance over kernel sizes where seeds are few and vary alike; None: each its own."""
     if figure.scale == "median ratio" or len(cells) < 2:
         return None
     deviations = [_deviation(figure, windowed, baseline)[1] for windowed, baseline in cells]
     usable = all(1 < len(d) < _FEW_SEEDS and d.shape[1] > 1 for d in deviations)
     finite = all(np.isfinite(d).all() for d in deviations)
-    return pooled_seed_variance(deviations) if usable and finite else None
+    if not (usable and finite and vary_alike(deviations)):
+        return None
+    return pooled_seed_variance(deviations)
 
 
 def _stacked(values: list[Values | None]) -> Values | None:
@@ -310,6 +313,8 @@ def _tested(
         return row | {"note": _ONE_SEED}
     if pooled is not None:
         row["note"] = "seed variance pooled over kernel sizes"
+    elif len(deviation) < _FEW_SEEDS and deviation.shape[1] > 1:
+        row["note"] = f"{len(deviation)} seeds and nothing to pool them with: intervals are rough"
     row["verdict"] = verdict(_upwards(simultaneous, figure), null, margins)
     if row["verdict"] == "undecided" and deviation.shape[1] > 1:
         row["seeds_to_decide"] = seeds_to_decide(effect, confidence, null, margins)

@@ -168,10 +168,18 @@ def over_seeds(values: Values) -> Effect:
     return Effect(mean, variance / num_seeds, freedom, num_seeds, 0, variance, np.nan, np.nan)
 
 
+def vary_alike(cells: list[Values]) -> bool:
+    """Whether seed means of cells (S, n) may have one variance: Bartlett's test at 1 %."""
+    means = [values.mean(axis=1) for values in cells]
+    if any(np.ptp(mean) == 0 for mean in means):
+        return all(np.ptp(mean) == 0 for mean in means)
+    return bool(stats.bartlett(*means).pvalue >= 0.01)
+
+
 def pooled_seed_variance(cells: list[Values]) -> tuple[float, float]:
     """Mean variance of seed means over cells (S, n) of a study, and its degrees of freedom.
 
-    For studies of fewer than five seeds: the cells are taken to vary alike.
+    For studies of fewer than five seeds, whose cells vary alike.
     """
     freedom = [len(values) - 1 for values in cells]
     variances = [values.mean(axis=1).var(ddof=1) for values in cells]
