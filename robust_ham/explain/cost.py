@@ -32,11 +32,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from robust_ham import stopping
 from robust_ham.config import CnnGroup
 from robust_ham.explain import Explained
-from robust_ham.explain.panels import Colour, legend_below
+from robust_ham.explain.panels import Colour
 from robust_ham.layers import conv2d
 from robust_ham.models import build, num_flops
 from robust_ham.models.surgery import folded
-from robust_ham.report.style import figure_style, window_colour
+from robust_ham.report.style import figure_style, legend_below, window_colour
 from robust_ham.training import resolve_precision
 
 SIZES = (3, 5, 7, 9, 11)

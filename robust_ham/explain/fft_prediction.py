@@ -35,12 +35,13 @@ from torch.nn import functional as F
 
 from robust_ham import stopping
 from robust_ham.explain import Explained
-from robust_ham.explain.panels import decibels, legend_below
+from robust_ham.explain.panels import decibels
 from robust_ham.layers import WindowedConv2d
 from robust_ham.report.style import (
     FAMILY_LINES,
     WINDOW_LABELS,
     figure_style,
+    legend_below,
     window_colour,
     window_marker,
 )

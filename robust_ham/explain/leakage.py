@@ -20,12 +20,12 @@ from robust_ham.checkpoints import read_card
 from robust_ham.config import RequestError
 from robust_ham.explain import Explained
 from robust_ham.explain.networks import zoo_networks
-from robust_ham.explain.panels import legend_below
 from robust_ham.kernels import COLUMNS, kernel_rows
 from robust_ham.report.style import (
     FAMILY_LINES,
     WINDOW_LABELS,
     figure_style,
+    legend_below,
     window_colour,
     window_marker,
 )

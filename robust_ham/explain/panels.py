@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from robust_ham.models.spectra import frequency_response, response_at
-from robust_ham.report.style import figure_style
+from robust_ham.report.style import figure_style, legend_below
 
 Array = NDArray[np.float64]
 Colour = tuple[float, float, float] | str
@@ -110,22 +109,6 @@ def filters_figure(
         cut.set_ylim(FLOOR, 2)
         legend_below(figure)
     return figure
-
-
-def legend_below(figure: Figure) -> None:
-    """One legend for all panels, below them."""
-    found: dict[str, Artist] = {}
-    for axes in figure.axes:
-        handles, labels = axes.get_legend_handles_labels()
-        found.update(zip(labels, handles, strict=True))
-    longest = max(len(label) for label in found)  # characters of about 0.075 inches
-    figure.legend(
-        list(found.values()),
-        list(found),
-        loc="outside lower center",
-        ncols=max(1, min(len(found), int(figure.get_figwidth() / (0.6 + 0.075 * longest)))),
-        frameon=False,
-    )
 
 
 def _write_beside(axes: Axes, sign: str) -> None:

@@ -15,6 +15,7 @@ from robust_ham.report.style import (
     FAMILY_LINES,
     WINDOW_LABELS,
     figure_style,
+    legend_below,
     window_colour,
     window_marker,
 )
@@ -85,7 +86,7 @@ def _panels(run: Run, curves: pd.DataFrame, panels: list[tuple[str, str, str]]) 
     with figure_style():
         columns = min(len(panels), 4)
         rows = -(-len(panels) // columns)
-        height = max(2.8, 0.26 * num_rows + 0.7)
+        height = max(2.8, 0.32 * num_rows + 0.7)
         figure = Figure(figsize=(3.1 * columns, height * rows + 0.5), layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False, sharey=by_family).flat
         for axes, (attack_id, metric, title) in zip(grid, panels, strict=False):
@@ -103,7 +104,7 @@ def _panels(run: Run, curves: pd.DataFrame, panels: list[tuple[str, str, str]]) 
                 axis.set_major_formatter(PercentFormatter(1, symbol=" %"))
         for axes in list(grid):
             axes.set_axis_off()
-        _legend(figure)
+        legend_below(figure)
     return figure
 
 
@@ -126,7 +127,7 @@ def _by_family(axes: Axes, part: pd.DataFrame, networks: list[tuple[str, int]]) 
     """One line per family and kernel size, a marker with its 95 % interval per window."""
     windows = list(part["window"].unique())
     for row in part.to_dict(orient="records"):
-        place = 0.5 * (windows.index(row["window"]) + 0.5) / len(windows) - 0.25
+        place = 0.8 * (windows.index(row["window"]) + 0.5) / len(windows) - 0.4
         y = networks.index((row["family"], row["kernel_size"])) - place
         x, low, high = row["estimate"], row["low"], row["high"]
         if np.isfinite([x, low, high]).all():
@@ -229,7 +230,7 @@ def budget_figure(run: Run, curves: pd.DataFrame, attack_id: str) -> Figure:
             axes.set_ylabel("robust accuracy")
         for axes in list(grid):
             axes.set_axis_off()
-        _legend(figure)
+        legend_below(figure)
     return figure
 
 
@@ -272,20 +273,5 @@ def training_figure(histories: pd.DataFrame) -> Figure:
             pair[0].set_yscale("log")
             pair[1].set_xlabel("epoch")
             pair[1].yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
-        _legend(figure)
+        legend_below(figure)
     return figure
-
-
-def _legend(figure: Figure) -> None:
-    """One legend for all panels, below them."""
-    found = {}
-    for axes in figure.axes:
-        handles, labels = axes.get_legend_handles_labels()
-        found.update(dict(zip(labels, handles, strict=True)))
-    figure.legend(
-        list(found.values()),
-        list(found),
-        loc="outside lower center",
-        ncols=min(len(found), 6),
-        frameon=False,
-    )

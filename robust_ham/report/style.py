@@ -9,6 +9,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 import seaborn as sns
+from matplotlib.artist import Artist
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -38,6 +39,22 @@ def window_colour(window: str) -> tuple[float, float, float]:
 def window_marker(window: str) -> str:
     """A window's marker, so that colour is never the only difference."""
     return _MARKERS[window]
+
+
+def legend_below(figure: Figure) -> None:
+    """One legend for all panels, below them."""
+    found: dict[str, Artist] = {}
+    for axes in figure.axes:
+        handles, labels = axes.get_legend_handles_labels()
+        found.update(zip(labels, handles, strict=True))
+    longest = max(len(label) for label in found)  # characters of about 0.075 inches
+    figure.legend(
+        list(found.values()),
+        list(found),
+        loc="outside lower center",
+        ncols=max(1, min(len(found), int(figure.get_figwidth() / (0.6 + 0.075 * longest)))),
+        frameon=False,
+    )
 
 
 @contextmanager
