@@ -622,7 +622,8 @@ def test_the_models_of_another_run(run_cli, tmp_path):
     config.write_text(
         "name: first\ndataset: {name: fashion_mnist, num_train: 256, num_test: 100}\n"
         f"models: [{small}]\ntraining: {{epochs: 1, precision: float32}}\n"
-        "attacks: {d: {attack: deepfool, steps: 2}}\nevaluation: {num_images: 8}\n"
+        "attacks: {d: {attack: deepfool, steps: 2}}\n"
+        "evaluation: {num_images: 8, gate: false}\n"
     )
     first, second = tmp_path / "first", tmp_path / "second"
     only = ["--stop-after", "attack"]
