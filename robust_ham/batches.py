@@ -37,6 +37,11 @@ class Share:
         return [parts[i] for i in self.mine]
 
 
+Batch = tuple[int, list[tuple[Tensor, Tensor]]]
+"""Images in the whole batch, and the parts of it that are this process's: float images
+(N, C, H, W) in [0, 1], channels last, and labels (N,)."""
+
+
 class Batches(Protocol):
     """Epochs of batches, the same for every model of one seed."""
 
@@ -44,11 +49,8 @@ class Batches(Protocol):
         """Batches in an epoch."""
         ...
 
-    def epoch(self, epoch: int) -> Iterator[tuple[int, list[tuple[Tensor, Tensor]]]]:
-        """Images in the whole batch, and the parts of it that are this process's.
-
-        A part is float images (N, C, H, W) in [0, 1], channels last, and labels (N,).
-        """
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """The batches of one epoch."""
         ...
 
 
@@ -59,15 +61,30 @@ def make_batches(
     device: torch.device,
     share: Share | None = None,
 ) -> Batches:
-    """Batches of ``split``: batch size and augmentation from ``config``, draws from ``seed``."""
-    kind = MemoryBatches if isinstance(split, Split) else FileBatches
-    return kind(split, config, seed, device, share or Share(1, range(1)))  # type: ignore[arg-type]
+    """Batches of ``split``: batch size and augmentation from ``config``, draws from ``seed``.
+
+    Raises:
+        RequestError: fewer images in a batch, or in all, than parts that compute it.
+    """
+    share = share or Share(1, range(1))
+    for key, count in (("training.batch_size", config.batch_size), ("training images", len(split))):
+        if count < share.total:
+            raise RequestError(f"{key}: expected at least the {share.total} parts, got {count}")
+    if isinstance(split, Split):
+        return MemoryBatches(split, config, seed, device, share)
+    return FileBatches(split, config, seed, device, share)
 
 
-def _batch_rows(order: Tensor, batch_size: int, parts: int) -> list[Tensor]:
-    """Rows of each batch; a last one that has fewer rows than parts is left out."""
-    batches = order.split(batch_size)
-    return [rows for rows in batches if len(rows) >= parts]
+def _num_batches(num_images: int, batch_size: int, parts: int) -> int:
+    """Batches in an epoch; a last one that has fewer images than parts is left out."""
+    whole, rest = divmod(num_images, batch_size)
+    return whole + (rest >= parts)
+
+
+def _batch_rows(order: Tensor, batch_size: int, parts: int) -> tuple[Tensor, ...]:
+    """Rows of each batch."""
+    batches: tuple[Tensor, ...] = order.split(batch_size)
+    return batches[: _num_batches(len(order), batch_size, parts)]
 
 
 def _generator(seed: int, epoch: int) -> torch.Generator:
@@ -93,10 +110,9 @@ class MemoryBatches:
 
     def __len__(self) -> int:
         """Batches in an epoch."""
-        order = torch.empty(len(self.labels))
-        return len(_batch_rows(order, self.config.batch_size, self.share.total))
+        return _num_batches(len(self.labels), self.config.batch_size, self.share.total)
 
-    def epoch(self, epoch: int) -> Iterator[tuple[int, list[tuple[Tensor, Tensor]]]]:
+    def epoch(self, epoch: int) -> Iterator[Batch]:
         """See ``Batches.epoch``."""
         generator = _generator(self.seed, epoch)
         count, device = len(self.labels), self.labels.device
@@ -134,10 +150,9 @@ class FileBatches:
 
     def __len__(self) -> int:
         """Batches in an epoch."""
-        order = torch.empty(len(self.split))
-        return len(_batch_rows(order, self.config.batch_size, self.share.total))
+        return _num_batches(len(self.split), self.config.batch_size, self.share.total)
 
-    def epoch(self, epoch: int) -> Iterator[tuple[int, list[tuple[Tensor, Tensor]]]]:
+    def epoch(self, epoch: int) -> Iterator[Batch]:
         """See ``Batches.epoch``."""
         order = torch.randperm(len(self.split), generator=_generator(self.seed, epoch))
         batches = _batch_rows(order, self.config.batch_size, self.share.total)

@@ -15,7 +15,8 @@ from torch import Tensor
 from attacks import ATTACKS, Attack, foolbox_attack
 from attacks.foolbox_attacks import foolbox_parameters
 from attacks.transforms import grid_transforms, shift_transforms
-from robust_ham.config import AttackConfig, RequestError, number
+from robust_ham.config import AttackConfig, RequestError
+from robust_ham.config_fields import number
 
 
 def attack_function(name: str) -> tuple[Attack, dict[str, inspect.Parameter]]:

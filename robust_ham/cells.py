@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,8 +21,9 @@ from torch import nn
 
 from robust_ham import checkpoints, distributed, evaluation, training
 from robust_ham.catalogue import attack_options
-from robust_ham.config import FactoryGroup, ModelGroup, RequestError
+from robust_ham.config import RequestError
 from robust_ham.evaluation import ACCURACY_TOLERANCE
+from robust_ham.model_groups import FactoryGroup, ModelGroup
 from robust_ham.plan import Cell, Plan, source_folder
 from robust_ham.store import (
     RunFolder,
@@ -151,10 +152,9 @@ def _train(context: Context, spec: ModelGroup, progress: Progress) -> Done:
 def help_train(context: Context) -> None:
     """What all processes but the first do: their share of every training, and nothing else."""
     for cell in context.plan.cells:
-        spec = cell.spec
-        if cell.attack_id is None and spec.source == "train" and not isinstance(spec, FactoryGroup):
+        if cell.attack_id is None and cell.spec.is_trained_here:
             with contextlib.suppress(training.TrainingError):  # the first process notes it
-                _train(context, spec, lambda done, total: None)
+                _train(context, cell.spec, lambda done, total: None)
 
 
 def _card(context: Context, spec: ModelGroup, model: nn.Module, num_classes: int) -> dict[str, Any]:
@@ -194,6 +194,16 @@ def _describe_factory(context: Context, spec: FactoryGroup) -> Done:
     with writing_folder(target) as temporary:
         write_json(temporary / checkpoints.CARD, card)
     return "done"
+
+
+def finished_models(context: Context, failed: Collection[str]) -> list[ModelGroup]:
+    """The models of the run that have a card, those called in ``failed`` left out."""
+    return [
+        spec
+        for spec in context.plan.config.model_specs()
+        if spec.model_id not in failed
+        and (context.run.model(spec.model_id) / checkpoints.CARD).is_file()
+    ]
 
 
 def load_model(context: Context, spec: ModelGroup) -> tuple[nn.Module, dict[str, Any]]:

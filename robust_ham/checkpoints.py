@@ -18,11 +18,12 @@ from typing import Any
 import pandas as pd
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from robust_ham.config import Config, FactoryGroup, ModelGroup, RequestError, model_group
+from robust_ham.config import Config, RequestError
+from robust_ham.foreign import read_safetensors
+from robust_ham.model_groups import FactoryGroup, ModelGroup, model_group
 from robust_ham.models import Normalize, build
 from robust_ham.store import file_hash, read_json, write_csv, write_json, writing_folder
 
@@ -136,10 +137,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise RequestError(f"{path}: no such file")
     if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError, ValueError):
-            raise RequestError(f"{path}: damaged or not a safetensors file") from None
+        return read_safetensors(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # torch raises many kinds for a damaged or unsafe file

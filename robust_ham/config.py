@@ -1,28 +1,32 @@
 """Typed configuration: a YAML file in, checked values out; unknown keys are errors.
 
-A leaf: imports nothing of the project and no torch, so that reports and ``--help`` stay light.
+A leaf: imports its sections only and no torch, so that reports and ``--help`` stay light.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
-import re
-from abc import abstractmethod
-from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
-    AfterValidator,
     AliasChoices,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
     field_validator,
     model_validator,
+)
+
+from robust_ham.config_fields import Number, OddSize, SafeName, Section, first_error
+from robust_ham.model_groups import (
+    CnnGroup,
+    FactoryGroup,
+    ImageNetGroup,
+    ModelGroup,
+    ResNet18CifarGroup,
+    model_group,
 )
 
 SCHEMA = 1
@@ -31,54 +35,9 @@ OURS = "robust-ham"
 BEST = {"l2": "best", "linf": "best_linf"}
 """Attack ids of the best, image by image, of several minimum-norm attacks of a norm."""
 
-_SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-
 
 class RequestError(Exception):
     """What was asked for is wrong; its one line names the culprit. Exit code 2."""
-
-
-def safe_name(value: str) -> str:
-    """``value`` if it can be a file name everywhere.
-
-    Raises:
-        ValueError: anything but 1–100 letters, digits, ``.``, ``_``, ``-``.
-    """
-    if not _SAFE_NAME.fullmatch(value):
-        raise ValueError(f"expected letters, digits, '.', '_' or '-', got {value!r}")
-    return value
-
-
-def number(value: Any) -> Any:  # noqa: ANN401
-    """Numbers written as ``8/255`` or ``5e-4`` (which YAML reads as text)."""
-    if isinstance(value, str):
-        numerator, slash, denominator = value.partition("/")
-        try:
-            return float(numerator) / (float(denominator) if slash else 1.0)
-        except (ValueError, ZeroDivisionError):
-            raise ValueError(f"expected a number such as 0.5 or 8/255, got {value!r}") from None
-    return value
-
-
-def odd(value: int) -> int:
-    """``value`` if a kernel of that size has a centre."""
-    if value % 2 == 0:
-        raise ValueError(f"expected an odd number, got {value}")
-    return value
-
-
-SafeName = Annotated[str, BeforeValidator(lambda v: safe_name(v) if isinstance(v, str) else v)]
-Number = Annotated[float, BeforeValidator(number), Field(allow_inf_nan=False)]
-OddSize = Annotated[int, Field(ge=1, le=99), AfterValidator(odd)]
-Window = Literal[
-    "none", "hamming", "hamming_sqrt", "hann", "blackman", "kaiser", "hamming_shuffled"
-]
-
-
-class Section(BaseModel):
-    """Base of all sections: unknown keys are refused, values never change afterwards."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
 
 class DatasetConfig(Section):
@@ -122,183 +81,6 @@ class DatasetConfig(Section):
         if self.stream and self.num_validation:
             raise ValueError("num_validation: not where stream is true")
         return self
-
-
-class MatchConfig(Section):
-    """The reference whose count a network's width is fitted to, in steps of 1/64."""
-
-    to: Literal["params", "flops"] = Field("params", description="what is to be equal")
-    kernel_size: OddSize = Field(3, description="kernel size of the reference")
-    width: Number = Field(1.0, gt=0, le=16, description="width multiplier of the reference")
-    factorised: bool = Field(False, description="whether the reference is factorised")
-
-
-class ModelGroup(Section):
-    """One model, or, with ``sweep``, one for each combination of the listed values."""
-
-    source: str = Field(
-        "train",
-        min_length=1,
-        description="train (or load what this run has trained), zoo, or a folder of models: the "
-        "models/ of another run, or what robust-ham import wrote",
-    )
-    kernel_size: OddSize = Field(7, description="k of the k×k convolutions, odd")
-    window: Window = Field("none", description="window of the kernels; none: the baseline")
-    seed: int = Field(0, ge=0, lt=2**31, description="seed of initial weights, order, augmentation")
-    init: Literal["default", "compensated"] = Field(
-        "default",
-        description="compensated: raw weights divided by the root mean square of their window, so "
-        "that windowed weights start as large as a baseline's",
-    )
-    normalize: bool = Field(
-        False, description="the network normalises its input by the training images' mean and std"
-    )
-    match: MatchConfig | None = Field(
-        None,
-        description="{to: params or flops, kernel_size: 3}: find the width at which this network "
-        "counts as much as the same with that kernel size and width 1; cnn, resnet18_cifar",
-    )
-    training: dict[str, Any] = Field(
-        default_factory=dict,
-        description="keys of training that differ for this group, as {weight_decay: 0}; its prefix "
-        "tells its models from those of another group",
-    )
-    prefix: SafeName | None = Field(None, description="put before the model id")
-    sweep: dict[str, list[Any]] = Field(
-        default_factory=dict, description="lists of values of any other key of the group"
-    )
-
-    @model_validator(mode="after")
-    def _has_a_width(self) -> ModelGroup:
-        if self.match is not None and "width" not in type(self).model_fields:
-            raise ValueError("match: only for cnn and resnet18_cifar")
-        return self
-
-    @model_validator(mode="after")
-    def _sweep_keys(self) -> ModelGroup:
-        fields = set(type(self).model_fields) - {"sweep", "source", "architecture"}
-        for key, values in self.sweep.items():
-            if key not in fields:
-                raise ValueError(f"sweep.{key}: expected one of {', '.join(sorted(fields))}")
-            if not values:
-                raise ValueError(f"sweep.{key}: expected at least one value")
-        return self
-
-    def expand(self) -> Iterator[ModelGroup]:
-        """The models of the group, the last key of ``sweep`` running fastest."""
-        base = self.model_dump(exclude={"sweep"})
-        for values in itertools.product(*self.sweep.values()):
-            chosen = dict(zip(self.sweep, values, strict=True))
-            try:
-                yield type(self).model_validate(base | chosen)
-            except ValidationError as error:
-                raise ValueError(f"sweep.{first_error(error)}") from None
-
-    @abstractmethod
-    def _tag(self) -> str:
-        """What the model id says of the architecture."""
-
-    @property
-    def family(self) -> str:
-        """What models that differ only in kernel size, window and seed have in common."""
-        tag = self._tag() + ("" if self.init == "default" else f"-{self.init}")
-        if self.match is not None:
-            tag += f"-{self.match.to}{self.match.kernel_size}"
-            tag += "" if self.match.width == 1 else f"x{self.match.width:g}"
-        return f"{self.prefix}-{tag}" if self.prefix else tag
-
-    @property
-    def model_id(self) -> str:
-        """Name of the model's files: readable, and different for different models of a run."""
-        return f"{self.family}-k{self.kernel_size}-{self.window}-s{self.seed}"
-
-
-class CnnGroup(ModelGroup):
-    """The paper's small network: ``depth`` convolutions, global average pooling, one linear."""
-
-    architecture: Literal["cnn"] = "cnn"
-    depth: int = Field(6, ge=1, le=100, description="number of convolutions, M in the paper")
-    widths: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        (128, 256), min_length=1, description="channels per layer; the last value repeats"
-    )
-    width: Number = Field(1.0, gt=0, le=16, description="multiplier of widths")
-    first_kernel: OddSize | Literal["same"] = Field(
-        7, description="kernel of the first convolution, odd, or same as kernel_size"
-    )
-    downsampling: Literal["stride", "maxpool", "none"] = Field(
-        "stride", description="of the first layer: by 2, by 2×2 max-pooling, or none"
-    )
-    window_layers: Literal["all", "first"] = Field(
-        "all", description="window in all convolutions, or in the first only"
-    )
-
-    def _tag(self) -> str:
-        tag = f"cnn{self.depth}-w{'x'.join(map(str, self.widths))}"
-        tag += "" if self.width == 1 or self.match else f"-x{self.width:g}"
-        tag += "" if self.first_kernel == "same" else f"-f{self.first_kernel}"
-        tag += {"stride": "", "maxpool": "-maxpool", "none": "-nodown"}[self.downsampling]
-        tag += "" if self.window_layers == "all" else "-windowfirst"
-        return tag + ("-norm" if self.normalize else "")
-
-
-class ResNet18CifarGroup(ModelGroup):
-    """ResNet-18 for small images: first convolution of stride 1, no max-pooling."""
-
-    architecture: Literal["resnet18_cifar"]
-    normalize: bool = Field(True, description="as for cnn")
-    width: Number = Field(1.0, gt=0, le=16, description="multiplier of 64, 128, 256, 512 channels")
-    factorised: bool = Field(False, description="k×1 then 1×k in place of k×k")
-    first_kernel: OddSize | Literal["same"] = Field(
-        "same", description="kernel of the first convolution, odd, or same as kernel_size"
-    )
-    first_downsampling: bool = Field(
-        False, description="stride 2 in the first convolution and max-pooling, as for ImageNet"
-    )
-
-    def _tag(self) -> str:
-        tag = f"resnet18-x{1 if self.match else self.width:g}"
-        tag += "-factorised" if self.factorised else ""
-        tag += "" if self.first_kernel == "same" else f"-f{self.first_kernel}"
-        tag += "-down" if self.first_downsampling else ""
-        return tag + ("" if self.normalize else "-raw")
-
-
-class ImageNetGroup(ModelGroup):
-    """torchvision's ResNet-18 or VGG-11 with BatchNorm; k above 3: larger kernels."""
-
-    architecture: Literal["resnet18", "vgg11_bn"]
-    kernel_size: OddSize = Field(3, description="3: torchvision's own; else k×k for 3×3")
-    normalize: bool = Field(True, description="as for cnn")
-
-    def _tag(self) -> str:
-        return f"imagenet-{self.architecture}" + ("" if self.normalize else "-raw")
-
-
-class FactoryGroup(ModelGroup):
-    """A user's own model: a function that returns an ``nn.Module`` with inputs in [0, 1].
-
-    ``kernel_size``, ``window`` and ``seed`` only label it in tables and figures.
-    """
-
-    architecture: Literal["factory"] = "factory"
-    factory: str = Field(
-        pattern=r"^[\w.]+:[\w.]+$", description="module:function; this runs that module's code"
-    )
-    weights: str | None = Field(
-        None, description=".safetensors or .pth state dict (read without running code)"
-    )
-
-    def _tag(self) -> str:
-        return self.factory.replace(":", "-")
-
-
-ARCHITECTURES: dict[str, type[ModelGroup]] = {
-    "cnn": CnnGroup,
-    "resnet18_cifar": ResNet18CifarGroup,
-    "resnet18": ImageNetGroup,
-    "vgg11_bn": ImageNetGroup,
-    "factory": FactoryGroup,
-}
 
 
 class TrainingConfig(Section):
@@ -469,12 +251,34 @@ class Config(Section):
         for attack_id in self.attacks:
             if attack_id in BEST.values():
                 raise ValueError(f"attacks: {attack_id} is the name of the best of all attacks")
+        return self
+
+    @model_validator(mode="after")
+    def _endpoints(self) -> Config:
         for i, endpoint in enumerate(self.endpoints):
-            known = ["", *BEST.values(), *self.attacks]
-            if endpoint.attack not in known or (endpoint.metric == "clean_accuracy") != (
-                endpoint.attack == ""
-            ):
-                raise ValueError(f"endpoints.{i}.attack: {endpoint.metric} of {endpoint.attack!r}")
+            where, metric, attack = f"endpoints.{i}.attack", endpoint.metric, endpoint.attack
+            if metric == "clean_accuracy":
+                if attack:
+                    raise ValueError(f"{where}: not for clean_accuracy, got {attack!r}")
+                continue
+            with_distances = [c for c in self.attacks.values() if c.has_budget]
+            known = [*self.attacks, *{BEST[config.norm] for config in with_distances}]
+            if metric == "robust_area":
+                known = [a for a in known if a not in self.attacks or self.attacks[a].has_budget]
+            if attack not in known:
+                expected = ", ".join(known) or "a minimum-norm attack"
+                raise ValueError(f"{where}: {metric} needs one of {expected}, got {attack!r}")
+            unbounded = attack in self.attacks and not self.attacks[attack].has_budget
+            if endpoint.budget is not None and (metric != "robust_accuracy" or unbounded):
+                raise ValueError(f"endpoints.{i}.budget: not for {metric} of {attack}")
+        return self
+
+    @model_validator(mode="after")
+    def _interaction(self) -> Config:
+        sizes = {spec.kernel_size for spec in self.model_specs()}
+        missing = [size for size in self.interaction or () if size not in sizes]
+        if missing:
+            raise ValueError(f"interaction: no model has kernel_size {missing[0]}")
         return self
 
     @model_validator(mode="after")
@@ -502,36 +306,3 @@ class Config(Section):
         """The complete configuration as YAML that ``load_config`` reads back."""
         values = json.loads(self.model_dump_json(by_alias=True))
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-
-
-def model_group(group: Any) -> Any:  # noqa: ANN401
-    """A group of the class its ``architecture`` names; what is no mapping passes unchanged."""
-    if not isinstance(group, dict):
-        return group
-    name = group.get("architecture", "factory" if "factory" in group else "cnn")
-    if not isinstance(name, str) or name not in ARCHITECTURES:
-        expected = ", ".join(ARCHITECTURES)
-        raise ValueError(f"architecture: expected one of {expected}, got {name!r}")
-    try:
-        return ARCHITECTURES[name].model_validate(group)
-    except ValidationError as error:
-        raise ValueError(first_error(error)) from None
-
-
-def first_error(error: ValidationError) -> str:
-    """The first fault as ``key.sub_key: what is wrong``."""
-    fault = error.errors()[0]
-    known = set(ARCHITECTURES.values())
-    names = {cls.__name__ for cls in known}
-    parts = [str(part) for part in fault["loc"]]  # unions add the name of the type they tried
-    where = ".".join(p for p in parts if p not in names and not p.startswith("function-"))
-    message = str(fault["msg"]).removeprefix("Value error, ")
-    if fault["type"] == "extra_forbidden":
-        message = "unknown key"
-    scalar = isinstance(fault["input"], str | int | float | bool | None)
-    if scalar and "got" not in message and fault["type"] not in {"extra_forbidden", "missing"}:
-        message += f", got {fault['input']!r}"
-    message = message[0].lower() + message[1:]
-    if fault["type"] == "value_error" and where and re.match(r"[\w.]+: ", message):
-        return f"{where}.{message}"  # the message goes on with the path
-    return f"{where}: {message}" if where else message

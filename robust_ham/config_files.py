@@ -14,18 +14,15 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from robust_ham.config import (
-    ARCHITECTURES,
     AttackConfig,
     Config,
     DatasetConfig,
     EvaluationConfig,
-    ModelGroup,
     RequestError,
     TrainingConfig,
-    first_error,
-    model_group,
-    number,
 )
+from robust_ham.config_fields import first_error, number
+from robust_ham.model_groups import ARCHITECTURES, ModelGroup, model_group
 
 _MAX_CONFIG_BYTES = 1_000_000
 

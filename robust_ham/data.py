@@ -43,7 +43,7 @@ class Dataset:
     def test(self) -> Split:
         """The test split."""
         split = load_split(self.config, "test", self.data_root)
-        return split[: _enough(self.config.num_test, split, "num_test", self.config)]
+        return split[: _num_used(self.config.num_test, split, "num_test", self.config)]
 
     @property
     def train(self) -> Split | FileSplit:
@@ -76,7 +76,7 @@ def load_train_validation(
     """
     split = load_split(config, "train", data_root)
     held_out = config.num_validation
-    num_train = _enough(config.num_train, split, "num_train", config, held_out)
+    num_train = _num_used(config.num_train, split, "num_train", config, held_out)
     validation = split[num_train : num_train + held_out] if held_out else None
     return split[:num_train], validation
 
@@ -93,12 +93,12 @@ def load_files(config: DatasetConfig, data_root: Path | None = None) -> FileSpli
     for place in places:
         found = read_files(place, config)
         if found is not None:
-            return found[: _enough(config.num_train, found, "num_train", config)]
+            return found[: _num_used(config.num_train, found, "num_train", config)]
     searched = ", ".join(f"{place}/train" for place in places) or "any place"
     raise RequestError(f"dataset {config.name} (train): no class folders in {searched}")
 
 
-def _enough(
+def _num_used(
     asked: int | None, split: Split | FileSplit, key: str, config: DatasetConfig, held_out: int = 0
 ) -> int:
     """How many images to use: what was asked for, or all that are not held out."""

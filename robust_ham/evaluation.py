@@ -21,7 +21,8 @@ from attacks import AttackOutcome, margins_of
 from attacks.prepare import BOX_TOLERANCE, attack_mode
 from robust_ham.catalogue import attack_function, attack_options, shared_transforms
 from robust_ham.checkpoints import describe
-from robust_ham.config import AttackConfig, ModelGroup, RequestError
+from robust_ham.config import AttackConfig, RequestError
+from robust_ham.model_groups import ModelGroup
 from robust_ham.models import measure
 from robust_ham.splits import Split, balanced_order, to_float
 

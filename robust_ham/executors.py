@@ -141,12 +141,12 @@ def run_inline(
         log.info("%s: %s (%.1f s)", cell.name, outcome, seconds)
         monitor.cell_ended(cell.name, outcome, seconds)
     write_kernels(context, broken)
-    distrusted = _checked(context, broken, monitor) if gate else ()
+    distrusted = _run_gate(context, broken, monitor) if gate else ()
     write_manifest(context, time.monotonic() - begin)
     return Outcome(num_failed, distrusted)
 
 
-def _checked(context: Context, broken: set[str], monitor: Monitor) -> tuple[str, ...]:
+def _run_gate(context: Context, broken: set[str], monitor: Monitor) -> tuple[str, ...]:
     """Write ``gate.csv``; a line for each *fail*."""
     start = time.monotonic()
     findings = write_gate(context, broken, monitor.cell_started("gate"))

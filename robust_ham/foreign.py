@@ -114,6 +114,19 @@ def _load(path: Path) -> Any:  # noqa: ANN401
         raise RequestError(f"{path}: damaged, or not a checkpoint of torch") from None
 
 
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a ``.safetensors`` file.
+
+    Raises:
+        RequestError: damaged.
+    """
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except (SafetensorError, OSError, ValueError):
+        raise RequestError(f"{path}: damaged or not a safetensors file") from None
+    return tensors
+
+
 # --- networks in a file ----------------------------------------------------------------------
 
 
@@ -141,13 +154,7 @@ def read_network(path: Path, key: str | None = None) -> ForeignNetwork:
     if not path.is_file():
         raise RequestError(f"{path}: no such file")
     ordered = path.suffix != ".safetensors"
-    if ordered:
-        content = _load(path)
-    else:
-        try:
-            content = load_file(path)
-        except (SafetensorError, OSError, ValueError):
-            raise RequestError(f"{path}: damaged or not a safetensors file") from None
+    content = _load(path) if ordered else read_safetensors(path)
     found = _state_dicts(content)
     if key is None and len(found) == 1:
         (key,) = found

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from pathlib import Path
 
 import pandas as pd
 from torch import nn
 
-from robust_ham import checkpoints
-from robust_ham.cells import Context, load_model
-from robust_ham.config import ModelGroup
+from robust_ham.cells import Context, finished_models, load_model
+from robust_ham.checkpoints import read_card
+from robust_ham.model_groups import ModelGroup
 from robust_ham.models.spectra import TABLE_COLUMNS, kernel_table
-from robust_ham.store import write_csv
+from robust_ham.store import read_rows, write_csv
 
 COLUMNS = ["model_id", "window", "kernel_size", "seed", *TABLE_COLUMNS, "weights"]
 """``weights`` is the SHA-256 that the model's card names."""
@@ -25,13 +24,10 @@ def write_kernels(context: Context, failed: Collection[str] = ()) -> None:
     1×1 has no row.
     """
     path = context.run.kernels
-    before = _read(path)
+    before = read_rows(path, COLUMNS)
     tables = [pd.DataFrame(columns=COLUMNS)]
-    for spec in context.plan.config.model_specs():
-        folder = context.run.model(spec.model_id)
-        if spec.model_id in failed or not (folder / checkpoints.CARD).is_file():
-            continue
-        weights = checkpoints.read_card(folder)["weights_sha256"]
+    for spec in finished_models(context, failed):
+        weights = read_card(context.run.model(spec.model_id))["weights_sha256"]
         kept = before[(before["model_id"] == spec.model_id) & (before["weights"] == weights)]
         if kept.empty:
             kept = kernel_rows(spec, load_model(context, spec)[0], weights)
@@ -49,12 +45,3 @@ def kernel_rows(spec: ModelGroup, model: nn.Module, weights: str) -> pd.DataFram
         weights=weights,
     )
     return table[COLUMNS]
-
-
-def _read(path: Path) -> pd.DataFrame:
-    """The rows there are; none if the file is missing, damaged, or of other columns."""
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)  # numbers as written
-    except (FileNotFoundError, ValueError):
-        return pd.DataFrame(columns=COLUMNS)
-    return table if list(table.columns) == COLUMNS else pd.DataFrame(columns=COLUMNS)

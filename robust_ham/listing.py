@@ -20,7 +20,7 @@ def _attacks() -> Rows:
 
 
 def _models() -> Rows:
-    from robust_ham.config import ARCHITECTURES
+    from robust_ham.model_groups import ARCHITECTURES
 
     return [(name, _first_line(group)) for name, group in ARCHITECTURES.items()]
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from robust_ham.config import FactoryGroup
 from robust_ham.store import write_json
 
 if TYPE_CHECKING:
@@ -62,10 +61,7 @@ def peak_memory_mb() -> int:
 def write_manifest(context: Context, seconds: float | None = None) -> None:
     """Write ``manifest.json``; ``seconds`` are known at the end of a run."""
     config, dataset = context.plan.config, context.plan.dataset
-    trains = any(
-        spec.source == "train" and not isinstance(spec, FactoryGroup)
-        for spec in config.model_specs()
-    )
+    trains = any(spec.is_trained_here for spec in config.model_specs())
     write_json(
         context.run.manifest,
         {

@@ -12,9 +12,10 @@ import torch
 
 from robust_ham import checkpoints
 from robust_ham.catalogue import check_attack
-from robust_ham.config import Config, FactoryGroup, ModelGroup, RequestError
+from robust_ham.config import Config, RequestError
 from robust_ham.data import Dataset
 from robust_ham.evaluation import AttackedImages, attacked_images
+from robust_ham.model_groups import FactoryGroup, ModelGroup
 from robust_ham.models import MODELS
 from robust_ham.models.matching import resolve_matches
 from robust_ham.splits import Split
@@ -70,7 +71,7 @@ def make_plan(config: Config, data_root: Path | None = None, *, attack: bool = T
         _check_model(config, spec, dataset)
     for attack_id, attack_config in config.attacks.items():
         check_attack(attack_config, attack_id, test.image_shape)
-    if any(spec.source == "train" and not isinstance(spec, FactoryGroup) for spec in specs):
+    if any(spec.is_trained_here for spec in specs):
         _check_splits_agree(config, dataset)
     split = test if config.evaluation.split == "test" else dataset.train
     if not isinstance(split, Split):

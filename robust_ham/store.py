@@ -269,3 +269,15 @@ def write_csv(path: Path, table: pd.DataFrame) -> None:
     """Write a table as CSV, floats in the shortest form that reads back equal."""
     with writing(path) as temporary:
         table.to_csv(temporary, index=False, lineterminator="\n")
+
+
+def read_rows(path: Path, columns: list[str]) -> pd.DataFrame:
+    """Rows of a CSV that is kept up to date, as text, so that they are written back as they were.
+
+    None if the file is missing, damaged, or of other columns: all is made anew.
+    """
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (FileNotFoundError, ValueError):
+        return pd.DataFrame(columns=columns)
+    return table if list(table.columns) == columns else pd.DataFrame(columns=columns)

@@ -18,8 +18,9 @@ from torch.nn import functional as F
 from torch.optim import lr_scheduler
 
 from robust_ham import distributed
-from robust_ham.batches import Share, make_batches, pixel_statistics
-from robust_ham.config import ModelGroup, TrainingConfig
+from robust_ham.batches import Batch, Share, make_batches, pixel_statistics
+from robust_ham.config import TrainingConfig
+from robust_ham.model_groups import ModelGroup
 from robust_ham.models import Normalize, build
 from robust_ham.splits import FileSplit, Split, to_float
 from robust_ham.unfinished import Unfinished
@@ -123,28 +124,17 @@ def train(
     network = distributed.parallel(model, device)
     with deterministic():
         for epoch in range(len(rows), config.epochs):
-            model.train()
             lr = float(scheduler.get_last_lr()[0])
-            seen = torch.zeros(3, device=device, dtype=torch.float64)  # loss, right, images
-            for step, (size, parts_of_batch) in enumerate(batches.epoch(epoch)):
-                optimizer.zero_grad(set_to_none=True)
-                for i, (images, labels) in enumerate(parts_of_batch):
-                    with distributed.averaging(network, enabled=i == len(parts_of_batch) - 1):
-                        with _autocast(device, precision):
-                            logits = network(images)
-                        loss = F.cross_entropy(logits.float(), labels)
-                        weight = len(labels) * distributed.num_processes() / size
-                        (loss * weight).backward()  # the mean over the whole batch
-                    right = (logits.detach().argmax(1) == labels).sum()
-                    count = torch.full_like(right, len(labels))
-                    seen += torch.stack([loss.detach() * len(labels), right, count])
-                optimizer.step()
-                scheduler.step()
-                progress(epoch * len(batches) + step + 1, config.epochs * len(batches))
-            loss_sum, num_right, num_images = distributed.summed(seen).tolist()
-            if not np.isfinite(loss_sum):
+
+            def count(step: int, before: int = epoch * len(batches)) -> None:
+                progress(before + step, config.epochs * len(batches))
+
+            loss, accuracy = _train_epoch(
+                network, batches.epoch(epoch), optimizer, scheduler, device, precision, count
+            )
+            if not np.isfinite(loss):
                 raise TrainingError(
-                    f"loss is {loss_sum} in epoch {epoch + 1}: lower training.lr ({config.lr:g})"
+                    f"loss is {loss} in epoch {epoch + 1}: lower training.lr ({config.lr:g})"
                 )
             validation_loss, validation_accuracy = evaluate_split(
                 model, validation_split, device, precision
@@ -153,8 +143,8 @@ def train(
                 {
                     "epoch": epoch + 1,
                     "lr": lr,
-                    "train_loss": loss_sum / num_images,
-                    "train_accuracy": num_right / num_images,
+                    "train_loss": loss,
+                    "train_accuracy": accuracy,
                     "validation_loss": validation_loss,
                     "validation_accuracy": validation_accuracy,
                 }
@@ -162,6 +152,37 @@ def train(
             if unfinished is not None and rank == 0 and epoch + 1 < config.epochs:
                 unfinished.save(rows, model, optimizer)
     return model.eval(), pd.DataFrame(rows)
+
+
+def _train_epoch(
+    network: nn.Module,
+    batches: Iterator[Batch],
+    optimizer: torch.optim.SGD,
+    scheduler: lr_scheduler.LRScheduler,
+    device: torch.device,
+    precision: Precision,
+    progress: Callable[[int], None],
+) -> tuple[float, float]:
+    """One step per batch; mean loss and accuracy over the images of all processes."""
+    network.train()
+    seen = torch.zeros(3, device=device, dtype=torch.float64)  # loss, right, images
+    for step, (size, parts) in enumerate(batches, start=1):
+        optimizer.zero_grad(set_to_none=True)
+        for i, (images, labels) in enumerate(parts):
+            with distributed.averaging(network, enabled=i == len(parts) - 1):
+                with _autocast(device, precision):
+                    logits = network(images)
+                loss = F.cross_entropy(logits.float(), labels)
+                weight = len(labels) * distributed.num_processes() / size
+                (loss * weight).backward()  # the mean over the whole batch
+            right = (logits.detach().argmax(1) == labels).sum()
+            count = torch.full_like(right, len(labels))
+            seen += torch.stack([loss.detach() * len(labels), right, count])
+        optimizer.step()
+        scheduler.step()
+        progress(step)
+    loss_sum, num_right, num_images = distributed.summed(seen).tolist()
+    return loss_sum / num_images, num_right / num_images
 
 
 def _resume(

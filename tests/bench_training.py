@@ -16,8 +16,9 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from robust_ham.config import CnnGroup, DatasetConfig, TrainingConfig
+from robust_ham.config import DatasetConfig, TrainingConfig
 from robust_ham.data import load_split
+from robust_ham.model_groups import CnnGroup
 from robust_ham.models import build
 from robust_ham.splits import Split
 from robust_ham.training import resolve_precision, train

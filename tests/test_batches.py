@@ -94,6 +94,14 @@ def test_a_last_batch_with_fewer_images_than_parts_is_left_out():
     assert [size for size, _ in batches.epoch(0)] == [48, 48]
 
 
+def test_fewer_images_than_parts_are_refused():
+    share = Share(3, range(3))
+    with pytest.raises(RequestError, match=r"training.batch_size: expected at least the 3 parts"):
+        make_batches(squares(10), TrainingConfig(batch_size=2), 0, CPU, share)
+    with pytest.raises(RequestError, match=r"training images: expected at least the 3 parts"):
+        make_batches(squares(2), TrainingConfig(batch_size=4), 0, CPU, share)
+
+
 @pytest.fixture
 def folder(tmp_path):
     """Class folders with images of several sizes, one of them grey."""

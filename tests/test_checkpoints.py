@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from robust_ham import checkpoints
-from robust_ham.config import CnnGroup, FactoryGroup, RequestError
+from robust_ham.config import RequestError
 from robust_ham.layers import WindowedConv2d
+from robust_ham.model_groups import CnnGroup, FactoryGroup
 from robust_ham.models import build
 
 SPEC = CnnGroup(depth=2, widths=(4,), first_kernel="same", kernel_size=3, window="hamming")

@@ -135,9 +135,20 @@ def test_every_key_is_documented():
         (["attacks.best={attack: deepfool}"], "attacks: best is the name of the best of all"),
         (
             ["endpoints=[{metric: robust_area, attack: x}]"],
-            "endpoints.0.attack: robust_area of 'x'",
+            "config: endpoints.0.attack: robust_area needs one of d, best, got 'x'",
         ),
-        (["endpoints=[{metric: robust_area}]"], "endpoints.0.attack: robust_area of ''"),
+        (["endpoints=[{metric: robust_area}]"], "robust_area needs one of d, best, got ''"),
+        (["endpoints=[{metric: robust_area, attack: best_linf}]"], "got 'best_linf'"),
+        (["endpoints=[{metric: clean_accuracy, attack: d}]"], "not for clean_accuracy, got 'd'"),
+        (
+            ["attacks.s={attack: spatial_grid}", "endpoints=[{metric: robust_area, attack: s}]"],
+            "robust_area needs one of d, best, got 's'",
+        ),
+        (
+            ["endpoints=[{metric: robust_area, attack: d, budget: 0.1}]"],
+            "config: endpoints.0.budget: not for robust_area of d",
+        ),
+        (["interaction=[5, 7]"], "config: interaction: no model has kernel_size 5"),
         (["interaction=[5, 4]"], "config: interaction"),
         (["name=../escape"], "config: name: expected letters, digits"),
         (["schema=2"], "config: schema"),

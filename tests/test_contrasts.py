@@ -107,6 +107,7 @@ def test_planted_effects_are_found_and_a_null_is_not(tmp_path):
     assert grown["effect"] == pytest.approx(area.loc[9, "effect"] - area.loc[5, "effect"])
     assert grown["verdict"] == "better"
     assert (grown["kernel_size"], grown["versus_kernel_size"]) == (9, 5)
+    assert grown["p_holm"] == grown["p"]
     assert not table["verdict"].isna().any()
 
 
@@ -153,6 +154,16 @@ def test_endpoints_are_primary_and_all_else_explores(tmp_path):
         ("robust_accuracy", "s"),
     }
     assert set(primary["versus"]) == {"same k", "interaction"}
+
+
+def test_an_endpoint_without_a_budget_means_the_attacks_own(tmp_path):
+    run = make(tmp_path)
+    lines = "endpoints: [{metric: robust_accuracy, attack: d}, "
+    lines += "{metric: robust_accuracy, attack: d, budget: 0.33}]\n"
+    text = run.folder.config.read_text()
+    run.folder.config.write_text(text[: text.index("endpoints:")] + lines)
+    primary = contrasts(Run(run.folder)).query("primary")
+    assert set(zip(primary["attack"], primary["budget"], strict=True)) == {("d", 0.25), ("d", 0.33)}
 
 
 def test_one_seed_decides_nothing(tmp_path):

@@ -4,15 +4,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import fashion_images, zoo_model
+from conftest import TINY_RUN, fashion_images, zoo_model
 from torch import nn
 
 from attacks import deepfool, foolbox_attack
-from robust_ham import gate
+from robust_ham import checks, gate
 from robust_ham.evaluation import judge
 
 CPU = torch.device("cpu")
-IMAGES, LABELS = fashion_images(gate.NUM_IMAGES)
+IMAGES, LABELS = fashion_images(checks.NUM_IMAGES)
 
 
 class Before(nn.Module):
@@ -41,6 +41,17 @@ def attacked(model, function=deepfool, **options):
     return judge(model, IMAGES, LABELS, function(model, IMAGES, LABELS, **options), CPU)
 
 
+def persisting(model):
+    """How many of some rows survive DeepFool with many steps."""
+
+    def persist(rows):
+        images, labels = IMAGES[rows], LABELS[rows]
+        outcome = deepfool(model, images, labels, steps=checks.MANY_STEPS, prune=None)
+        return int((~outcome.fooled).sum())
+
+    return persist
+
+
 def l2(rows):
     return rows["l2"].to_numpy()
 
@@ -54,12 +65,12 @@ def test_a_sound_network_passes(size, window):
     rows = attacked(model, steps=200)
     distances = l2(rows)
     findings = [
-        gate.check_gradients(model, IMAGES, LABELS),
-        gate.check_determinism(model, IMAGES, CPU),
-        gate.check_logits(model, IMAGES, CPU),
-        gate.check_survivors(model, IMAGES, LABELS, rows),
-        gate.check_random_direction(model, IMAGES, LABELS, distances, "l2"),
-        gate.check_doubled_steps(distances, l2(attacked(model, steps=400))),
+        checks.check_gradients(model, IMAGES, LABELS),
+        checks.check_determinism(model, IMAGES, CPU),
+        checks.check_logits(model, IMAGES, CPU),
+        checks.check_survivors(rows, persisting(model)),
+        checks.check_random_direction(model, IMAGES, LABELS, distances, "l2"),
+        checks.check_doubled_steps(distances, l2(attacked(model, steps=400))),
     ]
     assert [finding.severity for finding in findings] == ["pass"] * 6
     assert all(finding.reason == "" for finding in findings)
@@ -76,7 +87,7 @@ def test_a_sound_network_passes(size, window):
     ids=["quantised input", "detached input", "detached logits", "softmax"],
 )
 def test_masked_gradients_fail(defect):
-    finding = gate.check_gradients(defect, IMAGES, LABELS)
+    finding = checks.check_gradients(defect, IMAGES, LABELS)
     assert finding.severity == "fail"
     right = int((defect(IMAGES).argmax(1) == LABELS).sum())
     assert f"of {right} images" in finding.reason
@@ -85,17 +96,17 @@ def test_masked_gradients_fail(defect):
 def test_a_gradient_that_is_not_finite_fails():
     model = Before(lambda x: x + 0 * (x - x.detach()).sqrt())  # right, and its gradient is NaN
     assert (model(IMAGES).argmax(1) == LABELS).any()
-    assert gate.check_gradients(model, IMAGES, LABELS).severity == "fail"
+    assert checks.check_gradients(model, IMAGES, LABELS).severity == "fail"
 
 
 def test_a_leaky_quantiser_is_found_by_a_random_direction():
     """round(8x)/8 + x/1000 has a gradient everywhere, and it leads nowhere."""
     model = Before(lambda x: (8 * x).round() / 8 + 1e-3 * x)
-    assert gate.check_gradients(model, IMAGES, LABELS).severity == "pass"
+    assert checks.check_gradients(model, IMAGES, LABELS).severity == "pass"
     rows = attacked(model)
     findings = [
-        gate.check_random_direction(model, IMAGES, LABELS, l2(rows), "l2"),
-        gate.check_survivors(model, IMAGES, LABELS, rows),
+        checks.check_random_direction(model, IMAGES, LABELS, l2(rows), "l2"),
+        checks.check_survivors(rows, persisting(model)),
     ]
     assert "fail" in {finding.severity for finding in findings}
 
@@ -103,64 +114,80 @@ def test_a_leaky_quantiser_is_found_by_a_random_direction():
 def test_a_random_layer_fails():
     stream = torch.Generator().manual_seed(0)
     model = Before(lambda x: x + 0.01 * torch.randn(x.shape, generator=stream))
-    finding = gate.check_determinism(model, IMAGES, CPU)
+    finding = checks.check_determinism(model, IMAGES, CPU)
     assert finding.severity == "fail"
     assert "from pass to pass" in finding.reason
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e4])
 def test_probabilities_fail(scale):
-    finding = gate.check_logits(After(lambda y: (scale * y).softmax(1)), IMAGES, CPU)
+    finding = checks.check_logits(After(lambda y: (scale * y).softmax(1)), IMAGES, CPU)
     assert finding.severity == "fail"
     assert "probabilities, not logits" in finding.reason
 
 
 def test_logits_that_lie_in_the_unit_interval_by_chance_pass():
-    assert gate.check_logits(After(lambda y: y.sigmoid()), IMAGES, CPU).severity == "pass"
+    assert checks.check_logits(After(lambda y: y.sigmoid()), IMAGES, CPU).severity == "pass"
 
 
 def test_another_accuracy_than_the_cards_fails():
-    assert gate.check_accuracy(0.9, 0.9005).severity == "pass"
-    assert gate.check_accuracy(0.9, 0.9015).severity == "fail"
+    assert checks.check_accuracy(0.9, 0.9005).severity == "pass"
+    assert checks.check_accuracy(0.9, 0.9015).severity == "fail"
 
 
 def test_an_attack_that_survives_for_want_of_steps_warns_and_a_model_without_a_way_fails():
     model = zoo_model(7, "none")
     rows = attacked(model, steps=1)
     assert (rows["status"] == "survived").mean() > 0.1
-    finding = gate.check_survivors(model, IMAGES, LABELS, rows)
+    finding = checks.check_survivors(rows, persisting(model))
     assert finding.severity == "warn"
     assert "raise steps" in finding.reason
     blind = Before(lambda x: (8 * x).round() / 8)
-    finding = gate.check_survivors(blind, IMAGES, LABELS, attacked(blind))
+    finding = checks.check_survivors(attacked(blind), persisting(blind))
     assert finding.severity == "fail"
+    assert "with 1,000 steps" in finding.reason
+
+
+def test_survivors_beyond_the_checked_images_are_attacked_again_too():
+    count = 300
+    rows = pd.DataFrame({"clean_prediction": 1, "label": 1, "status": ["fooled"] * count})
+    rows.loc[200:219, "status"] = "survived"
+    seen = []
+    finding = checks.check_survivors(rows, lambda found: seen.extend(found) or len(found))
+    assert seen == list(range(200, 220))
+    assert finding.severity == "fail"
+    assert checks.check_survivors(rows, lambda found: 3).severity == "warn"  # 1 % of all
+    assert checks.check_survivors(rows, lambda found: 4).severity == "fail"
+    rows.loc[:, "status"] = "survived"
+    checks.check_survivors(rows, lambda found: seen.append(len(found)) or 0)
+    assert seen[-1] == checks.NUM_IMAGES
 
 
 def test_an_attack_that_does_too_much_is_no_better_than_chance():
     model = zoo_model(7, "none")
     wild = np.where(l2(attacked(model)) > 0, 20.0, 0.0)
-    finding = gate.check_random_direction(model, IMAGES, LABELS, wild, "l2")
+    finding = checks.check_random_direction(model, IMAGES, LABELS, wild, "l2")
     assert finding.severity == "fail"
     linf = np.where(wild > 0, 0.9, 0.0)
-    assert gate.check_random_direction(model, IMAGES, LABELS, linf, "linf").severity == "fail"
+    assert checks.check_random_direction(model, IMAGES, LABELS, linf, "linf").severity == "fail"
 
 
 def test_an_attack_that_is_too_weak_is_shown_up_by_ddn():
     model = zoo_model(7, "none")
     distances = l2(attacked(model))
     ddn = l2(attacked(model, foolbox_attack, attack="DDNAttack", steps=100, norm="l2"))
-    weak = gate.check_stronger(1.5 * distances, ddn, "fail")
+    weak = checks.check_against_ddn(1.5 * distances, ddn, "fail")
     assert weak.severity == "fail"
     assert "DDN comes" in weak.reason
-    assert gate.check_stronger(1.5 * distances, ddn, "warn").severity == "warn"
-    assert gate.check_stronger(ddn, ddn, "fail").severity == "pass"
+    assert checks.check_against_ddn(1.5 * distances, ddn, "warn").severity == "warn"
+    assert checks.check_against_ddn(ddn, ddn, "fail").severity == "pass"
 
 
 def test_steps_that_matter_warn():
     distances = np.array([0.0, 1.0, 2.0, 3.0, np.inf])
-    assert gate.check_doubled_steps(distances, distances).severity == "pass"
+    assert checks.check_doubled_steps(distances, distances).severity == "pass"
     better = np.array([0.0, 0.9, 1.8, 2.7, np.inf])
-    finding = gate.check_doubled_steps(distances, better)
+    finding = checks.check_doubled_steps(distances, better)
     assert finding.severity == "warn"
     assert "by 10.0%" in finding.reason
 
@@ -170,14 +197,16 @@ def test_the_black_box_warns_where_other_models_images_are_nearer():
     own = l2(attacked(model))
     other = deepfool(zoo_model(9, "none"), IMAGES, LABELS).images
     best = deepfool(model, IMAGES, LABELS).images
-    along = gate.nearest_along(model, IMAGES, LABELS, [other])
+    along = checks.nearest_along(model, IMAGES, LABELS, [other])
     assert (along[own > 0] > 0.5 * own[own > 0]).all()
-    assert gate.check_black_box(own, along).severity == "pass"
-    assert gate.check_black_box(3 * own, along).severity == "warn"
-    back = gate.nearest_along(model, IMAGES, LABELS, [best])  # DeepFool's own line, to its crossing
+    assert checks.check_black_box(own, along).severity == "pass"
+    assert checks.check_black_box(3 * own, along).severity == "warn"
+    back = checks.nearest_along(
+        model, IMAGES, LABELS, [best]
+    )  # DeepFool's own line, to its crossing
     assert (back <= 1.001 * own).all()
     assert ((back == 0) == (own == 0)).all()
-    nowhere = gate.nearest_along(model, IMAGES, LABELS, [IMAGES])
+    nowhere = checks.nearest_along(model, IMAGES, LABELS, [IMAGES])
     assert np.isinf(nowhere[own > 0]).all()
 
 
@@ -231,3 +260,26 @@ def test_a_run_writes_its_findings_keeps_them_and_says_what_fails(run_cli, tmp_p
     monkeypatch.setattr(gate, "check_attack", refuse)
     assert run_cli("run", "gated.yaml")[0] == 4
     assert pd.read_csv("results/gated/gate.csv", keep_default_na=False).equals(table)
+
+
+def test_the_others_are_from_all_over_the_run_and_never_the_model_itself():
+    models = list(range(30))
+    assert gate._spread_over(models, 3) == [9, 15, 21, 27]
+    assert gate._spread_over([0, 1], 0) == [1]
+    assert gate._spread_over([0], 0) == []
+    assert len(gate._spread_over([*range(5)], 2)) == 4
+
+
+def test_a_check_that_breaks_down_is_a_finding(run_cli, tmp_path, monkeypatch):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY_RUN.replace("gate: false", "gate: true"))
+
+    def break_down(*_):
+        raise RuntimeError("no such\nthing")
+
+    monkeypatch.setattr(gate, "check_model", break_down)
+    monkeypatch.setattr(gate, "check_attack", lambda *_: [])
+    code, _, err = run_cli("run", path, "--out", tmp_path / "out")
+    assert code == 4
+    assert "cannot be checked: no such thing" in err
+    assert (tmp_path / "out" / "report.html").is_file()

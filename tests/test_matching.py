@@ -2,8 +2,8 @@
 
 import pytest
 
-from robust_ham.config import CnnGroup, MatchConfig, ResNet18CifarGroup
 from robust_ham.config_files import parse_config
+from robust_ham.model_groups import CnnGroup, MatchConfig, ResNet18CifarGroup
 from robust_ham.models.matching import count, matched_width, resolve_matches
 
 CIFAR = (3, 32, 32)

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torchvision
 
-from robust_ham.config import CnnGroup, ResNet18CifarGroup
 from robust_ham.layers import WindowedConv2d
+from robust_ham.model_groups import CnnGroup, ResNet18CifarGroup
 from robust_ham.models import build, learned_width, measure
 from robust_ham.models.cnn import cnn
 from robust_ham.models.imagenet import resnet18, vgg11_bn

@@ -6,8 +6,8 @@ from torch import nn
 
 from attacks import AttackOutcome, deepfool
 from attacks.prepare import prepare, run_confirmed
-from robust_ham.config import ResNet18CifarGroup
 from robust_ham.layers import WindowedConv2d
+from robust_ham.model_groups import ResNet18CifarGroup
 from robust_ham.models import build
 
 

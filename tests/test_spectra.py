@@ -10,7 +10,7 @@ from conftest import TINY_RUN, zoo_model
 from torch import nn
 
 from robust_ham import kernels
-from robust_ham.config import CnnGroup, ResNet18CifarGroup
+from robust_ham.model_groups import CnnGroup, ResNet18CifarGroup
 from robust_ham.models import build, spectra
 from robust_ham.models.spectra import (
     MEASURES,

@@ -7,21 +7,22 @@ from statsmodels.stats.multitest import multipletests
 
 from robust_ham.analysis.statistics import (
     Interval,
-    bootstrap_medians,
     crossed,
     crossed_bootstrap,
     crossed_interval,
     holm,
-    images_to_decide,
+    means_of,
     median_interval,
+    medians_of,
     over_seeds,
+    per_image_ratios,
+    per_seed,
     pooled_seed_variance,
     ratio,
-    seeds_to_decide,
     vary_alike,
-    verdict,
     wilson,
 )
+from robust_ham.analysis.verdicts import images_to_decide, seeds_to_decide, verdict
 
 
 @pytest.mark.parametrize(
@@ -104,10 +105,10 @@ def test_bootstrap_of_the_mean_is_near_the_t_interval():
     stream = np.random.default_rng(1)
     values = stream.normal(5, 1, (10, 1)) + stream.normal(0, 1, (1, 200))
     exact = crossed_interval(values)
-    boot = crossed_bootstrap(values, lambda v: v.mean(axis=1))
-    assert boot.estimate == exact.estimate
+    boot = crossed_bootstrap(means_of(values), 200).interval()
+    assert boot.estimate == pytest.approx(exact.estimate)
     assert boot.high - boot.low == pytest.approx(exact.high - exact.low, rel=0.25)
-    assert crossed_bootstrap(values, lambda v: v.mean(axis=1)) == boot  # the same draws again
+    assert crossed_bootstrap(means_of(values), 200).interval() == boot  # the same draws again
 
 
 def drawn(stream, seeds, images, seed_sd, image_sd, residual_sd=0.5, effect=0.0):
@@ -238,25 +239,51 @@ def test_what_it_would_take_to_decide():
     assert same.freedom == pytest.approx(effect.freedom, rel=1e-6)
 
 
-def test_bootstrap_of_medians_by_a_second_way():
+def naive_bootstrap(values, statistic, num_draws):
+    """The referee: values are really drawn again."""
+    stream = np.random.default_rng(0)
+    num_seeds, num_images = values.shape
+    draws = []
+    for _ in range(num_draws):
+        seeds = stream.integers(num_seeds, size=num_seeds)
+        images = stream.integers(num_images, size=num_images)
+        draws.append(statistic(values[seeds][:, images]).mean())
+    return np.quantile(draws, [(1 - 0.95) / 2, (1 + 0.95) / 2], method="inverted_cdf")
+
+
+@pytest.mark.parametrize("count", [100, 101])
+@pytest.mark.parametrize(
+    ("made", "naive"),
+    [
+        (medians_of, lambda v: np.array([np.median(row[~np.isnan(row)]) for row in v])),
+        (means_of, lambda v: np.nanmean(v, axis=1)),
+    ],
+)
+def test_the_bootstrap_draws_what_it_says(made, naive, count):
     stream = np.random.default_rng(6)
-    values = stream.gamma(2, 1, (4, 101)) * stream.normal(1, 0.1, (4, 1))
+    values = stream.gamma(2, 1, (4, count)) * stream.normal(1, 0.1, (4, 1))
     values[0, :7] = np.nan
-    values[1, 90:] = np.inf
-    found = bootstrap_medians(values, num_draws=400)
-    rows = [np.sort(row[~np.isnan(row)]) for row in values]
-    lower = [row[(len(row) - 1) // 2] for row in rows]
-    assert found.estimate == pytest.approx(np.mean(lower))
-    other = crossed_bootstrap(values, lambda v: np.nanmedian(v, axis=1))
-    low, high = found.interval()[1:]
-    assert low == pytest.approx(other.low, rel=0.1)
-    assert high == pytest.approx(other.high, rel=0.1)
-    assert bootstrap_medians(values, num_draws=400).interval() == found.interval()
+    if made is medians_of:
+        values[1, 90:] = np.inf
+    found = crossed_bootstrap(made(values), count, num_draws=200)
+    assert per_seed(made(values), count) == pytest.approx(naive(values))
+    assert found.estimate == pytest.approx(naive(values).mean())
+    assert found.interval()[1:] == pytest.approx(naive_bootstrap(values, naive, 200))
 
 
-def test_medians_of_survivors_alone_are_infinite():
-    found = bootstrap_medians(np.full((3, 10), np.inf), num_draws=20)
-    assert found.interval() == (np.inf, np.inf, np.inf)
+def test_medians_of_survivors_alone_are_infinite_and_of_nothing_unknown():
+    survivors = crossed_bootstrap(medians_of(np.full((3, 10), np.inf)), 10, num_draws=20)
+    assert survivors.interval() == (np.inf, np.inf, np.inf)
+    nothing = crossed_bootstrap(medians_of(np.full((3, 10), np.nan)), 10, num_draws=20)
+    assert np.isnan(nothing.interval()).all()
+    assert medians_of(np.array([[1.0, np.inf]]))(np.ones(2, np.int64)).tolist() == [np.inf]
+
+
+def test_ratios_of_distances():
+    inf = np.inf
+    found = per_image_ratios(np.array([2.0, inf, inf, 0, 1]), np.array([1.0, inf, 1, 1, 0]))
+    assert found[:3].tolist() == [2.0, 1.0, inf]
+    assert np.isnan(found[3:]).all()
 
 
 def test_cells_that_vary_alike_and_that_do_not():

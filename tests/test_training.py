@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from robust_ham.config import CnnGroup, TrainingConfig
+from robust_ham.config import TrainingConfig
+from robust_ham.model_groups import CnnGroup
 from robust_ham.models import Normalize, build
 from robust_ham.splits import Split
 from robust_ham.training import (

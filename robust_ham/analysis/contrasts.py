@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from robust_ham.analysis.curves import area_values, distances, survived
+from robust_ham.analysis.curves import (
+    area_values,
+    arms_of,
+    distances,
+    still_right,
+    survived,
+)
 from robust_ham.analysis.run import Run
 from robust_ham.analysis.statistics import (
-    Interval,
     Values,
-    bootstrap_medians,
-    crossed,
     holm,
-    images_to_decide,
-    over_seeds,
     pooled_seed_variance,
     ratio,
-    seeds_to_decide,
     vary_alike,
-    verdict,
 )
-from robust_ham.config import BEST, AttackConfig, ModelGroup
+from robust_ham.analysis.verdicts import FEW_SEEDS, Margins, judge_mean, judge_median_ratio
+from robust_ham.config import AttackConfig
+from robust_ham.model_groups import ModelGroup
 
 CONTRAST_COLUMNS = (
     "family window kernel_size versus versus_kernel_size metric attack budget scale num_seeds "
@@ -36,10 +37,9 @@ CONTRAST_COLUMNS = (
 ACCURACY_MARGINS = {"fashion_mnist": 0.005, "mnist": 0.001}
 """Differences of accuracy that count as none; other data sets: one percentage point."""
 RATIO_MARGINS = (0.95, 1.05)
-_FEW_SEEDS = 5
-_ONE_SEED = "one seed: two networks, not two methods"
 
 Arm = list[ModelGroup]
+Versus = Literal["same k", "3x3 baseline"]
 Scale = Literal["difference", "ratio", "median ratio"]
 
 
@@ -61,7 +61,7 @@ class Comparison:
 
     windowed: Arm
     baseline: Arm
-    versus: Literal["same k", "3x3 baseline"]
+    versus: Versus
 
     @property
     def spec(self) -> ModelGroup:
@@ -89,16 +89,15 @@ def contrasts(run: Run) -> pd.DataFrame:
 
 
 def _comparisons(run: Run) -> Iterator[Comparison]:
-    arms: dict[tuple[str, str, int], Arm] = {}
-    for spec in run.specs:
-        arms.setdefault((spec.family, spec.window, spec.kernel_size), []).append(spec)
-    for (family, window, size), arm in arms.items():
-        if window == "none":
-            continue
-        for versus, other in (("same k", size), ("3x3 baseline", 3)):
-            paired = _paired(arm, arms.get((family, "none", other), []))
-            if paired is not None and not (versus == "3x3 baseline" and size == 3):
-                yield Comparison(*paired, versus=versus)  # type: ignore[arg-type]
+    arms = arms_of(run)
+    references: list[tuple[Versus, int | None]] = [("same k", None), ("3x3 baseline", 3)]
+    for (family, size, window), arm in arms.items():
+        for versus, other in references:
+            if window == "none" or other == size:
+                continue
+            paired = _paired(arm, arms.get((family, other or size, "none"), []))
+            if paired is not None:
+                yield Comparison(*paired, versus)
 
 
 def _paired(one: Arm, other: Arm) -> tuple[Arm, Arm] | None:
@@ -120,8 +119,10 @@ def _figures(run: Run) -> Iterator[Figure]:
             continue
         values = partial(_from_samples, attack_id, area_values)
         yield Figure("robust_area", attack_id, None, "ratio", values)
-        for budget in attack.curve_budgets:
-            values = partial(_from_samples, attack_id, partial(_beyond, budget))
+        endpoints = [e for e in run.config.endpoints if run.meant_by(e.attack) == attack_id]
+        asked = {endpoint.budget for endpoint in endpoints if endpoint.budget is not None}
+        for budget in sorted({*attack.curve_budgets, attack.main_budget, *asked}):
+            values = partial(_from_samples, attack_id, partial(still_right, budget=budget))
             yield Figure("robust_accuracy", attack_id, budget, "difference", values)
         values = partial(_from_samples, attack_id, distances)
         yield Figure("distance", attack_id, None, "median ratio", values)
@@ -140,10 +141,6 @@ def _from_samples(
 ) -> Values | None:
     samples = run.samples.get((spec.model_id, attack_id))
     return None if samples is None else values(samples, run.attacks[attack_id])
-
-
-def _beyond(budget: float, samples: pd.DataFrame, attack: AttackConfig) -> Values:
-    return np.asarray(distances(samples, attack) > budget, dtype=np.float64)
 
 
 # --- one figure, all kernel sizes ------------------------------------------------------------
@@ -203,7 +200,16 @@ def _interaction_rows(
     margins = _margins(run, figure)
     if margins is not None and figure.scale == "ratio":
         margins = margins[0] - 1, margins[1] - 1
-    return [row | _tested(figure, high - low, deviation, 0.95, None, 0.0, margins)]
+    judged = judge_mean(
+        high - low,
+        deviation,
+        0.95,
+        None,
+        0.0,
+        margins,
+        lower_is_better=figure.lower_is_better,
+    )
+    return [row | judged | {"p_holm": judged["p"]}]  # the only one of its kind
 
 
 def _pooled(figure: Figure, cells: list[tuple[Values, Values]]) -> tuple[float, float] | None:
@@ -211,7 +217,7 @@ def _pooled(figure: Figure, cells: list[tuple[Values, Values]]) -> tuple[float, 
     if figure.scale == "median ratio" or len(cells) < 2:
         return None
     deviations = [_deviation(figure, windowed, baseline)[1] for windowed, baseline in cells]
-    usable = all(1 < len(d) < _FEW_SEEDS and d.shape[1] > 1 for d in deviations)
+    usable = all(1 < len(d) < FEW_SEEDS and d.shape[1] > 1 for d in deviations)
     finite = all(np.isfinite(d).all() for d in deviations)
     if not (usable and finite and vary_alike(deviations)):
         return None
@@ -230,8 +236,7 @@ def _deviation(figure: Figure, windowed: Values, baseline: Values) -> tuple[floa
     """The effect, and values (S, n) whose mean has the effect's error."""
     if figure.scale == "difference":
         return float((windowed - baseline).mean()), windowed - baseline
-    estimate, deviation = ratio(windowed, baseline)
-    return estimate, deviation
+    return ratio(windowed, baseline)
 
 
 def _about(
@@ -259,16 +264,12 @@ def _about(
 
 
 def _is_primary(run: Run, figure: Figure) -> bool:
-    """Whether the configuration names the figure as an endpoint; one attack is its own best."""
+    """Whether the configuration names the figure as an endpoint; without a budget: the attack's."""
     for endpoint in run.config.endpoints:
-        attack = endpoint.attack
-        if attack in BEST.values() and attack not in run.attacks:
-            norm = next(norm for norm, best in BEST.items() if best == attack)
-            alone = [a for a, c in run.attacks.items() if c.has_budget and c.norm == norm]
-            attack = alone[0] if alone else attack
-        if (endpoint.metric, attack) == (figure.metric, figure.attack) and (
-            endpoint.budget is None or endpoint.budget == figure.budget
-        ):
+        attack_id, budget = run.meant_by(endpoint.attack), endpoint.budget
+        if endpoint.metric == "robust_accuracy" and run.attacks[attack_id].has_budget:
+            budget = budget or run.attacks[attack_id].main_budget
+        if (endpoint.metric, attack_id, budget) == (figure.metric, figure.attack, figure.budget):
             return True
     return False
 
@@ -284,70 +285,21 @@ def _judged(
     """Effect, intervals, p, verdict, and what it would take to decide."""
     margins = _margins(run, figure)
     if figure.scale == "median ratio":
-        return _median_ratio(windowed, baseline, confidence)
+        return judge_median_ratio(windowed, baseline, confidence)
     null = 0.0 if figure.scale == "difference" else 1.0
     estimate, deviation = _deviation(figure, windowed, baseline)
-    return _tested(figure, estimate, deviation, confidence, pooled, null, margins)
+    return judge_mean(
+        estimate,
+        deviation,
+        confidence,
+        pooled,
+        null,
+        margins,
+        lower_is_better=figure.lower_is_better,
+    )
 
 
-def _tested(
-    figure: Figure,
-    estimate: float,
-    deviation: Values,
-    confidence: float,
-    pooled: tuple[float, float] | None,
-    null: float,
-    margins: tuple[float, float] | None,
-) -> dict[str, Any]:
-    """Of an effect whose error is that of the mean of ``deviation``, (S, n)."""
-    row: dict[str, Any] = {"p": None, "p_holm": None, "verdict": "undecided", "note": ""}
-    if margins is not None:
-        row |= {"margin_low": margins[0], "margin_high": margins[1]}
-    if not np.isfinite(deviation).all():
-        return row | {"note": "the baseline's figure is 0"}
-    error = over_seeds(deviation[:, 0]) if deviation.shape[1] == 1 else crossed(deviation, pooled)
-    effect = replace(error, estimate=estimate)
-    simultaneous = effect.interval(confidence)
-    row |= _intervals(effect.interval(), simultaneous) | {"p": effect.p_value(null)}
-    if len(deviation) == 1:
-        return row | {"note": _ONE_SEED}
-    if pooled is not None:
-        row["note"] = "seed variance pooled over kernel sizes"
-    elif len(deviation) < _FEW_SEEDS and deviation.shape[1] > 1:
-        row["note"] = f"{len(deviation)} seeds and nothing to pool them with: intervals are rough"
-    row["verdict"] = verdict(_upwards(simultaneous, figure), null, margins)
-    if row["verdict"] == "undecided" and deviation.shape[1] > 1:
-        row["seeds_to_decide"] = seeds_to_decide(effect, confidence, null, margins)
-        row["images_to_decide"] = images_to_decide(effect, confidence, null, margins)
-    return row
-
-
-def _median_ratio(windowed: Values, baseline: Values, confidence: float) -> dict[str, Any]:
-    """Median over images that both get right of windowed over baseline distance."""
-    row: dict[str, Any] = {"p": None, "p_holm": None, "verdict": "undecided"}
-    ratios = _per_image_ratios(windowed, baseline)
-    if np.isnan(ratios).all(axis=1).any():
-        return row | {"note": "no image that both get right"}
-    medians = bootstrap_medians(ratios)
-    simultaneous = medians.interval(confidence)
-    row |= _intervals(medians.interval(), simultaneous)
-    if len(windowed) == 1:
-        return row | {"note": _ONE_SEED}
-    few = "bootstrap, approximate below 10 seeds" if len(windowed) < 10 else "bootstrap"
-    return row | {"verdict": verdict(simultaneous, 1.0, None), "note": few}
-
-
-def _intervals(nominal: Interval, simultaneous: Interval) -> dict[str, float | None]:
-    return {
-        "effect": _finite(nominal.estimate),
-        "low": _finite(nominal.low),
-        "high": _finite(nominal.high),
-        "simultaneous_low": _finite(simultaneous.low),
-        "simultaneous_high": _finite(simultaneous.high),
-    }
-
-
-def _margins(run: Run, figure: Figure) -> tuple[float, float] | None:
+def _margins(run: Run, figure: Figure) -> Margins | None:
     """Effects that count as none; None: there is no agreed margin."""
     if figure.scale == "ratio":
         return RATIO_MARGINS
@@ -355,27 +307,3 @@ def _margins(run: Run, figure: Figure) -> tuple[float, float] | None:
         margin = ACCURACY_MARGINS.get(run.config.dataset.name, 0.01)
         return -margin, margin
     return None
-
-
-def _upwards(interval: Interval, figure: Figure) -> Interval:
-    """The interval of a figure of which more is better."""
-    if not figure.lower_is_better:
-        return interval
-    return Interval(-interval.estimate, -interval.high, -interval.low)
-
-
-def _per_image_ratios(windowed: Values, baseline: Values) -> Values:
-    """Windowed over baseline distance, (S, n); NaN where one of the two is wrong at first.
-
-    ∞ against ∞ is a tie: 1.
-    """
-    both = (windowed > 0) & (baseline > 0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        found = windowed / baseline
-    found = np.where(np.isinf(windowed) & np.isinf(baseline), 1.0, found)
-    return np.where(both, found, np.nan)
-
-
-def _finite(value: float) -> float | None:
-    """None for an end that the data cannot give."""
-    return value if np.isfinite(value) else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,13 +13,18 @@ from numpy.typing import NDArray
 from robust_ham.analysis.run import Run
 from robust_ham.analysis.statistics import (
     Interval,
+    Statistic,
     Values,
     crossed_bootstrap,
     crossed_interval,
+    means_of,
     median_interval,
+    medians_of,
+    per_seed,
     wilson,
 )
-from robust_ham.config import AttackConfig, ModelGroup
+from robust_ham.config import AttackConfig
+from robust_ham.model_groups import ModelGroup
 
 SUMMARY_COLUMNS = (
     "model_id architecture window kernel_size effective_width effective_width_learned depth width "
@@ -40,6 +45,11 @@ def robust_accuracy(distances: Values, budget: float) -> float:
 def robust_area(distances: Values, largest: float) -> float:
     """Mean of min(distance, largest budget): the area under the curve of robust accuracy."""
     return float(np.minimum(distances, largest).mean())
+
+
+def distances(samples: pd.DataFrame, attack: AttackConfig) -> Values:
+    """Distance of every image in the attack's norm: 0 wrong at first, ∞ survived; (n,)."""
+    return samples[attack.norm].to_numpy(dtype=np.float64)
 
 
 def _right_at_first(samples: pd.DataFrame) -> NDArray[np.bool_]:
@@ -64,17 +74,17 @@ def summary_row(samples: pd.DataFrame, attack: AttackConfig) -> dict[str, float]
         "backwards": float(samples["backwards"].mean()),
     }
     if not attack.has_budget:
-        still_right = right_at_first & ~fooled
+        robust = right_at_first & ~fooled
     else:
-        distances = samples[attack.norm].to_numpy(dtype=np.float64)
-        still_right = distances > attack.main_budget
+        found = distances(samples, attack)
+        robust = found > attack.main_budget
         l2 = samples["l2"].to_numpy(dtype=np.float64)
         linf = samples["linf"].to_numpy(dtype=np.float64)
         relative = samples["l2_relative"].to_numpy(dtype=np.float64)
         median = median_interval(l2[right_at_first])
         row |= {
             "budget": attack.main_budget,
-            "robust_area": robust_area(distances, attack.curve_budgets[-1]),
+            "robust_area": robust_area(found, attack.curve_budgets[-1]),
             "median_l2": median.estimate,
             "median_l2_low": median.low,
             "median_l2_high": median.high,
@@ -82,11 +92,11 @@ def summary_row(samples: pd.DataFrame, attack: AttackConfig) -> dict[str, float]
             "rho_adv": float(relative[fooled].mean()) if fooled.any() else np.nan,
             "median_linf": median_interval(linf[right_at_first]).estimate,
         }
-    robust = wilson(int(still_right.sum()), count)
+    share = wilson(int(robust.sum()), count)
     row |= {
-        "robust_accuracy": robust.estimate,
-        "robust_accuracy_low": robust.low,
-        "robust_accuracy_high": robust.high,
+        "robust_accuracy": share.estimate,
+        "robust_accuracy_low": share.low,
+        "robust_accuracy_high": share.high,
     }
     return row
 
@@ -133,28 +143,25 @@ def budget_curves(run: Run) -> pd.DataFrame:
         attack = run.attacks[attack_id]
         if not attack.has_budget:
             continue
-        distances = samples[attack.norm].to_numpy(dtype=np.float64)
+        found = distances(samples, attack)
         even = np.linspace(0, attack.curve_budgets[-1], _CURVE_POINTS + 1)
         for budget in np.unique(np.concatenate([even, attack.curve_budgets])):
-            robust = wilson(int((distances > budget).sum()), len(distances))
+            robust = wilson(int((found > budget).sum()), len(found))
             rows.append((model_id, attack_id, budget, *robust))
     return pd.DataFrame(rows, columns=CURVE_COLUMNS)
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure of one arm: its values per seed and image, and how they are averaged."""
+    """A figure of one arm: its values per seed and image, and how they are averaged.
+
+    Without ``bootstrap`` it is a mean of finite values, whose interval is the crossed t interval.
+    """
 
     name: str
-    label: str
     values: Callable[[pd.DataFrame, AttackConfig], Values]
-    per_seed: Callable[[Values], Values]
+    statistic: Callable[[Values], Statistic] = means_of
     bootstrap: bool = False
-
-
-def distances(samples: pd.DataFrame, attack: AttackConfig) -> Values:
-    """Distance of every image in the attack's norm: 0 wrong at first, ∞ survived; (n,)."""
-    return samples[attack.norm].to_numpy(dtype=np.float64)
 
 
 def area_values(samples: pd.DataFrame, attack: AttackConfig) -> Values:
@@ -171,8 +178,10 @@ def _rho_values(samples: pd.DataFrame, attack: AttackConfig) -> Values:
     return np.where(fooled, samples["l2_relative"].to_numpy(dtype=np.float64), np.nan)
 
 
-def _within_budget(samples: pd.DataFrame, attack: AttackConfig) -> Values:
-    return np.asarray(samples[attack.norm] > attack.main_budget, dtype=np.float64)
+def still_right(samples: pd.DataFrame, attack: AttackConfig, budget: float | None = None) -> Values:
+    """1.0 where an image is right within ``budget``, the attack's own where it is None; (n,)."""
+    limit = attack.main_budget if budget is None else budget
+    return np.asarray(distances(samples, attack) > limit, dtype=np.float64)
 
 
 def survived(samples: pd.DataFrame, attack: AttackConfig) -> Values:
@@ -181,31 +190,14 @@ def survived(samples: pd.DataFrame, attack: AttackConfig) -> Values:
     return np.asarray(held & _right_at_first(samples), dtype=np.float64)
 
 
-def _mean(values: Values) -> Values:
-    return np.asarray(values.mean(axis=1))
-
-
-def _nanmean(values: Values) -> Values:
-    """Mean per row without NaN; NaN for a row that has nothing else."""
-    present = ~np.isnan(values)
-    with np.errstate(invalid="ignore"):
-        return np.asarray(np.where(present, values, 0.0).sum(axis=1) / present.sum(axis=1))
-
-
-def _nanmedian(values: Values) -> Values:
-    """Median per row without NaN, NaN for a row that has nothing else; +∞ is a value."""
-    rows = [row[~np.isnan(row)] for row in values]
-    return np.array([np.median(row) if len(row) else np.nan for row in rows])
-
-
 SHARES = {"clean_accuracy", "robust_accuracy"}
 DISTANCE_METRICS = (
-    Metric("robust_area", "robust area", area_values, _mean),
-    Metric("robust_accuracy", "robust accuracy", _within_budget, _mean),
-    Metric("median_l2", "median L2 distance", _median_values, _nanmedian, bootstrap=True),
-    Metric("rho_adv", "ρ_adv", _rho_values, _nanmean, bootstrap=True),
+    Metric("robust_area", area_values),
+    Metric("robust_accuracy", still_right),
+    Metric("median_l2", _median_values, medians_of, bootstrap=True),
+    Metric("rho_adv", _rho_values, bootstrap=True),
 )
-SURVIVAL_METRICS = (Metric("robust_accuracy", "accuracy under attack", survived, _mean),)
+SURVIVAL_METRICS = (Metric("robust_accuracy", survived),)
 KERNEL_COLUMNS = (
     "attack metric family window kernel_size effective_width params flops num_seeds estimate low "
     "high per_seed"
@@ -220,12 +212,14 @@ def kernel_size_curves(run: Run) -> pd.DataFrame:
     whole test split (attack is empty).
     """
     rows = []
-    for arm in _arms(run):
+    for arm in arms_of(run).values():
         correct = [run.correct(spec.model_id) for spec in arm]
         if all(values is not None for values in correct):
             values = np.stack([v for v in correct if v is not None])
             rows.append(
-                _arm_row(run, arm, "", "clean_accuracy", crossed_interval(values), _mean(values))
+                _arm_row(
+                    run, arm, "", "clean_accuracy", crossed_interval(values), values.mean(axis=1)
+                )
             )
         for attack_id, attack in run.attacks.items():
             tables = [run.samples.get((spec.model_id, attack_id)) for spec in arm]
@@ -234,21 +228,23 @@ def kernel_size_curves(run: Run) -> pd.DataFrame:
                 continue
             for metric in DISTANCE_METRICS if attack.has_budget else SURVIVAL_METRICS:
                 values = np.stack([metric.values(table, attack) for table in done])
+                statistic, num_images = metric.statistic(values), values.shape[1]
                 interval = (
-                    crossed_bootstrap(values, metric.per_seed)
+                    crossed_bootstrap(statistic, num_images).interval()
                     if metric.bootstrap
                     else crossed_interval(values)
                 )
-                per_seed = metric.per_seed(values)
-                rows.append(_arm_row(run, arm, attack_id, metric.name, interval, per_seed))
+                seeds = per_seed(statistic, num_images)
+                rows.append(_arm_row(run, arm, attack_id, metric.name, interval, seeds))
     return pd.DataFrame(rows, columns=KERNEL_COLUMNS)
 
 
-def _arms(run: Run) -> Iterator[list[ModelGroup]]:
+def arms_of(run: Run) -> dict[tuple[str, int, str], list[ModelGroup]]:
+    """Family, kernel size and window to the models of all seeds."""
     arms: dict[tuple[str, int, str], list[ModelGroup]] = {}
     for spec in run.specs:
         arms.setdefault((spec.family, spec.kernel_size, spec.window), []).append(spec)
-    yield from arms.values()
+    return arms
 
 
 def _arm_row(
@@ -257,7 +253,7 @@ def _arm_row(
     attack_id: str,
     metric: str,
     interval: Interval,
-    per_seed: Values,
+    seeds: Values,
 ) -> tuple[Any, ...]:
     spec, card = arm[0], run.cards[arm[0].model_id]
     lowest, highest = 0.0, 1.0 if metric in SHARES else np.inf
@@ -266,4 +262,4 @@ def _arm_row(
     )  # the t interval knows nothing of the range
     about = (spec.family, spec.window, spec.kernel_size)
     size = (card.get("effective_width"), card.get("params"), card.get("flops"))
-    return (attack_id, metric, *about, *size, len(arm), *interval, tuple(per_seed.tolist()))
+    return (attack_id, metric, *about, *size, len(arm), *interval, tuple(seeds.tolist()))

@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 
 from robust_ham.analysis.statistics import Values
-from robust_ham.config import BEST, AttackConfig, Config, ModelGroup, RequestError
+from robust_ham.config import BEST, AttackConfig, Config, RequestError
 from robust_ham.config_files import parse_config
+from robust_ham.model_groups import ModelGroup
 from robust_ham.store import RunFolder, read_json, read_metadata, read_table, reading
 
 
@@ -72,7 +73,10 @@ class Run:
 
     @cached_property
     def attacks(self) -> dict[str, AttackConfig]:
-        """The attacks of the configuration, and the best of several minimum-norm ones."""
+        """The attacks of the configuration, and the best of several minimum-norm ones.
+
+        The best has the budgets of the first of them.
+        """
         found = dict(self.config.attacks)
         for attack_id, members in self._rivals.items():
             first = found[members[0]]
@@ -92,6 +96,13 @@ class Run:
             if attack.has_budget:
                 found.setdefault(BEST[attack.norm], []).append(attack_id)
         return {best: members for best, members in found.items() if len(members) > 1}
+
+    def meant_by(self, attack_id: str) -> str:
+        """The attack of an endpoint: one minimum-norm attack of a norm alone is its own best."""
+        if attack_id in self.attacks or attack_id not in BEST.values():
+            return attack_id
+        attacks = self.config.attacks.items()
+        return next(a for a, c in attacks if c.has_budget and BEST[c.norm] == attack_id)
 
     @cached_property
     def gate(self) -> pd.DataFrame:

@@ -1,10 +1,10 @@
-"""Intervals, tests and verdicts: shares, medians, means over crossed seeds × images."""
+"""Estimates and their errors: shares, medians, means over crossed seeds × images."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -208,152 +208,86 @@ def holm(p_values: list[float]) -> list[float]:
     return [float(value) for value in adjusted]
 
 
-Verdict = Literal["better", "worse", "equivalent", "undecided"]
+def per_image_ratios(one: Values, other: Values) -> Values:
+    """Ratios of distances; NaN where one of the two is 0 (wrong at first), ∞ / ∞ is a tie: 1."""
+    both = (one > 0) & (other > 0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found = one / other
+    return np.where(both, np.where(np.isinf(one) & np.isinf(other), 1.0, found), np.nan)
 
 
-def verdict(interval: Interval, null: float, margins: tuple[float, float] | None) -> Verdict:
-    """What a simultaneous interval says of a figure of which more is better.
+Statistic = Callable[[NDArray[np.int64]], Values]
+"""A figure per seed, (S,), of images that count as often as the argument, (n,), says."""
 
-    Equivalent: inside the ``margins``; else better or worse: ``null`` is outside; else undecided.
+
+def means_of(values: Values) -> Statistic:
+    """Mean over the images of each seed, (S, n); NaN is left out, NaN where there is nothing."""
+    present = ~np.isnan(values)
+    filled = np.where(present, values, 0.0)
+
+    def means(counts: NDArray[np.int64]) -> Values:
+        with np.errstate(invalid="ignore"):
+            return np.asarray((filled * counts).sum(axis=1) / (present * counts).sum(axis=1))
+
+    return means
+
+
+def medians_of(values: Values) -> Statistic:
+    """Median over the images of each seed, (S, n); NaN is left out, +∞ is a value like any other.
+
+    NaN where there is nothing.
     """
-    _, low, high = interval
-    if not np.isfinite([low, high]).all():
-        return "undecided"
-    if margins is not None and margins[0] <= low and high <= margins[1]:
-        return "equivalent"
-    if low > null:
-        return "better"
-    return "worse" if high < null else "undecided"
+    order = np.argsort(values, axis=1)  # NaN last
+    ordered = np.take_along_axis(values, order, axis=1)
+    present = ~np.isnan(ordered)
+
+    def medians(counts: NDArray[np.int64]) -> Values:
+        reached = np.cumsum(counts[order] * present, axis=1)
+        total = reached[:, -1:]
+        places = [(reached < middle).sum(axis=1) for middle in ((total + 1) // 2, total // 2 + 1)]
+        last = ordered.shape[1] - 1
+        low, high = (np.take_along_axis(ordered, np.minimum(p, last)[:, None], 1) for p in places)
+        with np.errstate(invalid="ignore"):
+            middle = np.where(low == high, low, (low + high) / 2)
+        return np.asarray(np.where(total > 0, middle, np.nan)[:, 0])
+
+    return medians
 
 
-_MOST_SEEDS, _MOST_IMAGES = 1000, 10_000_000
-
-
-def seeds_to_decide(
-    effect: Effect, confidence: float, null: float, margins: tuple[float, float] | None
-) -> int | None:
-    """Fewest seeds, with the images at hand, that would decide if the estimate stayed as it is."""
-    return _fewest(
-        lambda seeds: effect.with_size(seeds, effect.num_images),
-        _MOST_SEEDS,
-        confidence,
-        null,
-        margins,
-    )
-
-
-def images_to_decide(
-    effect: Effect, confidence: float, null: float, margins: tuple[float, float] | None
-) -> int | None:
-    """Fewest images, with the seeds at hand, that would decide if the estimate stayed as it is."""
-    return _fewest(
-        lambda images: effect.with_size(effect.num_seeds, images),
-        _MOST_IMAGES,
-        confidence,
-        null,
-        margins,
-    )
-
-
-def _fewest(
-    with_size: Callable[[int], Effect],
-    most: int,
-    confidence: float,
-    null: float,
-    margins: tuple[float, float] | None,
-) -> int | None:
-    """Smallest size from 2 that decides; None: not even ``most`` does."""
-
-    def decides(size: int) -> bool:
-        return verdict(with_size(size).interval(confidence), null, margins) != "undecided"
-
-    if not decides(most):
-        return None
-    low, high = 2, most
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if decides(middle) else (middle + 1, high)
-    return low
-
-
-def crossed_bootstrap(
-    values: Values,
-    statistic: Callable[[NDArray[Any]], NDArray[Any]],
-    *,
-    seed: int = 0,
-    confidence: float = 0.95,
-) -> Interval:
-    """Mean over seeds of a statistic over images, resampling seeds and images crosswise.
-
-    One draw of images is shared by all seeds. Approximate below 10 seeds.
-
-    Args:
-        values: (S, n); NaN marks images that do not count for a seed.
-        statistic: (S, n) to (S,), over the last axis.
-        seed: of the draws.
-        confidence: of the two-sided percentile interval.
-    """
-    num_seeds, num_images = values.shape
-    stream = np.random.default_rng(seed)
-    estimate = float(np.mean(statistic(values)))
-    draws = np.empty(_BOOTSTRAP_DRAWS)
-    for b in range(_BOOTSTRAP_DRAWS):
-        seeds = stream.integers(num_seeds, size=num_seeds)
-        images = stream.integers(num_images, size=num_images)
-        draws[b] = np.mean(statistic(values[seeds][:, images]))
-    draws = draws[~np.isnan(draws)]
-    if len(draws) == 0:
-        return Interval(estimate, np.nan, np.nan)
-    tails = [(1 - confidence) / 2, (1 + confidence) / 2]
-    low, high = np.quantile(draws, tails, method="inverted_cdf")
-    return Interval(estimate, float(low), float(high))
+def per_seed(statistic: Statistic, num_images: int) -> Values:
+    """The figure of each seed, (S,), every image counting once."""
+    return statistic(np.ones(num_images, dtype=np.int64))
 
 
 @dataclass(frozen=True)
-class Medians:
-    """Mean over seeds of medians over images: the estimate and its crossed bootstrap draws."""
+class Bootstrap:
+    """An estimate and its bootstrap draws."""
 
     estimate: float
     draws: Values
 
     def interval(self, confidence: float = 0.95) -> Interval:
-        """Two-sided percentile interval; ends of draws that are made of survivors are ±∞."""
+        """Two-sided percentile interval of the draws that are numbers; NaN if none is."""
+        draws = self.draws[~np.isnan(self.draws)]
+        if len(draws) == 0:
+            return Interval(self.estimate, np.nan, np.nan)
         tails = [(1 - confidence) / 2, (1 + confidence) / 2]
-        low, high = np.quantile(self.draws, tails, method="inverted_cdf")
+        low, high = np.quantile(draws, tails, method="inverted_cdf")
         return Interval(self.estimate, float(low), float(high))
 
 
-def bootstrap_medians(
-    values: Values, *, seed: int = 0, num_draws: int = _BOOTSTRAP_DRAWS
-) -> Medians:
-    """Crossed bootstrap of the mean over seeds of medians: one draw of images for all seeds.
+def crossed_bootstrap(
+    statistic: Statistic, num_images: int, *, seed: int = 0, num_draws: int = _BOOTSTRAP_DRAWS
+) -> Bootstrap:
+    """Mean over seeds of a statistic over images, resampling seeds and images crosswise.
 
-    Approximate below 10 seeds. The median of an even number of values is the lower of the middle
-    two, so that it exists where the upper one is +∞.
-
-    Args:
-        values: (S, n); NaN marks images that do not count for a seed; +∞ is a value.
-        seed: of the draws.
-        num_draws: number of draws.
+    One draw of images is shared by all seeds. Approximate below 10 seeds.
     """
-    num_seeds, num_images = values.shape
     stream = np.random.default_rng(seed)
-    order = np.argsort(values, axis=1)  # NaN last
-    ordered = np.take_along_axis(values, order, axis=1)
-    ordered[np.isnan(ordered)] = np.inf
-    counted = ~np.isnan(np.take_along_axis(values, order, axis=1))
+    whole = per_seed(statistic, num_images)
     draws = np.empty(num_draws)
     for b in range(num_draws):
-        weights = np.bincount(stream.integers(num_images, size=num_images), minlength=num_images)
-        medians = _weighted_medians(ordered, weights[order] * counted)
-        draws[b] = medians[stream.integers(num_seeds, size=num_seeds)].mean()
-    whole = _weighted_medians(ordered, counted.astype(np.int64))
-    return Medians(float(whole.mean()), draws)
-
-
-def _weighted_medians(ordered: Values, weights: NDArray[np.int64]) -> Values:
-    """Lower median of every row of ascending values that count as often as ``weights`` say."""
-    reached = np.cumsum(weights, axis=1)
-    middle = (reached[:, -1:] + 1) // 2
-    places = (reached < middle).sum(axis=1)
-    return np.take_along_axis(ordered, np.minimum(places, ordered.shape[1] - 1)[:, None], 1)[:, 0]
+        seeds = stream.integers(len(whole), size=len(whole))
+        images = stream.integers(num_images, size=num_images)
+        draws[b] = statistic(np.bincount(images, minlength=num_images))[seeds].mean()
+    return Bootstrap(float(whole.mean()), draws)

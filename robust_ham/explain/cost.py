@@ -30,10 +30,10 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from robust_ham import stopping
-from robust_ham.config import CnnGroup
 from robust_ham.explain import Explained
 from robust_ham.explain.panels import Colour
 from robust_ham.layers import conv2d
+from robust_ham.model_groups import CnnGroup
 from robust_ham.models import build, num_flops
 from robust_ham.models.surgery import folded
 from robust_ham.report.style import figure_style, legend_below, window_colour

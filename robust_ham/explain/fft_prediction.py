@@ -37,6 +37,7 @@ from robust_ham import stopping
 from robust_ham.explain import Explained
 from robust_ham.explain.panels import decibels
 from robust_ham.layers import WindowedConv2d
+from robust_ham.models import initialise
 from robust_ham.report.style import (
     FAMILY_LINES,
     WINDOW_LABELS,
@@ -103,13 +104,13 @@ class FftNetwork(nn.Module):
         super().__init__()
         shape = (1, 2 * SIZE * SIZE, kernel_size)
         stride = STRIDES[kernel_size]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with torch.random.fork_rng(devices=[]):  # the constructor draws weights
             self.conv = (
                 nn.Conv2d(*shape, stride=stride, bias=False)
                 if window == "none"
                 else WindowedConv2d(*shape, stride=stride, bias=False, window=window)
             )
+        initialise(self, seed)
 
     def forward(self, images: Tensor) -> Tensor:
         """Predicted magnitudes."""

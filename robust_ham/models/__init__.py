@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from robust_ham.config import CnnGroup, ImageNetGroup, ModelGroup, ResNet18CifarGroup
 from robust_ham.layers import WindowedConv2d
+from robust_ham.model_groups import CnnGroup, ImageNetGroup, ModelGroup, ResNet18CifarGroup
 from robust_ham.models.cnn import cnn
 from robust_ham.models.imagenet import resnet18, vgg11_bn
 from robust_ham.models.resnet import resnet18_cifar

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import torch
 
-from robust_ham.config import Config, MatchConfig, ModelGroup, ResNet18CifarGroup
+from robust_ham.config import Config
+from robust_ham.model_groups import MatchConfig, ModelGroup, ResNet18CifarGroup
 from robust_ham.models import MODELS, num_flops, num_params
 
 STEP = 64

@@ -47,8 +47,8 @@ def attack_title(run: Run, attack_id: str) -> str:
     return name + norm if attack.attack in ("deepfool", "best") else name
 
 
-def metric_label(run: Run, attack_id: str, metric: str) -> str:
-    """Axis label with its unit or budget."""
+def metric_label(run: Run, attack_id: str, metric: str, budget: float | None = None) -> str:
+    """Axis label with its unit or budget, the attack's own where none is given."""
     label = _METRIC_LABELS[metric]
     if not attack_id:
         return label
@@ -59,7 +59,7 @@ def metric_label(run: Run, attack_id: str, metric: str) -> str:
     if metric == "robust_accuracy":
         if not attack.has_budget:
             return "accuracy under attack"
-        return f"{label} ({unit} > {attack.main_budget:.3g})"
+        return f"{label} ({unit} > {budget or attack.main_budget:.3g})"
     return label
 
 

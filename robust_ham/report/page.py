@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from robust_ham.config import RequestError
 from robust_ham.report import figures
 from robust_ham.report.gallery import gallery_figure
 from robust_ham.report.style import WINDOW_LABELS, save_figure
+from robust_ham.report.verdict_table import verdict_table
 from robust_ham.store import RunFolder, read_json, reading, write_csv, write_text
 
 _TABLE_COLUMNS = {
@@ -210,61 +210,6 @@ def _page(
         gate_ran=run.folder.gate.is_file(),
         distrusted=run.gate[run.gate["severity"] != "pass"].to_dict(orient="records"),
     )
-
-
-def verdict_table(run: Run, effects: pd.DataFrame) -> list[dict[str, str]]:
-    """Rows of the verdicts: the primary endpoints, or, without any, one figure per attack."""
-    if run.config.endpoints:
-        shown = effects[effects["primary"]]
-    else:
-        distances = {attack for attack, config in run.attacks.items() if config.has_budget}
-        headline = effects["metric"].isin(["clean_accuracy", "robust_area"])
-        spatial = (effects["metric"] == "robust_accuracy") & ~effects["attack"].isin(distances)
-        shown = effects[(headline | spatial) & (effects["versus"] != "3x3 baseline")]
-    several = shown["family"].nunique() > 1
-    rows = []
-    for row in shown.to_dict(orient="records"):
-        title = figures.attack_title(run, row["attack"]) if row["attack"] else "clean images"
-        window = WINDOW_LABELS[row["window"]] + (f" ({row['family']})" if several else "")
-        size = str(row["kernel_size"])
-        if row["versus"] == "interaction":
-            size += f" against {row['versus_kernel_size']}"
-        label = figures.metric_label(run, row["attack"], row["metric"])
-        points = row["metric"] in _PERCENT
-        number = "×{:.3f}" if row["scale"] == "ratio" else "{:+.1f}" if points else "{:+.3f}"
-        unit = 100 if points else 1
-        ends = [row[f"simultaneous_{end}"] for end in ("low", "high")]
-        known = pd.notna([row["effect"], *ends]).all()
-        effect = "–"
-        if known:
-            low, high = (number.format(unit * end) for end in ends)
-            effect = f"{number.format(unit * row['effect'])} [{low}, {high}]"
-            effect = effect.replace("-", "−") + (" points" if points else "")
-        rows.append(
-            {
-                "window": window,
-                "size": size,
-                "figure": f"{title}: {label}",
-                "effect": effect,
-                "p": "–" if pd.isna(row["p_holm"]) else f"{row['p_holm']:.2g}",
-                "verdict": row["verdict"],
-                "decide": _what_would_decide(row),
-                "note": row["note"],
-            }
-        )
-    return rows
-
-
-def _what_would_decide(row: dict[Hashable, Any]) -> str:
-    """Seeds, or images, that would turn an undecided row."""
-    if row["verdict"] != "undecided":
-        return ""
-    needed = [
-        f"{int(row[f'{what}_to_decide']):,} {what}"
-        for what in ("seeds", "images")
-        if pd.notna(row[f"{what}_to_decide"])
-    ]
-    return " or ".join(needed).replace(",", "\u202f")
 
 
 def _cell(value: Any, name: str) -> str:  # noqa: ANN401

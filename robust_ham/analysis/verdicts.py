@@ -1,0 +1,172 @@
+"""What an effect's interval says: better, worse, equivalent, undecided, and what would decide."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+
+from robust_ham.analysis.statistics import (
+    Effect,
+    Interval,
+    Values,
+    crossed,
+    crossed_bootstrap,
+    medians_of,
+    over_seeds,
+    per_image_ratios,
+)
+
+FEW_SEEDS = 5
+"""Below, a cell's own variance of seed means is too rough to stand alone."""
+
+_ONE_SEED = "one seed: two networks, not two methods"
+
+Margins = tuple[float, float]
+Verdict = Literal["better", "worse", "equivalent", "undecided"]
+
+
+def verdict(interval: Interval, null: float, margins: Margins | None) -> Verdict:
+    """What a simultaneous interval says of a figure of which more is better.
+
+    Equivalent: inside the ``margins``; else better or worse: ``null`` is outside; else undecided.
+    """
+    _, low, high = interval
+    if not np.isfinite([low, high]).all():
+        return "undecided"
+    if margins is not None and margins[0] <= low and high <= margins[1]:
+        return "equivalent"
+    if low > null:
+        return "better"
+    return "worse" if high < null else "undecided"
+
+
+_MOST_SEEDS, _MOST_IMAGES = 1000, 10_000_000
+
+
+def seeds_to_decide(
+    effect: Effect, confidence: float, null: float, margins: Margins | None
+) -> int | None:
+    """Fewest seeds, with the images at hand, that would decide if the estimate stayed as it is."""
+    return _fewest(
+        lambda seeds: effect.with_size(seeds, effect.num_images),
+        _MOST_SEEDS,
+        confidence,
+        null,
+        margins,
+    )
+
+
+def images_to_decide(
+    effect: Effect, confidence: float, null: float, margins: Margins | None
+) -> int | None:
+    """Fewest images, with the seeds at hand, that would decide if the estimate stayed as it is."""
+    return _fewest(
+        lambda images: effect.with_size(effect.num_seeds, images),
+        _MOST_IMAGES,
+        confidence,
+        null,
+        margins,
+    )
+
+
+def _fewest(
+    with_size: Callable[[int], Effect],
+    most: int,
+    confidence: float,
+    null: float,
+    margins: Margins | None,
+) -> int | None:
+    """Smallest size from 2 that decides; None: not even ``most`` does."""
+
+    def decides(size: int) -> bool:
+        return verdict(with_size(size).interval(confidence), null, margins) != "undecided"
+
+    if not decides(most):
+        return None
+    low, high = 2, most
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if decides(middle) else (middle + 1, high)
+    return low
+
+
+def judge_mean(
+    estimate: float,
+    deviation: Values,
+    confidence: float,
+    pooled: tuple[float, float] | None,
+    null: float,
+    margins: Margins | None,
+    *,
+    lower_is_better: bool = False,
+) -> dict[str, Any]:
+    """Columns of ``contrasts.csv`` that judge an effect.
+
+    Args:
+        estimate: the effect.
+        deviation: values (S, n) whose mean has the effect's error; n = 1: one value per seed.
+        confidence: of the simultaneous interval.
+        pooled: variance of seed means over several cells, and its degrees of freedom.
+        null: what no effect is.
+        margins: effects that count as none.
+        lower_is_better: of the figure that is compared.
+    """
+    row: dict[str, Any] = {"p": None, "p_holm": None, "verdict": "undecided", "note": ""}
+    if margins is not None:
+        row |= {"margin_low": margins[0], "margin_high": margins[1]}
+    if not np.isfinite(deviation).all():
+        return row | {"note": "the baseline's figure is 0"}
+    error = over_seeds(deviation[:, 0]) if deviation.shape[1] == 1 else crossed(deviation, pooled)
+    effect = replace(error, estimate=estimate)
+    simultaneous = effect.interval(confidence)
+    row |= _intervals(effect.interval(), simultaneous) | {"p": effect.p_value(null)}
+    if len(deviation) == 1:
+        return row | {"note": _ONE_SEED}
+    if pooled is not None:
+        row["note"] = "seed variance pooled over kernel sizes"
+    elif len(deviation) < FEW_SEEDS and deviation.shape[1] > 1:
+        row["note"] = f"{len(deviation)} seeds and nothing to pool them with: intervals are rough"
+    upwards = _upwards(simultaneous) if lower_is_better else simultaneous
+    row["verdict"] = verdict(upwards, null, margins)
+    if row["verdict"] == "undecided" and deviation.shape[1] > 1:
+        row["seeds_to_decide"] = seeds_to_decide(effect, confidence, null, margins)
+        row["images_to_decide"] = images_to_decide(effect, confidence, null, margins)
+    return row
+
+
+def judge_median_ratio(windowed: Values, baseline: Values, confidence: float) -> dict[str, Any]:
+    """Median over images that both get right of windowed over baseline distance."""
+    row: dict[str, Any] = {"p": None, "p_holm": None, "verdict": "undecided"}
+    ratios = per_image_ratios(windowed, baseline)
+    if np.isnan(ratios).all(axis=1).any():
+        return row | {"note": "no image that both get right"}
+    medians = crossed_bootstrap(medians_of(ratios), ratios.shape[1])
+    simultaneous = medians.interval(confidence)
+    row |= _intervals(medians.interval(), simultaneous)
+    if len(windowed) == 1:
+        return row | {"note": _ONE_SEED}
+    few = "bootstrap, approximate below 10 seeds" if len(windowed) < 10 else "bootstrap"
+    return row | {"verdict": verdict(simultaneous, 1.0, None), "note": few}
+
+
+def _intervals(nominal: Interval, simultaneous: Interval) -> dict[str, float | None]:
+    return {
+        "effect": _finite(nominal.estimate),
+        "low": _finite(nominal.low),
+        "high": _finite(nominal.high),
+        "simultaneous_low": _finite(simultaneous.low),
+        "simultaneous_high": _finite(simultaneous.high),
+    }
+
+
+def _upwards(interval: Interval) -> Interval:
+    """The interval of the same figure with its sign changed, of which more is better."""
+    return Interval(-interval.estimate, -interval.high, -interval.low)
+
+
+def _finite(value: float) -> float | None:
+    """None for an end that the data cannot give."""
+    return value if np.isfinite(value) else None

@@ -1,0 +1,70 @@
+"""What all sections of a configuration are made of: checked values, and faults in one line."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+_SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+def safe_name(value: str) -> str:
+    """``value`` if it can be a file name everywhere.
+
+    Raises:
+        ValueError: anything but 1–100 letters, digits, ``.``, ``_``, ``-``.
+    """
+    if not _SAFE_NAME.fullmatch(value):
+        raise ValueError(f"expected letters, digits, '.', '_' or '-', got {value!r}")
+    return value
+
+
+def number(value: Any) -> Any:  # noqa: ANN401
+    """Numbers written as ``8/255`` or ``5e-4`` (which YAML reads as text)."""
+    if isinstance(value, str):
+        numerator, slash, denominator = value.partition("/")
+        try:
+            return float(numerator) / (float(denominator) if slash else 1.0)
+        except (ValueError, ZeroDivisionError):
+            raise ValueError(f"expected a number such as 0.5 or 8/255, got {value!r}") from None
+    return value
+
+
+def odd(value: int) -> int:
+    """``value`` if a kernel of that size has a centre."""
+    if value % 2 == 0:
+        raise ValueError(f"expected an odd number, got {value}")
+    return value
+
+
+SafeName = Annotated[str, BeforeValidator(lambda v: safe_name(v) if isinstance(v, str) else v)]
+Number = Annotated[float, BeforeValidator(number), Field(allow_inf_nan=False)]
+OddSize = Annotated[int, Field(ge=1, le=99), AfterValidator(odd)]
+Window = Literal[
+    "none", "hamming", "hamming_sqrt", "hann", "blackman", "kaiser", "hamming_shuffled"
+]
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys are refused, values never change afterwards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+def first_error(error: ValidationError) -> str:
+    """The first fault as ``key.sub_key: what is wrong``."""
+    fault = error.errors()[0]
+    parts = [str(part) for part in fault["loc"]]  # unions add the name of the type they tried
+    where = ".".join(p for p in parts if not p.endswith("Group") and not p.startswith("function-"))
+    message = str(fault["msg"]).removeprefix("Value error, ")
+    if fault["type"] == "extra_forbidden":
+        message = "unknown key"
+    scalar = isinstance(fault["input"], str | int | float | bool | None)
+    if scalar and "got" not in message and fault["type"] not in {"extra_forbidden", "missing"}:
+        message += f", got {fault['input']!r}"
+    message = message[0].lower() + message[1:]
+    if fault["type"] == "value_error" and where and re.match(r"[\w.]+: ", message):
+        return f"{where}.{message}"  # the message goes on with the path
+    return f"{where}: {message}" if where else message

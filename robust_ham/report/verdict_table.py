@@ -1,0 +1,70 @@
+"""The verdicts of ``contrasts.csv`` as the page shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+import pandas as pd
+
+from robust_ham.analysis.curves import SHARES
+from robust_ham.analysis.run import Run
+from robust_ham.report.figures import attack_title, metric_label
+from robust_ham.report.style import WINDOW_LABELS
+
+
+def verdict_table(run: Run, effects: pd.DataFrame) -> list[dict[str, str]]:
+    """A row per verdict: the primary endpoints, or, without any, one figure per attack."""
+    if run.config.endpoints:
+        shown = effects[effects["primary"]]
+    else:
+        distances = {attack for attack, config in run.attacks.items() if config.has_budget}
+        headline = effects["metric"].isin(["clean_accuracy", "robust_area"])
+        spatial = (effects["metric"] == "robust_accuracy") & ~effects["attack"].isin(distances)
+        shown = effects[(headline | spatial) & (effects["versus"] != "3x3 baseline")]
+    several = shown["family"].nunique() > 1
+    rows = []
+    for row in shown.to_dict(orient="records"):
+        title = attack_title(run, row["attack"]) if row["attack"] else "clean images"
+        window = WINDOW_LABELS[row["window"]] + (f" ({row['family']})" if several else "")
+        size = str(row["kernel_size"])
+        if row["versus"] == "interaction":
+            size += f" against {row['versus_kernel_size']}"
+        budget = None if pd.isna(row["budget"]) else float(row["budget"])
+        label = metric_label(run, row["attack"], row["metric"], budget)
+        rows.append(
+            {
+                "window": window,
+                "size": size,
+                "figure": f"{title}: {label}",
+                "effect": _effect(row),
+                "p": "–" if pd.isna(row["p_holm"]) else f"{row['p_holm']:.2g}",
+                "verdict": row["verdict"],
+                "decide": _what_would_decide(row),
+                "note": row["note"],
+            }
+        )
+    return rows
+
+
+def _effect(row: dict[Hashable, Any]) -> str:
+    """Effect and simultaneous interval: percentage points, a factor, or a plain number."""
+    points = row["metric"] in SHARES
+    number = "×{:.3f}" if row["scale"] == "ratio" else "{:+.1f}" if points else "{:+.3f}"
+    values = [row[name] for name in ("effect", "simultaneous_low", "simultaneous_high")]
+    if pd.isna(values).any():
+        return "–"
+    effect, low, high = (number.format(100 * value if points else value) for value in values)
+    return f"{effect} [{low}, {high}]".replace("-", "−") + (" points" if points else "")
+
+
+def _what_would_decide(row: dict[Hashable, Any]) -> str:
+    """Seeds, or images, that would turn an undecided row."""
+    if row["verdict"] != "undecided":
+        return ""
+    needed = [
+        f"{int(row[f'{what}_to_decide']):,} {what}"
+        for what in ("seeds", "images")
+        if pd.notna(row[f"{what}_to_decide"])
+    ]
+    return " or ".join(needed).replace(",", "\u202f")
