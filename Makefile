@@ -38,7 +38,7 @@ bench: $(INSTALLED)
 
 # The reference works at laptop scale (about 2 hours; DATA: a folder with mnist, cifar10, cifar100).
 REFERENCE := mnist_cnn mnist14_cnn fashion_mnist_cnn cifar10_cnn cifar100_cnn cifar10_controls cifar10_resnet18
-EXPLAIN := tapering truncated-gabor fft-prediction kernels cost leakage
+EXPLAIN := tapering truncated-gabor fft-prediction kernels cost leakage convergence
 reference: $(INSTALLED)
 	for name in $(EXPLAIN); do \
 	  $(BIN)/robust-ham explain $$name --out results/reference/$$name || exit $$?; done

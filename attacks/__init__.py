@@ -22,6 +22,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from attacks.adv_lib_attacks import fmn
+from attacks.band_deepfool import band_deepfool
 from attacks.deepfool import deepfool
 from attacks.foolbox_attacks import foolbox_attack
 from attacks.outcome import AttackOutcome, margins_of, misclassified
@@ -36,7 +38,9 @@ __all__ = [
     "Attack",
     "AttackOutcome",
     "Model",
+    "band_deepfool",
     "deepfool",
+    "fmn",
     "foolbox_attack",
     "margins_of",
     "misclassified",
@@ -60,6 +64,8 @@ class Attack(Protocol):
 ATTACKS: dict[str, Attack] = {
     "deepfool": deepfool,
     "superdeepfool": superdeepfool,
+    "band_deepfool": band_deepfool,
+    "fmn": fmn,
     "spatial_grid": spatial_grid,
     "spatial_random": spatial_random,
     "spatial_shift": spatial_shift,

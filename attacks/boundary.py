@@ -7,7 +7,7 @@ and left out once they cannot be the nearest. What one point needs never changes
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -109,12 +109,14 @@ def nearest_boundary(
     norm: Norm,
     prune: float | None,
     judge_only: bool,
+    project: Callable[[Tensor], Tensor] | None = None,
 ) -> Boundary:
     """Judge L points and find each one's nearest linearised boundary (equations 8 and 11).
 
-    ``rivals`` are those of each point, or how many of the likeliest classes to consider. A graph is
-    left when fewer than half of its images need it; what they still need is done in new graphs,
-    shared with such images of other chunks.
+    ``rivals`` are those of each point, or how many of the likeliest classes to consider;
+    ``project`` maps gradients to the subspace that the step has to stay in. A graph is left when
+    fewer than half of its images need it; what they still need is done in new graphs, shared with
+    such images of other chunks.
     """
     every = torch.arange(len(points), device=points.device)
     parts = []
@@ -133,14 +135,15 @@ def nearest_boundary(
         if judge_only or not logits.requires_grad:  # as of a model that hides its gradient
             part.active[:] = False
         else:
-            _follow(part, every[: len(rows)], inputs, logits, own, norm, prune)
+            _follow(part, every[: len(rows)], inputs, logits, own, norm, prune, project)
     found = _joined(parts)
     rows = every[found.wanted(every, prune)]
     while len(rows):
         for part_rows in chunks(rows):
             inputs = points[part_rows].requires_grad_()
             found.forwards[part_rows] += 1
-            _follow(found, part_rows, inputs, model(inputs), labels[part_rows], norm, prune)
+            own = labels[part_rows]
+            _follow(found, part_rows, inputs, model(inputs), own, norm, prune, project)
         rows = rows[found.wanted(rows, prune)]
     return found
 
@@ -153,6 +156,7 @@ def _follow(
     labels: Tensor,
     norm: Norm,
     prune: float | None,
+    project: Callable[[Tensor], Tensor] | None,
 ) -> None:
     """Take gradients from one graph, of ``rows``, while at least half of them need it."""
     while True:
@@ -164,7 +168,7 @@ def _follow(
         (gradient,) = torch.autograd.grad(
             (gap.squeeze(1) * wanted).sum(), inputs, retain_graph=True
         )
-        found.take(rows, wanted, gradient, norm)
+        found.take(rows, wanted, project(gradient) if project else gradient, norm)
 
 
 def _judged(logits: Tensor, points: Tensor, labels: Tensor, rivals: Rivals) -> Boundary:

@@ -7,6 +7,7 @@ when it cannot be the nearest (``prune``).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
@@ -114,8 +115,12 @@ def search(
     candidates: int | Literal["all"],
     prune: float | None,
     refine: bool,
+    project: Callable[[Tensor], Tensor] | None = None,
 ) -> AttackOutcome:
-    """DeepFool on a model already in attack mode; arguments as for ``deepfool``."""
+    """DeepFool on a model already in attack mode; arguments as for ``deepfool``.
+
+    ``project`` maps gradients (B, C, H, W) to the subspace that the perturbation has to stay in.
+    """
     count, device = len(images), images.device
     points = images.clone(memory_format=torch.channels_last)  # overshot and clipped
     perturbation = torch.zeros_like(points)
@@ -135,6 +140,7 @@ def search(
             norm=norm,
             prune=prune,
             judge_only=step == steps,
+            project=project,
         )
         fooled[live] = boundary.fooled
         forwards[live] += boundary.forwards

@@ -85,13 +85,13 @@ def check_attack(config: AttackConfig, attack_id: str, image_shape: tuple[int, i
     """Let the attack refuse its options now, on an empty batch, and not after hours.
 
     Raises:
-        RequestError: unknown option, or a value out of range.
+        RequestError: unknown option, a value out of range, or a library that is not installed.
     """
     options = attack_options(config, attack_id)
     images, labels = torch.zeros(0, *image_shape), torch.zeros(0, dtype=torch.int64)
     try:
         attack_function(config.attack)[0](lambda x: x.flatten(1), images, labels, **options)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, ModuleNotFoundError) as error:
         raise RequestError(f"attacks.{attack_id}: {error}") from None
     if not config.has_budget and (config.budget or config.budgets):
         raise RequestError(f"attacks.{attack_id}.budget: {config.attack} has no distance budget")

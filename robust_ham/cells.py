@@ -24,7 +24,9 @@ from robust_ham.catalogue import attack_options
 from robust_ham.config import RequestError
 from robust_ham.evaluation import ACCURACY_TOLERANCE
 from robust_ham.model_groups import FactoryGroup, ModelGroup
+from robust_ham.perturbations import high_frequency_share
 from robust_ham.plan import Cell, Plan, source_folder
+from robust_ham.splits import to_float
 from robust_ham.store import (
     RunFolder,
     content_key,
@@ -59,7 +61,11 @@ class Context:
     @cached_property
     def inputs_key(self) -> str:
         """One hash of all attacked images, their labels and order."""
-        return content_key(self.inputs.to_dict(orient="list"))
+        return self.inputs_key_of(None)
+
+    def inputs_key_of(self, count: int | None) -> str:
+        """The same of the first ``count`` of them; None: of all."""
+        return content_key(self.inputs.iloc[:count].to_dict(orient="list"))
 
     @property
     def where(self) -> dict[str, Any]:
@@ -113,6 +119,7 @@ def _train(context: Context, spec: ModelGroup, progress: Progress) -> Done:
     if distributed.agreed(there, context.device):
         return "already there"
     unfinished = Unfinished(context.run.unfinished(spec.model_id), content_key(identity))
+    last_epoch = _epoch_like_twin(context, spec)
     model, curve = training.train(
         spec,
         config.training_of(spec),
@@ -122,6 +129,7 @@ def _train(context: Context, spec: ModelGroup, progress: Progress) -> Done:
         precision=identity["training"]["precision"],
         progress=progress,
         unfinished=unfinished,
+        last_epoch=last_epoch,
     )
     if distributed.rank() > 0:
         return "done"  # the first process writes
@@ -147,6 +155,24 @@ def _train(context: Context, spec: ModelGroup, progress: Progress) -> Done:
     checkpoints.save(folder, model, card, curve)
     unfinished.remove()
     return "done"
+
+
+def _epoch_like_twin(context: Context, spec: ModelGroup) -> int | None:
+    """The epoch after which a network classified most nearly as well as its twin in the end does.
+
+    Of validation accuracies, the last of two as near; None where all epochs count.
+    """
+    if spec.accuracy_of is None:
+        return None
+    curves = []
+    for twin in spec.accuracy_twins():
+        path = context.run.model(twin.model_id) / checkpoints.CURVE
+        if not path.is_file():
+            raise RuntimeError(f"its twin {twin.model_id} was not trained")
+        curves.append(pd.read_csv(path)["validation_accuracy"])
+    own, other = curves
+    distance = (own - other.iloc[-1]).abs().to_numpy()
+    return len(distance) - int(distance[::-1].argmin())
 
 
 def help_train(context: Context) -> None:
@@ -257,7 +283,7 @@ def _attack_cell(context: Context, spec: ModelGroup, attack_id: str, progress: P
     model, _ = load_model(context, spec)
     found = evaluation.evaluate(
         model,
-        context.plan.attacked,
+        context.plan.attacked_by(attack_id),
         attack,
         attack_id,
         batch_size=config.evaluation.batch_size,
@@ -272,6 +298,8 @@ def _attack_cell(context: Context, spec: ModelGroup, attack_id: str, progress: P
             ids = found.samples["sample_id"].to_numpy()
             _save_arrays(temporary, sample_id=ids, adversarial=found.adversarials.numpy())
     _write_margins(context, spec, attack_id, found)
+    if found.spectrum is not None:
+        write_csv(context.run.spectrum(spec.model_id, attack_id), found.spectrum)
     samples = found.samples
     samples.insert(0, "split", config.evaluation.split)
     samples.insert(0, "dataset", Path(config.dataset.name).name)
@@ -323,7 +351,7 @@ def attack_recipe(context: Context, attack_id: str) -> str:
         | {
             "attack": attack.attack,
             "options": attack_options(attack, attack_id),
-            "inputs": context.inputs_key,
+            "inputs": context.inputs_key_of(attack.num_images),
             "batch_size": config.evaluation.batch_size,
             "gallery": config.evaluation.gallery,
             "keep_adversarials": config.evaluation.keep_adversarials,
@@ -338,11 +366,21 @@ def _save_arrays(path: Path, **arrays: np.ndarray[Any, Any]) -> None:
 
 
 def write_inputs(context: Context) -> None:
-    """Write ``inputs.parquet`` and ``config.yaml`` of the run."""
-    dataset = Path(context.plan.config.dataset.name).name
-    write_table(context.run.inputs, context.inputs, {"dataset": dataset})
+    """Write ``inputs.parquet`` and ``config.yaml`` of the run.
+
+    Beside what identifies an image stands its share of high frequencies, and that before it was
+    subsampled, where it was.
+    """
+    plan = context.plan
+    table = context.inputs.copy()
+    table["high_frequency"] = high_frequency_share(plan.attacked.images)
+    stored = plan.dataset.test_before_subsampling()
+    if stored is not None and plan.config.evaluation.split == "test":
+        images = to_float(stored.images[table["sample_id"].tolist()])
+        table["high_frequency_original"] = high_frequency_share(images)
+    write_table(context.run.inputs, table, {"dataset": Path(plan.config.dataset.name).name})
     with writing(context.run.config) as temporary:
-        temporary.write_text(context.plan.config.to_yaml(), encoding="utf-8")
+        temporary.write_text(plan.config.to_yaml(), encoding="utf-8")
 
 
 def write_timings(run: RunFolder, name: str, seconds: float) -> None:

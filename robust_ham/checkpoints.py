@@ -154,6 +154,7 @@ _LATER_KEYS: dict[str, dict[str, Any]] = {
     "resnet18_cifar": {"init": "default", "match": None, "first_downsampling": False},
     "factory": {"init": "default", "match": None},
 }
+_LATER_KEYS_OF_ALL: dict[str, Any] = {"accuracy_of": None}
 """Keys that older cards of an architecture do not have, and what these cards mean."""
 
 _LATER_TRAINING_KEYS = {"warmup_epochs": 0, "accumulate": 1}
@@ -165,7 +166,7 @@ def describe(spec: ModelGroup) -> dict[str, Any]:
     values: dict[str, Any] = json.loads(
         spec.model_dump_json(exclude={"sweep", "source", "training"})
     )
-    later = _LATER_KEYS.get(values["architecture"], {})
+    later = _LATER_KEYS_OF_ALL | _LATER_KEYS.get(values["architecture"], {})
     return {k: v for k, v in values.items() if k not in later or v != later[k]}
 
 

@@ -121,8 +121,7 @@ def run(
             return 0
         folder.mkdir(parents=True, exist_ok=True)
         with _log_file(folder / "run.log"), _monitor() as monitor:
-            gate = loaded.evaluation.gate and stop_after != StopAfter.train
-            outcome = run_inline(plan, folder, own, monitor, gate=gate)
+            outcome = run_inline(plan, folder, own, monitor)
     if outcome.num_failed:
         failures = folder / "failures.jsonl"
         _complain(f"{outcome.num_failed} of {len(plan.cells)} cells failed: {failures}")

@@ -136,6 +136,12 @@ class AttackConfig(BaseModel):
     budgets: tuple[Annotated[Number, Field(gt=0)], ...] | None = Field(
         None, min_length=1, description="distances of the curve; the largest ends robust_area"
     )
+    num_images: int | None = Field(
+        None, ge=1, description="attacked: the first of evaluation.num_images; null: all of them"
+    )
+    seeds: tuple[int, ...] | None = Field(
+        None, min_length=1, description="only models of these seeds are attacked; null: all"
+    )
 
     @property
     def options(self) -> dict[str, Any]:
@@ -147,11 +153,26 @@ class AttackConfig(BaseModel):
         """Norm in which this attack's distances are counted."""
         return "linf" if self.options.get("norm") == "linf" else "l2"
 
+    def attacks(self, spec: ModelGroup) -> bool:
+        """Whether a model is to be attacked."""
+        return self.seeds is None or spec.seed in self.seeds
+
     @property
     def has_budget(self) -> bool:
         """Whether the attack seeks the smallest distance; others fool or do not."""
         without = ("spatial_", "stadv", "foolbox:SpatialAttack")
         return not self.attack.startswith(without) and "epsilon" not in self.options
+
+    @property
+    def in_band(self) -> bool:
+        """Whether perturbations are held to a band of frequencies, so that no distance is least."""
+        return self.attack == "band_deepfool"
+
+    @property
+    def competes(self) -> bool:
+        """Whether best may be it: it seeks the least distance, on all images of all models."""
+        everything = self.num_images is None and self.seeds is None
+        return self.has_budget and not self.in_band and everything
 
     @property
     def curve_budgets(self) -> tuple[float, ...]:
@@ -200,6 +221,13 @@ class EvaluationConfig(Section):
     )
 
 
+class TransferConfig(Section):
+    """Adversarial images of every model, rescaled to one length and shown to every other."""
+
+    attack: str = Field(description="id of a minimum-norm L2 attack of the run")
+    budget: Number = Field(gt=0, description="L2 length of all perturbations")
+
+
 class Config(Section):
     """A whole experiment."""
 
@@ -221,6 +249,11 @@ class Config(Section):
     )
     interaction: tuple[OddSize, OddSize] | None = Field(
         None, description="two kernel sizes: by how much the window effect grows between them"
+    )
+
+    transfer: TransferConfig | None = Field(
+        None,
+        description="transfer between all models; needs evaluation.keep_adversarials: true",
     )
 
     @field_validator("models", mode="before")
@@ -247,10 +280,38 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _accuracy_twins(self) -> Config:
+        ids = {spec.model_id for spec in self.model_specs()}
+        for spec in self.model_specs():
+            if spec.accuracy_of is None:
+                continue
+            if not spec.is_trained_here or spec.accuracy_of == spec.window:
+                raise ValueError("models.accuracy_of: needs source: train, and another window")
+            for twin in spec.accuracy_twins():
+                if twin.model_id not in ids:
+                    raise ValueError(f"models.accuracy_of: {spec.model_id} needs {twin.model_id}")
+        return self
+
+    @model_validator(mode="after")
     def _attack_ids(self) -> Config:
         for attack_id in self.attacks:
             if attack_id in BEST.values():
                 raise ValueError(f"attacks: {attack_id} is the name of the best of all attacks")
+        return self
+
+    @model_validator(mode="after")
+    def _attacked(self) -> Config:
+        seeds = {spec.seed for spec in self.model_specs()}
+        for attack_id, attack in self.attacks.items():
+            if (attack.num_images or 0) > self.evaluation.num_images:
+                most = self.evaluation.num_images
+                raise ValueError(
+                    f"attacks.{attack_id}.num_images: expected at most evaluation.num_images = "
+                    f"{most}, got {attack.num_images}"
+                )
+            for seed in attack.seeds or ():
+                if seed not in seeds:
+                    raise ValueError(f"attacks.{attack_id}.seeds: no model has seed {seed}")
         return self
 
     @model_validator(mode="after")
@@ -261,8 +322,8 @@ class Config(Section):
                 if attack:
                     raise ValueError(f"{where}: not for clean_accuracy, got {attack!r}")
                 continue
-            with_distances = [c for c in self.attacks.values() if c.has_budget]
-            known = [*self.attacks, *{BEST[config.norm] for config in with_distances}]
+            competing = [config for config in self.attacks.values() if config.competes]
+            known = [*self.attacks, *{BEST[config.norm] for config in competing}]
             if metric == "robust_area":
                 known = [a for a in known if a not in self.attacks or self.attacks[a].has_budget]
             if attack not in known:
@@ -279,6 +340,21 @@ class Config(Section):
         missing = [size for size in self.interaction or () if size not in sizes]
         if missing:
             raise ValueError(f"interaction: no model has kernel_size {missing[0]}")
+        return self
+
+    @model_validator(mode="after")
+    def _transfer(self) -> Config:
+        if self.transfer is None:
+            return self
+        attacks = self.attacks.items()
+        able = [a for a, config in attacks if config.competes and config.norm == "l2"]
+        if self.transfer.attack not in able:
+            expected = ", ".join(able) or "a minimum-norm L2 attack on all images and models"
+            raise ValueError(
+                f"transfer.attack: needs one of {expected}, got {self.transfer.attack!r}"
+            )
+        if not self.evaluation.keep_adversarials:
+            raise ValueError("transfer: needs evaluation.keep_adversarials: true")
         return self
 
     @model_validator(mode="after")

@@ -45,6 +45,14 @@ class Dataset:
         split = load_split(self.config, "test", self.data_root)
         return split[: _num_used(self.config.num_test, split, "num_test", self.config)]
 
+    def test_before_subsampling(self) -> Split | None:
+        """The whole test split as it is stored; None where ``image_size`` leaves no pixel out."""
+        if self.config.image_size is None or self.config.name not in DOWNLOADS:
+            return None  # images of folders are resized, not subsampled
+        stored = self.config.model_copy(update={"image_size": None})
+        split = load_split(stored, "test", self.data_root)
+        return split if split.image_shape != self.test.image_shape else None
+
     @property
     def train(self) -> Split | FileSplit:
         """The images trained on."""

@@ -24,9 +24,10 @@ from robust_ham.checkpoints import describe
 from robust_ham.config import AttackConfig, RequestError
 from robust_ham.model_groups import ModelGroup
 from robust_ham.models import measure
+from robust_ham.perturbations import normal_cosines, radial_spectrum
 from robust_ham.splits import Split, balanced_order, to_float
 
-VERSION = 2
+VERSION = 3
 """Raised when the same attack on the same model gives other rows; part of every key."""
 
 ACCURACY_TOLERANCE = 0.001
@@ -52,6 +53,12 @@ class AttackedImages:
     images: Tensor
     labels: Tensor
     sample_ids: list[int]
+
+    def first(self, count: int | None) -> AttackedImages:
+        """The first ``count`` of them; None: all."""
+        if count is None:
+            return self
+        return AttackedImages(self.images[:count], self.labels[:count], self.sample_ids[:count])
 
     def table(self) -> pd.DataFrame:
         """``sample_id label sha256`` of the decoded uint8 pixels."""
@@ -151,6 +158,8 @@ class Evaluation:
     """Where an attack keeps them: the margin under every candidate (n, T); NaN: wrong already."""
     transforms: Tensor | None
     """The candidates that all images share (T, 3): degrees, pixels right, pixels down."""
+    spectrum: pd.DataFrame | None
+    """Of an attack with a distance: radial spectrum of the perturbations that fool."""
 
     def grid(self) -> pd.DataFrame | None:
         """``angle dx dy num_images num_fooled`` per candidate; images right at first only."""
@@ -229,6 +238,14 @@ def evaluate(
     outcomes, samples = attacked_rows(options, count, progress)
     samples.insert(0, "sample_id", attacked.sample_ids)
     found = torch.cat([outcome.images.cpu() for outcome in outcomes])
+    fooled = (samples["status"] == "fooled").to_numpy()
+    moved = torch.from_numpy(np.flatnonzero(fooled))
+    samples["normal_cosine"] = np.nan
+    spectrum = None
+    if config.has_budget:
+        ends = (attacked.images[moved], found[moved], attacked.labels[moved])
+        samples.loc[fooled, "normal_cosine"] = normal_cosines(model, *ends, config.norm, device)
+        spectrum = radial_spectrum(found[moved] - attacked.images[moved])
     margins = [outcome.margins.cpu() for outcome in outcomes if outcome.margins is not None]
     return Evaluation(
         samples,
@@ -236,6 +253,7 @@ def evaluate(
         _gallery(attacked, found, samples),
         torch.cat(margins) if margins else None,
         shared_transforms(config.attack, options, attacked.images.shape),
+        spectrum,
     )
 
 

@@ -15,13 +15,14 @@ import torch
 
 from robust_ham import distributed, stopping
 from robust_ham.cells import Context, help_train, run_cell, write_inputs, write_timings
-from robust_ham.config import RequestError
+from robust_ham.config import RequestError, TransferConfig
 from robust_ham.gate import write_gate
 from robust_ham.kernels import write_kernels
 from robust_ham.manifest import write_manifest
 from robust_ham.plan import Plan
 from robust_ham.stale import set_aside_stale
 from robust_ham.store import RunFolder
+from robust_ham.transfer import write_transfer
 
 log = logging.getLogger(__name__)
 
@@ -86,15 +87,14 @@ def run_inline(
     folder: Path,
     device: torch.device,
     monitor: Monitor | None = None,
-    *,
-    gate: bool = False,
 ) -> Outcome:
     """Run every cell whose result is not there yet.
 
     A failed cell is noted in ``failures.jsonl`` and the others go on; attacks on a model that
     failed fail too. Of several processes of torchrun, the first does all but its share of training.
 
-    With ``gate``, what is finished is checked at the end, and ``gate.csv`` written.
+    Where there are attacks, what is finished is measured for transfer and checked by the gate at
+    the end, as the configuration asks for.
 
     Raises:
         RequestError: a checkpoint or an option is not what was asked for.
@@ -114,7 +114,10 @@ def run_inline(
     begin = time.monotonic()
     broken: set[str] = set()
     num_failed = 0
-    monitor.started(len(plan.cells) + gate)
+    attacked = any(cell.attack_id is not None for cell in plan.cells)
+    asked = plan.config.transfer if attacked else None
+    gate = attacked and plan.config.evaluation.gate
+    monitor.started(len(plan.cells) + (asked is not None) + gate)
     for cell in plan.cells:
         stopping.check()
         start = time.monotonic()
@@ -141,9 +144,22 @@ def run_inline(
         log.info("%s: %s (%.1f s)", cell.name, outcome, seconds)
         monitor.cell_ended(cell.name, outcome, seconds)
     write_kernels(context, broken)
+    if asked is not None:
+        _run_transfer(context, asked, broken, monitor)
     distrusted = _run_gate(context, broken, monitor) if gate else ()
     write_manifest(context, time.monotonic() - begin)
     return Outcome(num_failed, distrusted)
+
+
+def _run_transfer(
+    context: Context, asked: TransferConfig, broken: set[str], monitor: Monitor
+) -> None:
+    """Write ``transfer.csv``."""
+    start = time.monotonic()
+    write_transfer(context, asked, broken, monitor.cell_started("transfer"))
+    seconds = time.monotonic() - start
+    write_timings(context.run, "transfer", seconds)
+    monitor.cell_ended("transfer", "done", seconds)
 
 
 def _run_gate(context: Context, broken: set[str], monitor: Monitor) -> tuple[str, ...]:

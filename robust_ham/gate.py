@@ -28,6 +28,8 @@ from robust_ham.store import content_key, read_metadata, read_rows, read_table, 
 VERSION = 2
 """Raised when the same model gets other findings; part of every key."""
 
+_DDN, _DDN_STEPS = "foolbox:DDNAttack", 100
+
 NUM_OTHERS = 4
 """Models whose adversarial images are tried on a model."""
 
@@ -61,7 +63,8 @@ class CheckedModel:
         found = {}
         for attack_id, attack in self.context.plan.config.attacks.items():
             about = read_metadata(self._table(attack_id)) or {}
-            if attack.has_budget and about.get("weights") == self.card["weights_sha256"]:
+            found_least = attack.has_budget and not attack.in_band
+            if found_least and about.get("weights") == self.card["weights_sha256"]:
                 found[attack_id] = str(about["key"])
         return found
 
@@ -74,7 +77,7 @@ class CheckedModel:
         return self.context.run.samples(self.spec.model_id, attack_id)
 
     def distances(self, attack_id: str) -> Values:
-        """Of the checked images, in the attack's norm."""
+        """Of the checked images that were attacked, in the attack's norm."""
         norm = self.context.plan.config.attacks[attack_id].norm
         return self.samples[attack_id][norm].to_numpy(np.float64)[:NUM_IMAGES]
 
@@ -117,7 +120,8 @@ def check_attack(
     if "prune" in options:
         options["prune"] = None  # as it is run where pruning would change the answer
     distances = checked.distances(attack_id)
-    args = (checked.model, checked.images, checked.labels)
+    count = len(distances)
+    args = (checked.model, checked.images[:count], checked.labels[:count])
     findings = [checks.check_random_direction(*args, distances, attack.norm)]
     if attack.attack in ("deepfool", "superdeepfool"):
 
@@ -131,7 +135,7 @@ def check_attack(
         if attack.attack != "deepfool" or np.isinf(distances).any():
             more = options | {"steps": 2 * options["steps"]}
             again = checked.attacked_anew(attack.attack, more)
-            doubled = again[attack.norm].to_numpy(np.float64)
+            doubled = again[attack.norm].to_numpy(np.float64)[:count]
         # else all are fooled, and DeepFool stops where it fools: more steps change nothing
         findings.append(checks.check_doubled_steps(distances, doubled))
     if attack_id == _nearest_l2(checked):
@@ -140,12 +144,16 @@ def check_attack(
 
 
 def _check_best(checked: CheckedModel, others: list[CheckedModel]) -> list[Finding]:
-    """Checks of all L2 attacks together, image by image."""
+    """Checks of all competing L2 attacks together, image by image."""
     attacks = _l2_attacks(checked)
     best: Values = np.minimum.reduce([checked.distances(attack_id) for attack_id in attacks])
-    ddn = checked.attacked_anew("foolbox:DDNAttack", {"steps": 100, "norm": "l2"})
+    own = [attack_id for attack_id, attack in attacks.items() if attack.attack == _DDN]
+    if own:
+        reference = checked.distances(own[0])
+    else:
+        ddn = checked.attacked_anew(_DDN, {"steps": _DDN_STEPS, "norm": "l2"})
+        reference = ddn["l2"].to_numpy(np.float64)
     only_deepfool = all(attack.attack == "deepfool" for attack in attacks.values())
-    reference = ddn["l2"].to_numpy(np.float64)
     ends = [other.adversarials for other in others]
     along = checks.nearest_along(checked.model, checked.images, checked.labels, ends)
     return [
@@ -155,8 +163,11 @@ def _check_best(checked: CheckedModel, others: list[CheckedModel]) -> list[Findi
 
 
 def _l2_attacks(checked: CheckedModel) -> dict[str, AttackConfig]:
-    attacks = checked.context.plan.config.attacks
-    return {name: attacks[name] for name in checked.samples if attacks[name].norm == "l2"}
+    configured = checked.context.plan.config.attacks
+    attacks = {name: configured[name] for name in checked.samples}
+    return {
+        name: attack for name, attack in attacks.items() if attack.competes and attack.norm == "l2"
+    }
 
 
 def _nearest_l2(checked: CheckedModel) -> str | None:

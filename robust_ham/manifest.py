@@ -17,7 +17,10 @@ from robust_ham.store import write_json
 if TYPE_CHECKING:
     from robust_ham.cells import Context
 
-_PACKAGES = ("robust-ham", "torch", "torchvision", "numpy", "pandas", "scipy", "kornia", "foolbox")
+_PACKAGES = (
+    *("robust-ham", "torch", "torchvision", "numpy", "pandas", "scipy", "kornia", "foolbox"),
+    "adv-lib",
+)
 
 
 def versions() -> dict[str, str]:

@@ -38,6 +38,11 @@ class ModelGroup(Section):
         description="compensated: raw weights divided by the root mean square of their window, so "
         "that windowed weights start as large as a baseline's",
     )
+    accuracy_of: Window | None = Field(
+        None,
+        description="train, and keep the epoch whose validation accuracy is nearest to what the "
+        "network with this window ends at, the same but for the window: a descriptive control",
+    )
     normalize: bool = Field(
         False, description="the network normalises its input by the training images' mean and std"
     )
@@ -82,6 +87,11 @@ class ModelGroup(Section):
             except ValidationError as error:
                 raise ValueError(f"sweep.{first_error(error)}") from None
 
+    def accuracy_twins(self) -> tuple[ModelGroup, ModelGroup]:
+        """With ``accuracy_of``: the network as it ends itself, and the one it is to be like."""
+        itself = self.model_copy(update={"accuracy_of": None})
+        return itself, itself.model_copy(update={"window": self.accuracy_of})
+
     @property
     def is_trained_here(self) -> bool:
         """Whether a run trains the model; others are loaded, or made by a user's function."""
@@ -95,6 +105,7 @@ class ModelGroup(Section):
     def family(self) -> str:
         """What models that differ only in kernel size, window and seed have in common."""
         tag = self._tag() + ("" if self.init == "default" else f"-{self.init}")
+        tag += f"-as_{self.accuracy_of}" if self.accuracy_of is not None else ""
         if self.match is not None:
             tag += f"-{self.match.to}{self.match.kernel_size}"
             tag += "" if self.match.width == 1 else f"x{self.match.width:g}"

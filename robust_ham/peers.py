@@ -7,11 +7,9 @@ are asked for; those that are not installed are left out.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
+import importlib
 import io
 import logging
-import sys
-import types
 import warnings
 from collections.abc import Callable, Iterator
 from importlib import metadata
@@ -20,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from attacks.adv_lib_attacks import INSTALL_ADV_LIB, import_adv_lib
 from attacks.foolbox_attacks import call_foolbox, import_foolbox
 from attacks.transforms import translation_limit
 from robust_ham.catalogue import attack_function
@@ -33,7 +32,7 @@ DISTRIBUTIONS = {
     "ART": "adversarial-robustness-toolbox",
 }
 INSTALL = {
-    "adversarial-library": "pip install tqdm; pip install --no-deps adv-lib",
+    "adversarial-library": INSTALL_ADV_LIB,
     "torchattacks": "pip install tqdm; pip install --no-deps torchattacks",
     "ART": "pip install adversarial-robustness-toolbox",
 }
@@ -89,21 +88,7 @@ def load(library: str) -> None:
 
 
 def _import(name: str) -> Any:  # noqa: ANN401 - the peers have no types
-    if name.startswith("adv_lib"):
-        _stand_in_for_visdom()
-    return importlib.import_module(name)
-
-
-def _stand_in_for_visdom() -> None:
-    """Let adv_lib be imported without visdom.
-
-    It imports that plotting client at its top, uses it only when asked for a live plot, and the
-    client's own installation fails with today's setuptools.
-    """
-    if "visdom" not in sys.modules and importlib.util.find_spec("visdom") is None:
-        stand_in: Any = types.ModuleType("visdom")
-        stand_in.Visdom = None
-        sys.modules["visdom"] = stand_in
+    return import_adv_lib(name) if name.startswith("adv_lib") else importlib.import_module(name)
 
 
 @contextlib.contextmanager

@@ -45,6 +45,10 @@ class Plan:
     attacked: AttackedImages
     cells: list[Cell]
 
+    def attacked_by(self, attack_id: str) -> AttackedImages:
+        """The images that an attack is run on: all that are attacked, or the first of them."""
+        return self.attacked.first(self.config.attacks[attack_id].num_images)
+
 
 def source_folder(config: Config, spec: ModelGroup) -> Path | None:
     """Folder of a model that is made elsewhere; None for one that the run makes."""
@@ -78,9 +82,10 @@ def make_plan(config: Config, data_root: Path | None = None, *, attack: bool = T
         raise RequestError("evaluation.split: train is not for dataset.stream: true")
     attacked = attacked_images(split, config.evaluation.num_images, config.evaluation.seed)
     cells = []
-    for spec in specs:
+    for spec in sorted(specs, key=lambda spec: spec.accuracy_of is not None):  # after their twins
         cells.append(Cell(spec))
-        cells += [Cell(spec, attack_id) for attack_id in config.attacks if attack]
+        asked = [a for a, c in config.attacks.items() if attack and c.attacks(spec)]
+        cells += [Cell(spec, attack_id) for attack_id in asked]
     return Plan(config, dataset, attacked, cells)
 
 

@@ -28,7 +28,7 @@ def set_aside_stale(context: Context) -> None:
             metadata = read_metadata(path) or {}
             if path.exists() and metadata.get("recipe") != attack_recipe(context, attack_id):
                 run.set_aside(path)
-                for made in (run.gallery, run.grid, run.margins, run.adversarials):
+                for made in (run.gallery, run.grid, run.margins, run.spectrum, run.adversarials):
                     made(spec.model_id, attack_id).unlink(missing_ok=True)
 
 

@@ -72,6 +72,26 @@ class RunFolder:
         return self.root / "contrasts.csv"
 
     @property
+    def checkpoints(self) -> Path:
+        """Tests of single networks against each other."""
+        return self.root / "checkpoints.csv"
+
+    @property
+    def claims(self) -> Path:
+        """How the run answers what the reference works state."""
+        return self.root / "claims.csv"
+
+    @property
+    def mechanisms(self) -> Path:
+        """Robustness beside what the learned kernels are like, per model."""
+        return self.root / "mechanisms.csv"
+
+    @property
+    def transfer(self) -> Path:
+        """How often one model's adversarial images fool another."""
+        return self.root / "transfer.csv"
+
+    @property
     def gate(self) -> Path:
         """What the checks of models and attacks have found."""
         return self.root / "gate.csv"
@@ -128,6 +148,10 @@ class RunFolder:
     def grid(self, model_id: str, attack_id: str) -> Path:
         """Images fooled per candidate."""
         return self.root / "grids" / model_id / f"{attack_id}.csv"
+
+    def spectrum(self, model_id: str, attack_id: str) -> Path:
+        """Radial spectrum of the perturbations that fool."""
+        return self.root / "spectra" / model_id / f"{attack_id}.csv"
 
     def adversarials(self, model_id: str, attack_id: str) -> Path:
         """All adversarial images."""

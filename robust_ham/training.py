@@ -85,6 +85,7 @@ def train(
     precision: Precision,
     progress: Progress = lambda done, total: None,
     unfinished: Unfinished | None = None,
+    last_epoch: int | None = None,
 ) -> tuple[nn.Module, pd.DataFrame]:
     """Train the network of ``spec`` from its initial weights, or from its last whole epoch.
 
@@ -97,6 +98,7 @@ def train(
         precision: of the autocast forward pass; parameters are float32 in any case.
         progress: called with (batches done, batches in all).
         unfinished: where the state is kept after each epoch; None: nowhere.
+        last_epoch: stop after this one of the recipe's epochs; None: after all of them.
 
     Returns:
         The network after the last epoch, in eval mode, and one row per epoch: ``epoch lr
@@ -123,11 +125,12 @@ def train(
     rows = _resume(unfinished, model, optimizer, scheduler, len(batches), device)
     network = distributed.parallel(model, device)
     with deterministic():
-        for epoch in range(len(rows), config.epochs):
+        num_epochs = last_epoch or config.epochs
+        for epoch in range(len(rows), num_epochs):
             lr = float(scheduler.get_last_lr()[0])
 
             def count(step: int, before: int = epoch * len(batches)) -> None:
-                progress(before + step, config.epochs * len(batches))
+                progress(before + step, num_epochs * len(batches))
 
             loss, accuracy = _train_epoch(
                 network, batches.epoch(epoch), optimizer, scheduler, device, precision, count
@@ -149,7 +152,7 @@ def train(
                     "validation_accuracy": validation_accuracy,
                 }
             )
-            if unfinished is not None and rank == 0 and epoch + 1 < config.epochs:
+            if unfinished is not None and rank == 0 and epoch + 1 < num_epochs:
                 unfinished.save(rows, model, optimizer)
     return model.eval(), pd.DataFrame(rows)
 

@@ -6,6 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from robust_ham.analysis.checkpoint_pairs import COLUMNS as PAIR_COLUMNS
+from robust_ham.analysis.checkpoint_pairs import checkpoint_pairs
 from robust_ham.analysis.contrasts import CONTRAST_COLUMNS, contrasts
 from robust_ham.analysis.run import Run
 from robust_ham.analysis.statistics import crossed_interval
@@ -242,3 +244,51 @@ def test_the_best_attack_is_the_nearest_image_by_image(tmp_path):
     assert set(best["forwards"]) == {6}
     assert set(best["backwards"]) == {4}
     assert run.attacks["best"].curve_budgets == (0.1, 0.25, 0.5)
+
+
+def test_other_images_decide_nothing(tmp_path):
+    def other(spec, tables):
+        if spec.window == "hamming" and spec.kernel_size == 9:
+            tables["d"]["sample_id"] += 1000
+
+    table = contrasts(make(tmp_path, effect={5: 1.5, 9: 1.5}, change=other))
+    area = pick(table, metric="robust_area", attack="d", versus="same k").set_index("kernel_size")
+    assert area.loc[5, "verdict"] == "better"
+    assert area.loc[9, "verdict"] == "undecided"
+    assert area.loc[9, "note"] == "not the same images"
+    assert area.loc[9, ["effect", "low", "high", "p", "p_holm"]].isna().all()
+
+
+def test_networks_that_nothing_fools_are_equivalent(tmp_path):
+    def robust(spec, tables):
+        for table in tables.values():
+            table["status"] = "survived"
+            table["clean_prediction"] = table["label"]
+            if table["l2"].notna().all():
+                table[["l2", "linf", "l2_relative"]] = math.inf
+
+    table = contrasts(make(tmp_path, change=robust))
+    for metric in ("robust_area", "robust_accuracy"):
+        rows = pick(table, metric=metric, versus="same k")
+        assert set(rows["verdict"]) == {"equivalent"}
+        assert rows[["effect", "low", "high"]].notna().all().all()
+
+
+def test_two_checkpoints_are_compared_as_two_checkpoints(tmp_path):
+    run = make(tmp_path, seeds=(0, 1), effect={9: 1.5})
+    table = checkpoint_pairs(run)
+    assert list(table) == PAIR_COLUMNS
+    assert len(table) == 3 * 2 * (1 + 3 * 2 + 1)  # clean; two attacks and their best; spatial
+    assert set(table["note"]) == {"these two networks, not windows as such"}
+    row = table[(table["metric"] == "distance") & (table["attack"] == "d")].iloc[-1]
+    assert "k9-hamming-s1" in row["windowed_id"]
+    assert "k9-none-s1" in row["baseline_id"]
+    assert row["windowed_only"] > 5 * row["baseline_only"]
+    assert row["p"] < 1e-6
+    clean = table[table["metric"] == "clean_accuracy"].iloc[0]
+    one, other = (run.correct(clean[f"{arm}_id"]) > 0 for arm in ("windowed", "baseline"))
+    assert (clean["windowed_only"], clean["baseline_only"]) == (
+        (one & ~other).sum(),
+        (other & ~one).sum(),
+    )
+    assert clean["num_images"] == 500

@@ -10,9 +10,14 @@ import pytest
 import torch
 from conftest import TINY_RUN
 
+from attacks import margins_of
+from robust_ham.catalogue import attack_options
 from robust_ham.config import RequestError
+from robust_ham.config_files import load_config
+from robust_ham.evaluation import AttackedImages
 from robust_ham.explain import (
     EXPERIMENTS,
+    convergence,
     cost,
     explain,
     fft_prediction,
@@ -243,6 +248,75 @@ def test_cost(tmp_path, monkeypatch):
     assert (table[table["contestant"] == "baseline"]["ratio"] == 1).all()
     save_figure(made.figure, tmp_path, "cost")
     assert len(made.rows) == len(table)
+
+
+FEW_VALUES = {
+    "steps": (2, 5, 8, 20, 200),
+    "overshoot": (1e-6, 0.02),
+    "candidates": (2, 10),
+    "prune": (2.5, None),
+    "precision": ("float32", "float64"),
+}
+
+
+def test_convergence(tmp_path):
+    made = convergence.explain(kernel_sizes=(7,), num_images=16, values=FEW_VALUES)
+    table = made.table
+    assert list(table.columns) == convergence.COLUMNS
+    tried = [(name, str(v).lower()) for name, values in FEW_VALUES.items() for v in values]
+    for window, part in table.groupby("window", sort=False):
+        assert list(zip(part["setting"], part["value"], strict=True)) == tried
+        at_default = part["value"] == part["setting"].map(lambda n: str(convergence.DEFAULT[n]))
+        assert at_default.sum() == len(FEW_VALUES)
+        assert len(part[at_default].drop(columns=["setting", "value"]).drop_duplicates()) == 1
+        ratio = convergence.relative(table)[part.index]
+        assert (ratio[at_default] == 1).all()
+        steps = part[part["setting"] == "steps"]
+        assert steps["fooled_rate"].is_monotonic_increasing, window
+        assert steps["median_l2"].is_monotonic_decreasing
+        assert (np.isinf(steps["median_l2"]) == (steps["fooled_rate"] <= 0.5)).all()
+        assert steps["fooled_rate"].iloc[0] < 0.5
+        backwards = part.set_index(["setting", "value"])["backwards"]
+        assert backwards["prune", "none"] > 2 * backwards["prune", "2.5"]
+    assert list(table["window"].unique()) == ["none", "hamming"]
+    assert made.header == ["setting", "value", "baseline, k = 7", "Hamming, k = 7"]
+    assert [row[:2] for row in made.rows[:2]] == [["steps", "2"], ["steps", "5"]]
+    assert made.rows[0][2].startswith("inf (")
+    written = []
+    for i in range(2):
+        save_figure(convergence.draw(table), tmp_path / str(i), "same")
+        written.append([(tmp_path / str(i) / f"same.{s}").read_bytes() for s in ("png", "svg")])
+    assert written[0] == written[1]
+
+
+def test_convergence_measures_the_overshoot_of_a_linear_network():
+    """One step reaches a plane: (1 + overshoot) · gap / ‖w‖, of the images right at first."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2))
+    model[1].bias.data.copy_(-0.5 * model[1].weight.data.sum(1))  # mid grey is on the plane
+    images = 0.5 + 0.1 * torch.randn(31, 3, 2, 2)
+    labels = torch.randint(2, (31,))
+    attacked = AttackedImages(images, labels, list(range(31)))
+    gaps = margins_of(model(images), labels).detach()
+    lengths = gaps[gaps > 0] / (model[1].weight[0] - model[1].weight[1]).norm().detach()
+    assert 0 < len(lengths) < 31
+    for overshoot in (0.02, 0.1):
+        for precision in ("float32", "float64"):
+            options = {"overshoot": overshoot, "precision": precision}
+            found = convergence.measure(model, attacked, convergence.DEFAULT | options)
+            assert (found["num_images"], found["fooled_rate"]) == (len(lengths), 1)
+            middle = np.median(lengths.numpy())
+            assert found["median_l2"] == pytest.approx((1 + overshoot) * middle, rel=1e-4)
+            mean = float(lengths.mean())
+            assert found["mean_l2"] == pytest.approx((1 + overshoot) * mean, rel=1e-4)
+
+
+def test_convergence_varies_around_the_quickstart():
+    config = load_config("quickstart").attacks["deepfool_l2"]
+    shipped = attack_options(config, "deepfool_l2") | {"precision": "float32"}
+    assert {name: shipped[name] for name in convergence.VALUES} == convergence.DEFAULT
+    for name, values in convergence.VALUES.items():
+        assert convergence.DEFAULT[name] in values
 
 
 def test_leakage_averages_seeds_and_shortens_deep_networks():

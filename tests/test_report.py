@@ -44,11 +44,17 @@ def test_everything_is_written_and_nothing_points_outside(folder):
     made = build_report(folder.root)
     page = made.page.read_text()
     names = {path.name for path in folder.figures.iterdir()}
-    assert names >= {"robustness.svg", "robustness.png", "curves-d.svg", "metrics-d.svg"}
+    assert names >= {
+        "robustness.svg",
+        "robustness.png",
+        "axes.svg",
+        "curves-d.svg",
+        "metrics-d.svg",
+    }
     assert "gallery-d.png" in names
     outside = re.findall(r"(?:src|href)=\"(?!data:|#)([^\"]+)", page)
     assert outside == []
-    assert page.count("<figure") == page.count("aria-label=") == 4
+    assert page.count("<figure") == page.count("aria-label=") == 5
     assert len(made.rows) == 2
     assert folder.summary.is_file()
     assert folder.curves.is_file()

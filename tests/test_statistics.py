@@ -11,6 +11,7 @@ from robust_ham.analysis.statistics import (
     crossed_bootstrap,
     crossed_interval,
     holm,
+    mcnemar,
     means_of,
     median_interval,
     medians_of,
@@ -20,6 +21,7 @@ from robust_ham.analysis.statistics import (
     pooled_seed_variance,
     ratio,
     vary_alike,
+    wilcoxon,
     wilson,
 )
 from robust_ham.analysis.verdicts import images_to_decide, seeds_to_decide, verdict
@@ -294,3 +296,23 @@ def test_cells_that_vary_alike_and_that_do_not():
     still = np.ones((3, 50))
     assert vary_alike([still, 2 * still])
     assert not vary_alike([still, alike[0]])
+
+
+def test_mcnemar_by_hand():
+    assert mcnemar(1, 9) == pytest.approx(2 * (1 + 10) / 2**10)
+    assert mcnemar(5, 5) == 1
+    assert mcnemar(0, 0) == 1
+
+
+def test_wilcoxon_by_hand_and_with_survivors():
+    one = np.array([2.0, 3, 4, 5, 6])
+    assert wilcoxon(one, one - np.arange(1, 6)) == pytest.approx(2 / 2**5)  # all on one side
+    assert wilcoxon(one, one) == 1
+    inf = np.full(5, np.inf)
+    assert wilcoxon(inf, inf) == 1
+    assert wilcoxon(inf, one) == pytest.approx(2 / 2**5, abs=0.02)
+    stream = np.random.default_rng(0)
+    x, y = stream.gamma(4, 1, (2, 200))
+    assert wilcoxon(x, y) == pytest.approx(stats.wilcoxon(x, y).pvalue)
+    p = [wilcoxon(*stream.gamma(4, 1, (2, 30))) for _ in range(400)]
+    assert 0.02 < np.mean(np.array(p) < 0.05) < 0.09

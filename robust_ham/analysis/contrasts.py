@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -34,24 +34,31 @@ CONTRAST_COLUMNS = (
     "num_images baseline windowed effect low high simultaneous_low simultaneous_high p p_holm "
     "margin_low margin_high verdict seeds_to_decide images_to_decide primary note"
 ).split()
+_JUDGED = (
+    "effect low high simultaneous_low simultaneous_high p p_holm seeds_to_decide images_to_decide"
+).split()
 ACCURACY_MARGINS = {"fashion_mnist": 0.005, "mnist": 0.001}
 """Differences of accuracy that count as none; other data sets: one percentage point."""
 RATIO_MARGINS = (0.95, 1.05)
 
 Arm = list[ModelGroup]
-Versus = Literal["same k", "3x3 baseline"]
+Versus = Literal["same k", "3x3 baseline", "claim"]
 Scale = Literal["difference", "ratio", "median ratio"]
 
 
 @dataclass(frozen=True)
 class Figure:
-    """What two arms are compared by: values per model, (n,) over images, or one number."""
+    """What two arms are compared by: values per model, (n,) over images, or one number.
+
+    ``margins``: effects that count as none; None: there is no agreed margin.
+    """
 
     metric: str
     attack: str
     budget: float | None
     scale: Scale
     values: Callable[[Run, ModelGroup], Values | None]
+    margins: Margins | None = None
     lower_is_better: bool = False
 
 
@@ -81,8 +88,8 @@ def contrasts(run: Run) -> pd.DataFrame:
         groups.setdefault((spec.family, spec.window, comparison.versus), []).append(comparison)
     rows: list[dict[str, Any]] = []
     for group in groups.values():
-        for figure in _figures(run):
-            rows += _group_rows(run, group, figure)
+        for figure in figures(run):
+            rows += compare(run, group, figure)
             if group[0].versus == "same k" and run.config.interaction is not None:
                 rows += _interaction_rows(run, group, figure, *run.config.interaction)
     return pd.DataFrame(rows, columns=CONTRAST_COLUMNS)
@@ -95,37 +102,45 @@ def _comparisons(run: Run) -> Iterator[Comparison]:
         for versus, other in references:
             if window == "none" or other == size:
                 continue
-            paired = _paired(arm, arms.get((family, other or size, "none"), []))
+            paired = paired_by_seed(arm, arms.get((family, other or size, "none"), []))
             if paired is not None:
                 yield Comparison(*paired, versus)
 
 
-def _paired(one: Arm, other: Arm) -> tuple[Arm, Arm] | None:
+def paired_by_seed(one: Arm, other: Arm) -> tuple[Arm, Arm] | None:
     """The models of two arms whose seeds both have, in the order of the seeds."""
     first, second = ({spec.seed: spec for spec in arm} for arm in (one, other))
     seeds = sorted(first.keys() & second.keys())
     return ([first[s] for s in seeds], [second[s] for s in seeds]) if seeds else None
 
 
-def _figures(run: Run) -> Iterator[Figure]:
-    yield Figure("clean_accuracy", "", None, "difference", lambda r, s: r.correct(s.model_id))
+def figures(run: Run) -> Iterator[Figure]:
+    """Everything that arms are compared by."""
+    margin = ACCURACY_MARGINS.get(run.config.dataset.name, 0.01)
+    shares = (-margin, margin)
+    correct: Callable[[Run, ModelGroup], Values | None] = lambda r, s: r.correct(s.model_id)  # noqa: E731
+    yield Figure("clean_accuracy", "", None, "difference", correct, shares)
     for metric in ("train_loss", "validation_loss"):
-        values = partial(_from_card, metric)
-        yield Figure(metric, "", None, "difference", values, lower_is_better=True)
+        yield replace(figure_of_card(metric), lower_is_better=True)
     for attack_id, attack in run.attacks.items():
         if not attack.has_budget:
             values = partial(_from_samples, attack_id, survived)
-            yield Figure("robust_accuracy", attack_id, None, "difference", values)
+            yield Figure("robust_accuracy", attack_id, None, "difference", values, shares)
             continue
         values = partial(_from_samples, attack_id, area_values)
-        yield Figure("robust_area", attack_id, None, "ratio", values)
+        yield Figure("robust_area", attack_id, None, "ratio", values, RATIO_MARGINS)
         endpoints = [e for e in run.config.endpoints if run.meant_by(e.attack) == attack_id]
         asked = {endpoint.budget for endpoint in endpoints if endpoint.budget is not None}
         for budget in sorted({*attack.curve_budgets, attack.main_budget, *asked}):
             values = partial(_from_samples, attack_id, partial(still_right, budget=budget))
-            yield Figure("robust_accuracy", attack_id, budget, "difference", values)
+            yield Figure("robust_accuracy", attack_id, budget, "difference", values, shares)
         values = partial(_from_samples, attack_id, distances)
         yield Figure("distance", attack_id, None, "median ratio", values)
+
+
+def figure_of_card(metric: str) -> Figure:
+    """A number on the models' cards, such as ``train_loss``."""
+    return Figure(metric, "", None, "difference", partial(_from_card, metric))
 
 
 def _from_card(metric: str, run: Run, spec: ModelGroup) -> Values | None:
@@ -153,18 +168,19 @@ def _tables(run: Run, comparison: Comparison, figure: Figure) -> tuple[Values, V
         for arm in (comparison.windowed, comparison.baseline)
     )
     if windowed is None or baseline is None or windowed.shape != baseline.shape:
-        return None
+        return None  # no table yet, or of another number of images
     return windowed, baseline
 
 
-def _group_rows(run: Run, group: list[Comparison], figure: Figure) -> list[dict[str, Any]]:
+def compare(run: Run, group: list[Comparison], figure: Figure) -> list[dict[str, Any]]:
+    """Rows of several comparisons that are judged together, those without values left out."""
     tables = [(comparison, _tables(run, comparison, figure)) for comparison in group]
     found = [(comparison, *pair) for comparison, pair in tables if pair is not None]
     confidence = 1 - 0.05 / max(len(found), 1)
     pooled = _pooled(figure, [(windowed, baseline) for _, windowed, baseline in found])
     rows = [
         _about(run, comparison, figure, windowed, baseline)
-        | _judged(run, figure, windowed, baseline, confidence, pooled)
+        | _judged(figure, windowed, baseline, confidence, pooled)
         for comparison, windowed, baseline in found
     ]
     for row, adjusted in zip(
@@ -173,7 +189,24 @@ def _group_rows(run: Run, group: list[Comparison], figure: Figure) -> list[dict[
         strict=True,
     ):
         row["p_holm"] = adjusted
+    for row, (comparison, *_) in zip(rows, found, strict=True):
+        if not _same_images(run, comparison, figure):
+            undecided = {"verdict": "undecided", "note": "not the same images"}
+            row.update(dict.fromkeys(_JUDGED) | undecided)
+        models = [spec.model_id for spec in [*comparison.windowed, *comparison.baseline]]
+        if figure.attack and "fail" in {run.badge(m, figure.attack) for m in models}:
+            note = "the gate fails a model: not to be trusted"
+            row.update({"verdict": "undecided", "note": note})
     return rows
+
+
+def _same_images(run: Run, comparison: Comparison, figure: Figure) -> bool:
+    """Whether all models were attacked on the same images, in the same order."""
+    if not figure.attack:
+        return True
+    specs = [*comparison.windowed, *comparison.baseline]
+    tables = [run.samples[spec.model_id, figure.attack] for spec in specs]
+    return all(table["sample_id"].equals(tables[0]["sample_id"]) for table in tables)
 
 
 def _interaction_rows(
@@ -197,7 +230,7 @@ def _interaction_rows(
         "windowed": high,
         "scale": "difference",
     }
-    margins = _margins(run, figure)
+    margins = figure.margins
     if margins is not None and figure.scale == "ratio":
         margins = margins[0] - 1, margins[1] - 1
     judged = judge_mean(
@@ -275,7 +308,6 @@ def _is_primary(run: Run, figure: Figure) -> bool:
 
 
 def _judged(
-    run: Run,
     figure: Figure,
     windowed: Values,
     baseline: Values,
@@ -283,7 +315,6 @@ def _judged(
     pooled: tuple[float, float] | None,
 ) -> dict[str, Any]:
     """Effect, intervals, p, verdict, and what it would take to decide."""
-    margins = _margins(run, figure)
     if figure.scale == "median ratio":
         return judge_median_ratio(windowed, baseline, confidence)
     null = 0.0 if figure.scale == "difference" else 1.0
@@ -294,16 +325,6 @@ def _judged(
         confidence,
         pooled,
         null,
-        margins,
+        figure.margins,
         lower_is_better=figure.lower_is_better,
     )
-
-
-def _margins(run: Run, figure: Figure) -> Margins | None:
-    """Effects that count as none; None: there is no agreed margin."""
-    if figure.scale == "ratio":
-        return RATIO_MARGINS
-    if figure.scale == "difference" and not figure.lower_is_better:
-        margin = ACCURACY_MARGINS.get(run.config.dataset.name, 0.01)
-        return -margin, margin
-    return None

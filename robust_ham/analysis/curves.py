@@ -23,7 +23,7 @@ from robust_ham.analysis.statistics import (
     per_seed,
     wilson,
 )
-from robust_ham.config import AttackConfig
+from robust_ham.config import BEST, AttackConfig
 from robust_ham.model_groups import ModelGroup
 
 SUMMARY_COLUMNS = (
@@ -31,7 +31,7 @@ SUMMARY_COLUMNS = (
     "seed params flops attack n clean_accuracy clean_accuracy_low clean_accuracy_high "
     "test_accuracy budget robust_accuracy robust_accuracy_low robust_accuracy_high robust_area "
     "fooled_rate median_l2 median_l2_low median_l2_high mean_l2 rho_adv median_linf forwards "
-    "backwards gate"
+    "backwards normal_cosine optimality gate"
 ).split()
 CURVE_COLUMNS = ["model_id", "attack", "budget", "robust_accuracy", "low", "high"]
 _CURVE_POINTS = 40
@@ -91,6 +91,7 @@ def summary_row(samples: pd.DataFrame, attack: AttackConfig) -> dict[str, float]
             "mean_l2": float(l2[fooled].mean()) if fooled.any() else np.nan,
             "rho_adv": float(relative[fooled].mean()) if fooled.any() else np.nan,
             "median_linf": median_interval(linf[right_at_first]).estimate,
+            "normal_cosine": _mean_present(_cosines(samples)),
         }
     share = wilson(int(robust.sum()), count)
     row |= {
@@ -126,9 +127,37 @@ def summarise(run: Run) -> pd.DataFrame:
         for attack_id, attack in run.attacks.items():
             samples = run.samples.get((spec.model_id, attack_id))
             if samples is not None:
-                about = {"attack": attack_id, "gate": run.badge(spec.model_id, attack_id)}
+                badge = run.badge(spec.model_id, attack_id)
+                about: dict[str, Any] = {"attack": attack_id, "gate": badge}
+                best = run.samples.get((spec.model_id, BEST[attack.norm]))
+                if attack.competes and best is not None:
+                    about["optimality"] = optimality(samples, best, attack)
                 rows.append(known | about | summary_row(samples, attack))
     return pd.DataFrame(rows, columns=SUMMARY_COLUMNS)
+
+
+def optimality(samples: pd.DataFrame, best: pd.DataFrame, attack: AttackConfig) -> float:
+    """How much of what the best attack takes off the area under the curve this attack takes off.
+
+    1: as near as the best on every image; 0: nothing is fooled within the budgets. In the manner of
+    AttackBench's local optimality (arXiv 2404.19460). NaN where the best fools nothing.
+    """
+    largest = attack.curve_budgets[-1]
+    clean = largest * float(_right_at_first(samples).mean())
+    areas = [clean - robust_area(distances(table, attack), largest) for table in (samples, best)]
+    return areas[0] / areas[1] if areas[1] > 0 else np.nan
+
+
+def _cosines(samples: pd.DataFrame) -> Values:
+    """Cosine to the boundary's normal, (n,); NaN: not fooled, or a table made elsewhere."""
+    if "normal_cosine" not in samples:
+        return np.full(len(samples), np.nan)
+    return samples["normal_cosine"].to_numpy(dtype=np.float64)
+
+
+def _mean_present(values: Values) -> float:
+    present = values[~np.isnan(values)]
+    return float(present.mean()) if len(present) else np.nan
 
 
 def _width(model: dict[str, Any]) -> str | None:
@@ -196,11 +225,12 @@ DISTANCE_METRICS = (
     Metric("robust_accuracy", still_right),
     Metric("median_l2", _median_values, medians_of, bootstrap=True),
     Metric("rho_adv", _rho_values, bootstrap=True),
+    Metric("normal_cosine", lambda samples, attack: _cosines(samples), bootstrap=True),
 )
 SURVIVAL_METRICS = (Metric("robust_accuracy", survived),)
 KERNEL_COLUMNS = (
-    "attack metric family window kernel_size effective_width params flops num_seeds estimate low "
-    "high per_seed"
+    "attack metric family window kernel_size effective_width effective_width_learned params flops "
+    "num_seeds estimate low high per_seed"
 ).split()
 
 
@@ -222,9 +252,10 @@ def kernel_size_curves(run: Run) -> pd.DataFrame:
                 )
             )
         for attack_id, attack in run.attacks.items():
-            tables = [run.samples.get((spec.model_id, attack_id)) for spec in arm]
+            attacked = [spec for spec in arm if attack.attacks(spec)]
+            tables = [run.samples.get((spec.model_id, attack_id)) for spec in attacked]
             done = [table for table in tables if table is not None]
-            if len(done) < len(arm):
+            if not done or len(done) < len(attacked):
                 continue
             for metric in DISTANCE_METRICS if attack.has_budget else SURVIVAL_METRICS:
                 values = np.stack([metric.values(table, attack) for table in done])
@@ -235,7 +266,7 @@ def kernel_size_curves(run: Run) -> pd.DataFrame:
                     else crossed_interval(values)
                 )
                 seeds = per_seed(statistic, num_images)
-                rows.append(_arm_row(run, arm, attack_id, metric.name, interval, seeds))
+                rows.append(_arm_row(run, attacked, attack_id, metric.name, interval, seeds))
     return pd.DataFrame(rows, columns=KERNEL_COLUMNS)
 
 
@@ -256,10 +287,12 @@ def _arm_row(
     seeds: Values,
 ) -> tuple[Any, ...]:
     spec, card = arm[0], run.cards[arm[0].model_id]
+    learned = [run.cards[s.model_id].get("effective_width_learned") for s in arm]
+    width = None if None in learned else float(np.mean(np.array(learned, dtype=np.float64)))
     lowest, highest = 0.0, 1.0 if metric in SHARES else np.inf
     interval = Interval(
         interval.estimate, max(interval.low, lowest), min(interval.high, highest)
     )  # the t interval knows nothing of the range
     about = (spec.family, spec.window, spec.kernel_size)
-    size = (card.get("effective_width"), card.get("params"), card.get("flops"))
+    size = (card.get("effective_width"), width, card.get("params"), card.get("flops"))
     return (attack_id, metric, *about, *size, len(arm), *interval, tuple(seeds.tolist()))

@@ -16,6 +16,9 @@ from robust_ham.config_files import parse_config
 from robust_ham.model_groups import ModelGroup
 from robust_ham.store import RunFolder, read_json, read_metadata, read_table, reading
 
+HISTORY_COLUMNS = "train_loss train_accuracy validation_loss validation_accuracy".split()
+KERNEL_MEASURES = "effective_taps bandwidth side_lobe_energy edge_energy".split()
+
 
 @dataclass(frozen=True)
 class Run:
@@ -63,7 +66,7 @@ class Run:
                 path = self.folder.samples(model_id, attack_id)
                 if path.is_file() and self._of_this_model(path, model_id):
                     found[model_id, attack_id] = _read(path)
-            for attack_id, members in self._rivals.items():
+            for attack_id, members in self.members_of_best.items():
                 tables = [found.get((model_id, member)) for member in members]
                 done = [table for table in tables if table is not None]
                 same = len({tuple(table["sample_id"]) for table in done}) == 1
@@ -78,7 +81,7 @@ class Run:
         The best has the budgets of the first of them.
         """
         found = dict(self.config.attacks)
-        for attack_id, members in self._rivals.items():
+        for attack_id, members in self.members_of_best.items():
             first = found[members[0]]
             found[attack_id] = AttackConfig(
                 attack="best",
@@ -89,11 +92,14 @@ class Run:
         return found
 
     @cached_property
-    def _rivals(self) -> dict[str, list[str]]:
-        """Id of the best attack of a norm to the minimum-norm attacks it is chosen from."""
+    def members_of_best(self) -> dict[str, list[str]]:
+        """Id of the best attack of a norm to the minimum-norm attacks it is chosen from.
+
+        Those held to a band of frequencies, or to some of the images or models, are not among them.
+        """
         found: dict[str, list[str]] = {}
         for attack_id, attack in self.config.attacks.items():
-            if attack.has_budget:
+            if attack.competes:
                 found.setdefault(BEST[attack.norm], []).append(attack_id)
         return {best: members for best, members in found.items() if len(members) > 1}
 
@@ -102,7 +108,7 @@ class Run:
         if attack_id in self.attacks or attack_id not in BEST.values():
             return attack_id
         attacks = self.config.attacks.items()
-        return next(a for a, c in attacks if c.has_budget and BEST[c.norm] == attack_id)
+        return next(a for a, c in attacks if c.competes and BEST[c.norm] == attack_id)
 
     @cached_property
     def gate(self) -> pd.DataFrame:
@@ -117,7 +123,7 @@ class Run:
 
     def badge(self, model_id: str, attack_id: str) -> str | None:
         """The worst finding of a model and of an attack on it; None: not checked."""
-        members = self._rivals.get(attack_id, [attack_id])
+        members = self.members_of_best.get(attack_id, [attack_id])
         found = self.gate[
             (self.gate["model_id"] == model_id) & self.gate["attack"].isin(["", *members])
         ]
@@ -128,6 +134,47 @@ class Run:
         """Whether a table was made with the weights that the model's card names."""
         weights = (read_metadata(path) or {}).get("weights")
         return weights is None or weights == self.cards[model_id].get("weights_sha256")
+
+    def history(self, model_id: str) -> pd.DataFrame | None:
+        """Loss and accuracy per epoch; None: the model was not trained by robust-ham."""
+        path = self.folder.model(model_id) / "training.csv"
+        if not path.is_file():
+            return None
+        with reading(path):
+            table = pd.read_csv(path)
+            _ = table[["epoch", *HISTORY_COLUMNS]]
+        return table
+
+    def spectrum(self, model_id: str, attack_id: str) -> pd.DataFrame | None:
+        """Radial spectrum of an attack's perturbations; None: not measured."""
+        path = self.folder.spectrum(model_id, attack_id)
+        if not path.is_file() or (model_id, attack_id) not in self.samples:
+            return None
+        with reading(path):
+            table = pd.read_csv(path)
+            _ = table[["frequency", "num_bins", "share"]]
+        return table
+
+    @cached_property
+    def kernels(self) -> pd.DataFrame:
+        """What the learned kernels are like, a row per model and layer; empty: not measured."""
+        path = self.folder.kernels
+        columns = ["model_id", "layer", *KERNEL_MEASURES]
+        if not path.is_file():
+            return pd.DataFrame(columns=columns)
+        with reading(path):
+            table = pd.read_csv(path, keep_default_na=False, na_values="")[columns]
+        return table[table["model_id"].isin(list(self.cards))]
+
+    @cached_property
+    def transfer(self) -> pd.DataFrame:
+        """How often one model's adversarial images fool another; empty: not asked for."""
+        path = self.folder.transfer
+        columns = "source_id target_id attack budget num_images num_fooled".split()
+        if not path.is_file():
+            return pd.DataFrame(columns=columns)
+        with reading(path):
+            return pd.read_csv(path)[columns]
 
     def correct(self, model_id: str) -> Values | None:
         """1.0 where the model is right, for every image of the test split; None: not predicted."""

@@ -208,6 +208,26 @@ def holm(p_values: list[float]) -> list[float]:
     return [float(value) for value in adjusted]
 
 
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Two-sided p of McNemar's exact test: images that only one of two networks gets right."""
+    total = only_first + only_second
+    return float(stats.binomtest(only_first, total).pvalue) if total else 1.0
+
+
+def wilcoxon(one: Values, other: Values) -> float:
+    """Two-sided p of Wilcoxon's signed-rank test on pairs, (n,); ∞ against ∞ is a tie.
+
+    Ties are left out; 1 where there is nothing else.
+    """
+    with np.errstate(invalid="ignore"):
+        difference = np.where(one == other, 0.0, one - other)
+    difference = difference[difference != 0]
+    if len(difference) == 0:
+        return 1.0
+    ranks = stats.rankdata(np.abs(difference))  # an infinite difference ranks as the largest
+    return float(stats.wilcoxon(ranks * np.sign(difference)).pvalue)
+
+
 def per_image_ratios(one: Values, other: Values) -> Values:
     """Ratios of distances; NaN where one of the two is 0 (wrong at first), ∞ / ∞ is a tie: 1."""
     both = (one > 0) & (other > 0)

@@ -32,6 +32,9 @@ EXPERIMENTS = {
     "kernels": Experiment("learned first-layer kernels and their spectra, side by side", True),
     "cost": Experiment("measured time and FLOPs against k, and what a window costs"),
     "leakage": Experiment("side lobes, bandwidth and edges of all learned kernels", True),
+    "convergence": Experiment(
+        "median DeepFool norm against steps, overshoot, candidates, pruning, precision"
+    ),
 }
 
 
@@ -63,6 +66,8 @@ def check(name: str, run: Path | None = None) -> None:
 def explain(name: str, folder: Path, run: Path | None = None) -> Explained:
     """Run an experiment and write ``name``.csv, .svg and .png into ``folder``.
 
+    What it says of a statement of the reference works is written to ``claims.csv``.
+
     Args:
         name: one of ``EXPERIMENTS``.
         folder: made if it is not there.
@@ -73,6 +78,7 @@ def explain(name: str, folder: Path, run: Path | None = None) -> Explained:
             to look at.
     """
     check(name, run)
+    from robust_ham.analysis.claims import answer_experiment
     from robust_ham.report.style import save_figure
     from robust_ham.store import write_csv
 
@@ -80,4 +86,7 @@ def explain(name: str, folder: Path, run: Path | None = None) -> Explained:
     made: Explained = module.explain(run) if EXPERIMENTS[name].takes_run else module.explain()
     write_csv(folder / f"{name}.csv", made.table)
     save_figure(made.figure, folder, name)
+    answers = answer_experiment(name, made.table)
+    if len(answers):
+        write_csv(folder / "claims.csv", answers)
     return made

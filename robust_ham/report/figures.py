@@ -26,6 +26,7 @@ _METRIC_LABELS = {
     "robust_area": "robust area",
     "median_l2": "median L2 distance",
     "rho_adv": "ρ_adv",
+    "normal_cosine": "cosine to the normal",
 }
 _PRIMARY = ("robust_area", "robust_accuracy")
 
@@ -43,6 +44,9 @@ def attack_title(run: Run, attack_id: str) -> str:
         "spatial_random": "random rotations + translations",
         "spatial_shift": "whole-pixel shifts",
     }
+    if attack.attack == "band_deepfool":
+        band, bands = attack.options.get("band", 0), attack.options.get("bands", 4)
+        return f"DeepFool L2, band {band + 1} of {bands}"
     name = names.get(attack.attack, attack_id)
     return name + norm if attack.attack in ("deepfool", "best") else name
 
@@ -65,13 +69,21 @@ def metric_label(run: Run, attack_id: str, metric: str, budget: float | None = N
 
 def robustness_figure(run: Run, curves: pd.DataFrame) -> Figure:
     """Clean accuracy, and the primary metric of each attack, against kernel size."""
+    return _panels(run, curves, primary_panels(run, curves))
+
+
+def primary_panels(run: Run, curves: pd.DataFrame) -> list[tuple[str, str, str]]:
+    """Attack id ("": clean images), metric and title of the headline figures.
+
+    Attacks that are held to a band of frequencies have a figure of their own.
+    """
     panels = [("", "clean_accuracy", "clean images, whole test split")]
-    for attack_id in run.attacks:
+    for attack_id, attack in run.attacks.items():
         have = set(curves.loc[curves["attack"] == attack_id, "metric"])
         metric = next((m for m in _PRIMARY if m in have), None)
-        if metric is not None:
+        if metric is not None and attack.attack != "band_deepfool":
             panels.append((attack_id, metric, attack_title(run, attack_id)))
-    return _panels(run, curves, panels)
+    return panels
 
 
 def metrics_figure(run: Run, curves: pd.DataFrame, attack_id: str) -> Figure:
@@ -84,12 +96,12 @@ def _panels(run: Run, curves: pd.DataFrame, panels: list[tuple[str, str, str]]) 
     by_family = _compares_families(run)
     num_rows = len(_networks(curves)) if by_family else 0
     with figure_style():
-        columns = min(len(panels), 4)
-        rows = -(-len(panels) // columns)
+        rows = -(-len(panels) // 4)
+        columns = -(-len(panels) // rows)
         height = max(2.8, 0.32 * num_rows + 0.7)
         figure = Figure(figsize=(3.1 * columns, height * rows + 0.5), layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False, sharey=by_family).flat
-        for axes, (attack_id, metric, title) in zip(grid, panels, strict=False):
+        for (attack_id, metric, title), axes in zip(panels, grid, strict=False):
             part = curves[(curves["attack"] == attack_id) & (curves["metric"] == metric)]
             label, share = metric_label(run, attack_id, metric), metric in SHARES
             axes.set_title(title)
@@ -102,19 +114,18 @@ def _panels(run: Run, curves: pd.DataFrame, panels: list[tuple[str, str, str]]) 
             if share:
                 axis = axes.xaxis if by_family else axes.yaxis
                 axis.set_major_formatter(PercentFormatter(1, symbol=" %"))
-        for axes in list(grid):
+        for axes in grid:  # those left over
             axes.set_axis_off()
         legend_below(figure)
     return figure
 
 
 def _compares_families(run: Run) -> bool:
-    """Whether most families have one kernel size, so that there is no axis of k to draw."""
+    """Whether families stand side by side and none has three kernel sizes, enough for an axis."""
     sizes: dict[str, set[int]] = {}
     for spec in run.specs:
         sizes.setdefault(spec.family, set()).add(spec.kernel_size)
-    single = sum(len(found) == 1 for found in sizes.values())
-    return len(sizes) > 1 and 2 * single >= len(sizes)
+    return len(sizes) > 1 and max(len(found) for found in sizes.values()) < 3
 
 
 def _networks(curves: pd.DataFrame) -> list[tuple[str, int]]:
@@ -211,7 +222,7 @@ def budget_figure(run: Run, curves: pd.DataFrame, attack_id: str) -> Figure:
         rows = -(-len(panels) // columns)
         figure = Figure(figsize=(3.4 * columns, 2.8 * rows + 0.5), layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat
-        for axes, ((family, value), group) in zip(grid, panels, strict=False):
+        for ((family, value), group), axes in zip(panels, grid, strict=False):
             for arm, line in group.groupby(within, sort=not by_family):
                 colour = window_colour(str(arm)) if by_family else shades[arm]
                 label = WINDOW_LABELS[str(arm)] if by_family else f"k = {arm}"
@@ -228,7 +239,7 @@ def budget_figure(run: Run, curves: pd.DataFrame, attack_id: str) -> Figure:
             norm = "L∞" if run.attacks[attack_id].norm == "linf" else "L2"
             axes.set_xlabel(f"{norm} budget")
             axes.set_ylabel("robust accuracy")
-        for axes in list(grid):
+        for axes in grid:  # those left over
             axes.set_axis_off()
         legend_below(figure)
     return figure

@@ -14,14 +14,17 @@ import pandas as pd
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from robust_ham.analysis.checkpoint_pairs import checkpoint_pairs
+from robust_ham.analysis.claims import answer_claims
 from robust_ham.analysis.contrasts import contrasts
 from robust_ham.analysis.curves import budget_curves, kernel_size_curves, summarise
+from robust_ham.analysis.mechanism import mechanisms, spectra, transfer_between_arms
 from robust_ham.analysis.run import Run
 from robust_ham.config import RequestError
-from robust_ham.report import figures
+from robust_ham.report import figures, mechanism
 from robust_ham.report.gallery import gallery_figure
 from robust_ham.report.style import WINDOW_LABELS, save_figure
-from robust_ham.report.verdict_table import verdict_table
+from robust_ham.report.verdict_table import claim_table, verdict_table
 from robust_ham.store import RunFolder, read_json, reading, write_csv, write_text
 
 _TABLE_COLUMNS = {
@@ -36,6 +39,8 @@ _TABLE_COLUMNS = {
     "fooled_rate": "fooled rate",
     "median_l2": "median L2",
     "rho_adv": "ρ_adv",
+    "normal_cosine": "cosine to the normal",
+    "optimality": "optimality",
     "effective_width_learned": "learned width",
     "params": "parameters",
     "forwards": "forwards",
@@ -64,7 +69,10 @@ class Report:
 
 
 def build_report(folder: Path) -> Report:
-    """Write ``summary.csv``, ``curves.csv``, ``contrasts.csv``, ``figures/`` and ``report.html``.
+    """Write the tables that are made from others, ``figures/`` and ``report.html``.
+
+    These are ``summary.csv``, ``curves.csv``, ``contrasts.csv``, ``checkpoints.csv``,
+    ``claims.csv`` and ``mechanisms.csv``.
 
     Raises:
         RequestError: not a run folder, a damaged table, or nothing to report yet.
@@ -79,14 +87,21 @@ def build_report(folder: Path) -> Report:
     write_csv(run.folder.curves, budgets)
     effects = contrasts(run)
     write_csv(run.folder.contrasts, effects)
-    pictures = _pictures(run, curves, budgets)
+    write_csv(run.folder.checkpoints, checkpoint_pairs(run))
+    answers = answer_claims(run)
+    write_csv(run.folder.claims, answers)
+    causes = mechanisms(run)
+    write_csv(run.folder.mechanisms, causes)
+    pictures = _pictures(run, curves, budgets, causes)
     made = Report(run.folder.report, *_arm_table(run, curves))
     verdicts = verdict_table(run, effects)
-    write_text(made.page, _page(run, summary, made, verdicts, pictures))
+    write_text(made.page, _page(run, summary, made, verdicts, claim_table(answers), pictures))
     return made
 
 
-def _pictures(run: Run, curves: pd.DataFrame, budgets: pd.DataFrame) -> list[Picture]:
+def _pictures(
+    run: Run, curves: pd.DataFrame, budgets: pd.DataFrame, causes: pd.DataFrame
+) -> list[Picture]:
     folder = run.folder.figures
     pictures = []
 
@@ -100,6 +115,13 @@ def _pictures(run: Run, curves: pd.DataFrame, budgets: pd.DataFrame) -> list[Pic
         "Clean accuracy and robustness against kernel size. Large markers: mean over seeds; small "
         "points: single seeds; bars: 95 % intervals over seeds and images together (with one "
         "seed: over images, for that one model).",
+    )
+    keep(
+        mechanism.axes_figure(run, curves),
+        "axes",
+        "The same figures against what else grows with k: the effective width of the nominal "
+        "window and of the learned kernels, parameters, FLOPs. Numbers beside markers: k. A "
+        "difference that vanishes on another axis is no effect of the window as such.",
     )
     distance_attacks = [a for a in run.attacks if (budgets["attack"] == a).any()]
     for attack_id in distance_attacks:
@@ -116,6 +138,43 @@ def _pictures(run: Run, curves: pd.DataFrame, budgets: pd.DataFrame) -> list[Pic
             f"curves-{attack_id}",
             f"{title}: share of all images still right within the budget. Lines: mean over seeds; "
             "bands: range of the seeds.",
+        )
+    by_band = mechanism.bands_figure(run, curves)
+    if by_band is not None:
+        keep(
+            by_band,
+            "bands",
+            "Robust area under DeepFool whose steps are held to one band of frequencies; the bands "
+            "are rings of the FFT of equal dimension. Farther: that band fools less.",
+        )
+    learned = mechanism.kernels_figure(run, causes)
+    if learned is not None:
+        keep(
+            learned,
+            "kernels",
+            "Robustness of every model against what its learned kernels are like (means over "
+            "layers of kernels.csv); larger marker: larger k. ρ: Spearman's rank correlation over "
+            "all models, windows together; it describes, and proves no cause.",
+        )
+    spectrum = spectra(run)
+    for attack_id in spectrum["attack"].unique():
+        keep(
+            mechanism.spectra_figure(spectrum[spectrum["attack"] == attack_id]),
+            f"spectra-{attack_id}",
+            f"{figures.attack_title(run, attack_id)}: where in frequency the perturbations "
+            "that fool lie. Mean over images and seeds of the energy per bin of the FFT; 1: white "
+            "noise.",
+        )
+    passed_on = transfer_between_arms(run)
+    if len(passed_on):
+        budget = run.transfer["budget"].iloc[0]
+        keep(
+            mechanism.transfer_figure(passed_on),
+            "transfer",
+            f"Transfer: images made for the network of the row, rescaled to an L2 length of "
+            f"{budget:g}, shown to the network of the column; share that fools it, of those that "
+            "fooled the source and that the target gets right clean. Means over pairs of different "
+            "seeds (with one seed: of different networks).",
         )
     histories = _histories(run)
     if len(histories):
@@ -143,17 +202,11 @@ def _inline(folder: Path, name: str, *, svg: bool) -> Markup:
     return Markup('<img alt="" src="data:image/png;base64,{}">').format(content)
 
 
-_CURVE_COLUMNS = "train_loss train_accuracy validation_loss validation_accuracy".split()
-
-
 def _histories(run: Run) -> pd.DataFrame:
     tables = []
     for spec in run.specs:
-        path = run.folder.model(spec.model_id) / "training.csv"
-        if path.is_file():
-            with reading(path):
-                table = pd.read_csv(path)
-                _ = table[["epoch", *_CURVE_COLUMNS]]
+        table = run.history(spec.model_id)
+        if table is not None:
             tables.append(
                 table.assign(
                     family=spec.family,
@@ -170,6 +223,7 @@ def _page(
     summary: pd.DataFrame,
     made: Report,
     verdicts: list[dict[str, str]],
+    answers: list[dict[str, Any]],
     pictures: list[Picture],
 ) -> str:
     environment = jinja2.Environment(
@@ -192,10 +246,16 @@ def _page(
         config_yaml=run.config.to_yaml(),
         num_images=int(summary["n"].max()),
         num_models=summary["model_id"].nunique(),
-        num_expected=len(run.config.model_specs()) * len(run.config.attacks),
+        num_expected=sum(
+            attack.attacks(spec)
+            for spec in run.config.model_specs()
+            for attack in run.config.attacks.values()
+        ),
         num_found=sum(attack in run.config.attacks for _, attack in run.samples),
         arms=made,
         verdicts=verdicts,
+        answers=[answer for answer in answers if answer["answer"] != "not run"],
+        not_run=[answer["statement"] for answer in answers if answer["answer"] == "not run"],
         notes=list(dict.fromkeys(row["note"] for row in verdicts if row["note"])),
         interaction=run.config.interaction,
         has_endpoints=bool(run.config.endpoints),
@@ -229,12 +289,7 @@ def _cell(value: Any, name: str) -> str:  # noqa: ANN401
 
 def _arm_table(run: Run, curves: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the headline table: kernel size and window by primary metric."""
-    wanted = [("", "clean_accuracy")]
-    for attack_id in run.attacks:
-        have = set(curves.loc[curves["attack"] == attack_id, "metric"])
-        metric = next((m for m in ("robust_area", "robust_accuracy") if m in have), None)
-        if metric is not None:
-            wanted.append((attack_id, metric))
+    wanted = [(attack_id, metric) for attack_id, metric, _ in figures.primary_panels(run, curves)]
     header = ["network", "k", "window", "seeds"]
     for attack_id, metric in wanted:
         title = figures.attack_title(run, attack_id) if attack_id else "clean images"

@@ -1,4 +1,4 @@
-"""The verdicts of ``contrasts.csv`` as the page shows them."""
+"""The verdicts of ``contrasts.csv`` and the answers of ``claims.csv`` as the page shows them."""
 
 from __future__ import annotations
 
@@ -68,3 +68,36 @@ def _what_would_decide(row: dict[Hashable, Any]) -> str:
         if pd.notna(row[f"{what}_to_decide"])
     ]
     return " or ".join(needed).replace(",", "\u202f")
+
+
+def claim_table(answers: pd.DataFrame) -> list[dict[str, Any]]:
+    """Per claim its statement, source, answer and scope, and its pieces of evidence in words."""
+    claims = []
+    for _, rows in answers.groupby("claim", sort=False):
+        first = rows.iloc[0]
+        evidence = [
+            {
+                "part": row["part"],
+                "answer": row["part_answer"],
+                "effect": _claim_effect(row),
+                "seeds": "" if not row["num_seeds"] else f"{int(row['num_seeds'])} seeds",
+            }
+            for row in rows.to_dict(orient="records")
+            if pd.notna(row["part"])
+        ]
+        known = {key: first[key] for key in ("statement", "source", "answer", "scope")}
+        claims.append(known | {"evidence": evidence})
+    return claims
+
+
+def _claim_effect(row: dict[Hashable, Any]) -> str:
+    """What was expected, and the effect with its interval, in the units of its scale."""
+    points = row["scale"] == "difference" and "accuracy" in row["part"]
+    number = "×{:.3f}" if row["scale"] == "ratio" else "{:+.1f}" if points else "{:+.3f}"
+
+    def shown(value: float) -> str:
+        return "?" if pd.isna(value) else number.format(100 * value if points else value)
+
+    effect, low, high = (shown(row[name]) for name in ("effect", "low", "high"))
+    text = f"{effect} [{low}, {high}]".replace("-", "−") + (" points" if points else "")
+    return f"{text}; claimed: {row['expected']}"

@@ -1,0 +1,242 @@
+"""Figures that ask for the cause: other axes than k, learned kernels, spectra, bands, transfer."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter, PercentFormatter
+
+from robust_ham.analysis.curves import SHARES
+from robust_ham.analysis.mechanism import rank_correlation
+from robust_ham.analysis.run import Run
+from robust_ham.report.figures import attack_title, metric_label, primary_panels
+from robust_ham.report.style import (
+    FAMILY_LINES,
+    WINDOW_LABELS,
+    figure_style,
+    legend_below,
+    window_colour,
+    window_marker,
+)
+
+AXES = {
+    "kernel_size": "kernel size k",
+    "effective_width": "effective width of the window",
+    "effective_width_learned": "effective width, learned",
+    "params": "parameters",
+    "flops": "FLOPs of one image",
+}
+KERNELS = {
+    "effective_width_learned": "effective width, learned",
+    "effective_taps": "effective taps",
+    "side_lobe_energy": "side-lobe energy (share)",
+    "bandwidth": "bandwidth (share)",
+    "edge_energy": "edge energy (share)",
+}
+
+
+def axes_figure(run: Run, curves: pd.DataFrame) -> Figure:
+    """The headline figures against everything that k stands for; controls in the same panels.
+
+    A row per figure, a column per axis; the number beside a marker is k.
+    """
+    rows = primary_panels(run, curves)
+    columns = [name for name in AXES if curves[name].notna().any()]
+    with figure_style():
+        size = (2.5 * len(columns) + 0.4, 2.1 * len(rows) + 0.7)
+        figure = Figure(figsize=size, layout="constrained")
+        panels = figure.subplots(len(rows), len(columns), squeeze=False, sharex="col", sharey="row")
+        for line, (attack_id, metric, title) in zip(panels, rows, strict=True):
+            part = curves[(curves["attack"] == attack_id) & (curves["metric"] == metric)]
+            for axes, name in zip(line, columns, strict=True):
+                _against(axes, part, name)
+            line[0].set_ylabel(f"{title}\n{metric_label(run, attack_id, metric)}", fontsize=8)
+            if metric in SHARES:
+                line[0].yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
+        for axes, name in zip(panels[-1], columns, strict=True):
+            axes.set_xlabel(AXES[name])
+            if name in ("params", "flops"):
+                axes.set_xscale("log")
+                axes.xaxis.set_minor_formatter(NullFormatter())
+            if name == "kernel_size":
+                axes.set_xticks(sorted(curves[name].unique()))
+        legend_below(figure)
+    return figure
+
+
+def _against(axes: Axes, part: pd.DataFrame, name: str) -> None:
+    """Arms against a number that they have: estimate and interval, lines along k."""
+    families = list(dict.fromkeys(part["family"]))
+    for (family, window), unsorted in part.groupby(["family", "window"], sort=False):
+        numbers = unsorted[[name, "estimate", "low", "high"]].astype(float)
+        known = numbers.replace([np.inf, -np.inf], np.nan).notna().all(axis=1)
+        arm = unsorted.loc[known].sort_values("kernel_size")
+        x, y = arm[name].astype(float), arm["estimate"]
+        axes.errorbar(
+            x,
+            y,
+            yerr=np.maximum([y - arm["low"], arm["high"] - y], 0),
+            color=window_colour(str(window)),
+            marker=window_marker(str(window)),
+            markersize=4,
+            linewidth=1,
+            elinewidth=0.8,
+            capsize=1.5,
+            linestyle=FAMILY_LINES[families.index(str(family)) % len(FAMILY_LINES)],
+            label=WINDOW_LABELS[str(window)] + (f" ({family})" if len(families) > 1 else ""),
+        )
+        if name != "kernel_size":
+            for size, across, up in zip(arm["kernel_size"], x, y, strict=True):
+                axes.annotate(
+                    str(size), (across, up), xytext=(3, 3), textcoords="offset points", fontsize=6.5
+                )
+
+
+def kernels_figure(run: Run, table: pd.DataFrame) -> Figure | None:
+    """Robustness of every model against what its learned kernels are like; ρ: rank correlation."""
+    measures = [name for name in KERNELS if table[name].notna().any()]
+    attacks = [a for a in _headline_attacks(run) if (table["attack"] == a).any()]
+    if not measures or table["model_id"].nunique() < 3:
+        return None
+    with figure_style():
+        size = (2.4 * len(measures) + 0.4, 2.2 * len(attacks) + 0.6)
+        figure = Figure(figsize=size, layout="constrained")
+        panels = figure.subplots(
+            len(attacks), len(measures), squeeze=False, sharex="col", sharey="row"
+        )
+        for line, attack_id in zip(panels, attacks, strict=True):
+            here = table[table["attack"] == attack_id]
+            metric = "robust_area" if run.attacks[attack_id].has_budget else "robust_accuracy"
+            label = metric_label(run, attack_id, metric)
+            line[0].set_ylabel(f"{attack_title(run, attack_id)}\n{label}", fontsize=8)
+            for axes, name in zip(line, measures, strict=True):
+                for window, arm in here.groupby("window", sort=False):
+                    axes.scatter(
+                        arm[name],
+                        arm["robustness"],
+                        s=6 + 3 * arm["kernel_size"],
+                        color=window_colour(str(window)),
+                        marker=window_marker(str(window)),
+                        alpha=0.75,
+                        linewidths=0,
+                        label=WINDOW_LABELS[str(window)],
+                    )
+                found = rank_correlation(here[name], here["robustness"])
+                if np.isfinite(found):
+                    axes.set_title(f"ρ = {found:+.2f}".replace("-", "−"), fontsize=8.5)
+        for axes, name in zip(panels[-1], measures, strict=True):
+            axes.set_xlabel(KERNELS[name])
+        legend_below(figure)
+    return figure
+
+
+def _headline_attacks(run: Run) -> list[str]:
+    """The best of the minimum-norm attacks of a norm for all of them, and every other attack."""
+    members = run.members_of_best
+    hidden = {attack for found in members.values() for attack in found}
+    return [a for a, c in run.attacks.items() if a not in hidden and c.attack != "band_deepfool"]
+
+
+def spectra_figure(table: pd.DataFrame) -> Figure:
+    """Where in frequency an attack's perturbations lie: a panel per window, a colour per k."""
+    several = table["family"].nunique() > 1
+    panels = list(table.groupby(["family", "window"], sort=False))
+    sizes = sorted(table["kernel_size"].unique())
+    shades = dict(zip(sizes, sns.color_palette("viridis", len(sizes)), strict=True))
+    with figure_style():
+        columns = min(len(panels), 4)
+        rows = -(-len(panels) // columns)
+        figure = Figure(figsize=(3.2 * columns, 2.7 * rows + 0.5), layout="constrained")
+        grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat
+        for ((family, window), part), axes in zip(panels, grid, strict=False):
+            axes.axhline(1, color="0.8", linewidth=0.8)
+            for size, arm in part.groupby("kernel_size"):
+                axes.plot(
+                    arm["frequency"],
+                    arm["density"],
+                    color=shades[size],
+                    label=f"k = {size}",
+                    lw=1.4,
+                )
+            axes.set_yscale("log")
+            name = WINDOW_LABELS[str(window)]
+            axes.set_title(f"{name}\n{family}" if several else name)
+            axes.set_xlabel("frequency (cycles per pixel)")
+            axes.set_ylabel("energy per bin, white = 1")
+        for axes in grid:  # those left over
+            axes.set_axis_off()
+        legend_below(figure)
+    return figure
+
+
+def bands_figure(run: Run, curves: pd.DataFrame) -> Figure | None:
+    """Robust area under DeepFool held to one band of frequencies, against k, a panel per band."""
+    banded = {a: c for a, c in run.attacks.items() if c.attack == "band_deepfool"}
+    shown = {
+        attack_id: curves[(curves["attack"] == attack_id) & (curves["metric"] == "robust_area")]
+        for attack_id in sorted(banded, key=lambda a: banded[a].options.get("band", 0))
+    }
+    shown = {attack_id: part for attack_id, part in shown.items() if len(part)}
+    if not shown:
+        return None
+    with figure_style():
+        figure = Figure(figsize=(2.5 * len(shown) + 0.5, 2.9), layout="constrained")
+        panels = figure.subplots(1, len(shown), squeeze=False)[0]
+        for axes, (attack_id, part) in zip(panels, shown.items(), strict=True):
+            options = banded[attack_id].options
+            band, bands = options.get("band", 0), options.get("bands", 4)
+            _against(axes, part, "kernel_size")
+            ends = {0: " (lowest)", bands - 1: " (highest)"}
+            axes.set_title(f"band {band + 1} of {bands}{ends.get(band, '')}")
+            axes.set_xticks(sorted(part["kernel_size"].unique()))
+            axes.set_xlabel(AXES["kernel_size"])
+            axes.set_ylabel(metric_label(run, attack_id, "robust_area"))
+            axes.set_ylim(bottom=0)
+        legend_below(figure)
+    return figure
+
+
+def transfer_figure(table: pd.DataFrame) -> Figure:
+    """Share of images that fool the target (columns) when made for the source (rows)."""
+    families, windows = list(dict.fromkeys(table["source_family"])), list(WINDOW_LABELS)
+
+    def arms(role: str) -> list[tuple[int, int, int]]:
+        """Places of family and window, and kernel size: they sort as people read."""
+        columns = (table[f"{role}_{key}"] for key in ("family", "window", "kernel_size"))
+        return [
+            (families.index(f), windows.index(w), int(k)) for f, w, k in zip(*columns, strict=True)
+        ]
+
+    def name(arm: tuple[int, int, int]) -> str:
+        family = f" ({families[arm[0]]})" if len(families) > 1 else ""
+        return f"{WINDOW_LABELS[windows[arm[1]]]} {arm[2]}{family}"
+
+    order = [name(arm) for arm in sorted(set(arms("source")))]
+    named = table.assign(
+        source=[name(arm) for arm in arms("source")], target=[name(arm) for arm in arms("target")]
+    )
+    matrix = named.pivot_table(index="source", columns="target", values="fooled_rate", sort=False)
+    matrix = matrix.reindex(index=order, columns=[n for n in order if n in matrix.columns])
+    with figure_style():
+        side = 0.5 * len(order) + 1.8
+        figure = Figure(figsize=(side + 1, side), layout="constrained")
+        axes = figure.subplots()
+        sns.heatmap(
+            100 * matrix,
+            ax=axes,
+            annot=len(order) <= 20,
+            fmt=".0f",
+            annot_kws={"fontsize": 7.5},
+            cmap="viridis",
+            square=True,
+            linewidths=0.5,
+            cbar_kws={"label": "images that fool the target (%)", "shrink": 0.7},
+        )
+        axes.set_xlabel("target")
+        axes.set_ylabel("made for")
+        axes.tick_params(axis="x", rotation=60)
+        axes.tick_params(axis="y", rotation=0)
+    return figure

@@ -1,0 +1,129 @@
+"""Whether adversarial images made for one model fool another: ``transfer.csv``, a row per pair."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from robust_ham.cells import Context, finished_models, load_model
+from robust_ham.checkpoints import read_card
+from robust_ham.config import RequestError, TransferConfig
+from robust_ham.evaluation import Progress, logits_of
+from robust_ham.store import (
+    content_key,
+    read_metadata,
+    read_rows,
+    read_table,
+    reading,
+    write_csv,
+)
+
+VERSION = 1
+"""Raised when the same pair gets another row; part of every key."""
+
+COLUMNS = "source_id target_id attack budget num_images num_fooled key".split()
+
+
+class _Attacked(NamedTuple):
+    """One model under the attack: key of its rows, which images were right and which fooled."""
+
+    model_id: str
+    key: str
+    right: Tensor
+    fooled: Tensor
+
+
+def write_transfer(
+    context: Context,
+    asked: TransferConfig,
+    failed: Collection[str] = (),
+    progress: Progress = lambda done, total: None,
+) -> None:
+    """Write ``transfer.csv`` of a run; rows of pairs whose models are the same are kept.
+
+    Every stored perturbation is rescaled to one L2 length, added to its image, clipped to [0, 1]
+    and shown to every model. Only images count that the source was fooled on and the target gets
+    right without the perturbation.
+    """
+    before = read_rows(context.run.transfer, COLUMNS)
+    known = {(row["source_id"], row["target_id"], row["key"]): row for row in _records(before)}
+    models = _attacked_models(context, asked, failed)
+    specs = {spec.model_id: spec for spec in context.plan.config.model_specs()}
+    rows = []
+    for i, source in enumerate(models):
+        pairs = [(target, _key(source, target, asked)) for target in models]
+        missing = [p for p in pairs if (source.model_id, p[0].model_id, p[1]) not in known]
+        moved = rescaled(context, asked, source.model_id) if missing else None
+        for target, key in pairs:
+            row = known.get((source.model_id, target.model_id, key))
+            if row is None and moved is not None:
+                both = source.fooled & target.right
+                model, _ = load_model(context, specs[target.model_id])
+                predicted = logits_of(model, moved[both], context.device).argmax(1)
+                wrong = predicted != context.plan.attacked.labels[both]
+                row = {
+                    "source_id": source.model_id,
+                    "target_id": target.model_id,
+                    "attack": asked.attack,
+                    "budget": str(asked.budget),
+                    "num_images": str(int(both.sum())),
+                    "num_fooled": str(int(wrong.sum())),
+                    "key": key,
+                }
+            rows.append(row)
+        progress(i + 1, len(models))
+    write_csv(context.run.transfer, pd.DataFrame(rows, columns=COLUMNS))
+
+
+def _records(table: pd.DataFrame) -> list[dict[str, str]]:
+    return [{str(k): str(v) for k, v in row.items()} for row in table.to_dict(orient="records")]
+
+
+def _attacked_models(
+    context: Context, asked: TransferConfig, failed: Collection[str]
+) -> list[_Attacked]:
+    """The models whose attack is finished."""
+    found = []
+    for spec in finished_models(context, failed):
+        path = context.run.samples(spec.model_id, asked.attack)
+        weights = read_card(context.run.model(spec.model_id))["weights_sha256"]
+        about = read_metadata(path) or {}
+        if about.get("weights") != weights:
+            continue
+        samples = read_table(path)
+        right = np.array(samples["clean_prediction"] == samples["label"])
+        fooled = np.array(samples["status"] == "fooled")
+        masks = torch.from_numpy(right), torch.from_numpy(fooled)
+        found.append(_Attacked(spec.model_id, str(about["key"]), *masks))
+    return found
+
+
+def _key(source: _Attacked, target: _Attacked, asked: TransferConfig) -> str:
+    made = {"source": source.key, "target": target.key, "budget": asked.budget}
+    return content_key(made | {"version": VERSION})
+
+
+def rescaled(context: Context, asked: TransferConfig, model_id: str) -> Tensor:
+    """Images (n, C, H, W) with a model's stored perturbations at the asked L2 length, clipped.
+
+    Raises:
+        RequestError: the stored images are missing, damaged, or of other images.
+    """
+    path = context.run.adversarials(model_id, asked.attack)
+    attacked = context.plan.attacked
+    if not path.is_file():
+        raise RequestError(f"{path}: no such file; remove the attack's samples to make it again")
+    with reading(path), np.load(path, allow_pickle=False) as arrays:
+        stored = torch.from_numpy(arrays["adversarial"])
+        ids = arrays["sample_id"].tolist()
+    if stored.shape != attacked.images.shape or ids != attacked.sample_ids:
+        raise RequestError(f"{path}: not of the images that are attacked")
+    step = stored - attacked.images
+    length = step.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
+    moved: Tensor = (attacked.images + asked.budget * step / length).clamp(0, 1)
+    return moved
