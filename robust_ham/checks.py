@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from attacks import margins_of
 from attacks.draws import image_streams
-from attacks.prepare import attack_mode
+from attacks.prepare import Model, attack_mode, prepare
 from robust_ham.analysis.statistics import Values, per_image_ratios
 from robust_ham.evaluation import ACCURACY_TOLERANCE, logits_of
 
@@ -181,31 +181,45 @@ def nearest_along(model: nn.Module, images: Tensor, labels: Tensor, ends: list[T
     """L2 distance to the nearest image that fools on the lines from images to ``ends``, (n,).
 
     Each line is scanned from a sixteenth to four times its length and the first crossing bisected;
-    0: wrong at first, ∞: no line leads across.
+    0: wrong at first, ∞: no line leads across. A prepared copy of the model answers.
     """
-    found = torch.full((len(images),), np.inf, dtype=torch.float64)
+    found = np.full(len(images), np.inf)
     with attack_mode(model), torch.no_grad():
-
-        def fools(ways: Tensor, share: Tensor) -> Tensor:
-            moved = (images + share.view(-1, 1, 1, 1) * ways).clamp(0, 1)
-            return margins_of(model(moved), labels) < 0
-
+        fast = prepare(model, images)
+        wrong = margins_of(fast(images), labels) <= 0
         for end in ends:
-            ways = end - images
-            scale = torch.ones(len(images), device=images.device)
-            low, high = torch.zeros_like(scale), torch.full_like(scale, np.inf)
-            for share in np.geomspace(1 / 16, 4, 13):
-                crossed = fools(ways, scale * share) & high.isinf()
-                high = torch.where(crossed, scale * share, high)
-                low = torch.where(high.isinf(), scale * share, low)
-            reached = high.isfinite()
-            high = torch.where(reached, high, 0.0)
-            for _ in range(8):
-                middle = (low + high) / 2
-                crossed = fools(ways, middle)
-                low, high = torch.where(crossed, low, middle), torch.where(crossed, middle, high)
-            moved = (images + high.view(-1, 1, 1, 1) * ways).clamp(0, 1)
-            distance = (moved - images).double().flatten(1).norm(dim=1).cpu()
-            found = torch.minimum(found, torch.where(reached.cpu(), distance, np.inf))
-        wrong = margins_of(model(images), labels) <= 0
-    return found.where(~wrong.cpu(), 0.0).numpy()
+            found = np.minimum(found, _first_crossing(fast, images, labels, end))
+    return np.where(wrong.cpu().numpy(), 0.0, found)
+
+
+def _first_crossing(model: Model, images: Tensor, labels: Tensor, ends: Tensor) -> Values:
+    """Along the line from each image to its end: L2 distance, (n,); ∞: the label stays."""
+    ways = ends - images
+
+    def moved(rows: Tensor, share: Tensor) -> Tensor:
+        return (images[rows] + share.view(-1, 1, 1, 1) * ways[rows]).clamp(0, 1)
+
+    def fools(rows: Tensor, share: Tensor) -> Tensor:
+        return margins_of(model(moved(rows, share)), labels[rows]) < 0
+
+    low = torch.zeros(len(images), device=images.device)
+    high = torch.full_like(low, torch.inf)
+    left = torch.arange(len(images), device=images.device)
+    for share in np.geomspace(1 / 16, 4, 13):
+        at = torch.full((len(left),), share, dtype=low.dtype, device=images.device)
+        crossed = fools(left, at)
+        high[left[crossed]] = share
+        left = left[~crossed]
+        low[left] = share
+        if len(left) == 0:
+            break
+    reached = torch.isfinite(high).nonzero().squeeze(1)
+    for _ in range(8 if len(reached) else 0):
+        middle = (low[reached] + high[reached]) / 2
+        crossed = fools(reached, middle)
+        low[reached] = torch.where(crossed, low[reached], middle)
+        high[reached] = torch.where(crossed, middle, high[reached])
+    distance = np.full(len(images), np.inf)
+    step = (moved(reached, high[reached]) - images[reached]).double().flatten(1)
+    distance[reached.cpu().numpy()] = step.norm(dim=1).cpu().numpy()
+    return distance

@@ -25,7 +25,7 @@ from robust_ham.evaluation import Progress, accuracy, judge
 from robust_ham.model_groups import ModelGroup
 from robust_ham.store import content_key, read_metadata, read_rows, read_table, write_csv
 
-VERSION = 2
+VERSION = 3
 """Raised when the same model gets other findings; part of every key."""
 
 _DDN, _DDN_STEPS = "foolbox:DDNAttack", 100
@@ -131,12 +131,13 @@ def check_attack(
 
         findings.append(checks.check_survivors(checked.samples[attack_id], persist))
     if "steps" in options:
-        doubled = distances
-        if attack.attack != "deepfool" or np.isinf(distances).any():
+        passes = checked.samples[attack_id]["forwards"].to_numpy()[:count]
+        stopped = np.flatnonzero(passes >= options["steps"])  # fewer: it has ended by itself
+        doubled = distances.copy()
+        if len(stopped):
             more = options | {"steps": 2 * options["steps"]}
-            again = checked.attacked_anew(attack.attack, more)
-            doubled = again[attack.norm].to_numpy(np.float64)[:count]
-        # else all are fooled, and DeepFool stops where it fools: more steps change nothing
+            again = checked.attacked_anew(attack.attack, more, stopped)
+            doubled[stopped] = again[attack.norm].to_numpy(np.float64)
         findings.append(checks.check_doubled_steps(distances, doubled))
     if attack_id == _nearest_l2(checked):
         findings += _check_best(checked, others)

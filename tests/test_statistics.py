@@ -278,7 +278,7 @@ def test_medians_of_survivors_alone_are_infinite_and_of_nothing_unknown():
     assert survivors.interval() == (np.inf, np.inf, np.inf)
     nothing = crossed_bootstrap(medians_of(np.full((3, 10), np.nan)), 10, num_draws=20)
     assert np.isnan(nothing.interval()).all()
-    assert medians_of(np.array([[1.0, np.inf]]))(np.ones(2, np.int64)).tolist() == [np.inf]
+    assert medians_of(np.array([[1.0, np.inf]]))(np.ones((1, 2), np.int64)).tolist() == [[np.inf]]
 
 
 def test_ratios_of_distances():

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -237,17 +238,18 @@ def per_image_ratios(one: Values, other: Values) -> Values:
 
 
 Statistic = Callable[[NDArray[np.int64]], Values]
-"""A figure per seed, (S,), of images that count as often as the argument, (n,), says."""
+"""A figure per seed, (b, S), of images that count as often as each row of the argument, (b, n)."""
 
 
 def means_of(values: Values) -> Statistic:
     """Mean over the images of each seed, (S, n); NaN is left out, NaN where there is nothing."""
     present = ~np.isnan(values)
-    filled = np.where(present, values, 0.0)
+    filled, known = np.where(present, values, 0.0).T, present.astype(np.float64).T
 
     def means(counts: NDArray[np.int64]) -> Values:
+        weights = counts.astype(np.float64)
         with np.errstate(invalid="ignore"):
-            return np.asarray((filled * counts).sum(axis=1) / (present * counts).sum(axis=1))
+            return np.asarray((weights @ filled) / (weights @ known))
 
     return means
 
@@ -258,25 +260,30 @@ def medians_of(values: Values) -> Statistic:
     NaN where there is nothing.
     """
     order = np.argsort(values, axis=1)  # NaN last
-    ordered = np.take_along_axis(values, order, axis=1)
-    present = ~np.isnan(ordered)
+    known = (~np.isnan(values)).sum(axis=1)
+    ranked = [
+        (row[chosen[:count]], chosen[:count])
+        for row, chosen, count in zip(values, order, known, strict=True)
+    ]
+
+    def median(counts: NDArray[np.int64], ordered: Values, chosen: NDArray[np.int64]) -> float:
+        reached = np.cumsum(counts[chosen])
+        total = int(reached[-1]) if len(reached) else 0
+        if total == 0:
+            return np.nan
+        low, high = ordered[np.searchsorted(reached, [(total + 1) // 2, total // 2 + 1])]
+        return float(low if low == high else (low + high) / 2)
 
     def medians(counts: NDArray[np.int64]) -> Values:
-        reached = np.cumsum(counts[order] * present, axis=1)
-        total = reached[:, -1:]
-        places = [(reached < middle).sum(axis=1) for middle in ((total + 1) // 2, total // 2 + 1)]
-        last = ordered.shape[1] - 1
-        low, high = (np.take_along_axis(ordered, np.minimum(p, last)[:, None], 1) for p in places)
-        with np.errstate(invalid="ignore"):
-            middle = np.where(low == high, low, (low + high) / 2)
-        return np.asarray(np.where(total > 0, middle, np.nan)[:, 0])
+        return np.array([[median(row, *seed) for seed in ranked] for row in counts])
 
     return medians
 
 
 def per_seed(statistic: Statistic, num_images: int) -> Values:
     """The figure of each seed, (S,), every image counting once."""
-    return statistic(np.ones(num_images, dtype=np.int64))
+    found: Values = statistic(np.ones((1, num_images), dtype=np.int64))[0]
+    return found
 
 
 @dataclass(frozen=True)
@@ -303,11 +310,26 @@ def crossed_bootstrap(
 
     One draw of images is shared by all seeds. Approximate below 10 seeds.
     """
-    stream = np.random.default_rng(seed)
     whole = per_seed(statistic, num_images)
-    draws = np.empty(num_draws)
-    for b in range(num_draws):
-        seeds = stream.integers(len(whole), size=len(whole))
-        images = stream.integers(num_images, size=num_images)
-        draws[b] = statistic(np.bincount(images, minlength=num_images))[seeds].mean()
+    seeds, counts = _resampled(len(whole), num_images, seed, num_draws)
+    parts = [statistic(part) for part in np.array_split(counts, -(-num_draws // 50))]
+    draws = np.take_along_axis(np.concatenate(parts), seeds, axis=1).mean(axis=1)
     return Bootstrap(float(whole.mean()), draws)
+
+
+@lru_cache(maxsize=4)
+def _resampled(
+    num_seeds: int, num_images: int, seed: int, num_draws: int
+) -> tuple[NDArray[np.int64], NDArray[Any]]:
+    """Of each draw the seeds, (b, S), and how often each image counts, (b, n).
+
+    Remembered, as all figures of a run ask for the same.
+    """
+    stream = np.random.default_rng(seed)
+    seeds = np.empty((num_draws, num_seeds), dtype=np.int64)
+    counts = np.empty((num_draws, num_images), dtype=np.int32)
+    for b in range(num_draws):
+        seeds[b] = stream.integers(num_seeds, size=num_seeds)
+        images = stream.integers(num_images, size=num_images)
+        counts[b] = np.bincount(images, minlength=num_images)
+    return seeds, counts

@@ -77,6 +77,8 @@ def figure_style() -> Iterator[None]:
 def save_figure(figure: Figure, folder: Path, name: str, *, svg: bool = True) -> None:
     """Write ``name``.png, and .svg, whole; without dates, and with ids fixed by the name."""
     FigureCanvasAgg(figure)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # once is enough: it takes longer than to draw
     formats = {"png": {"Software": None}} | ({"svg": {"Date": None}} if svg else {})
     for suffix, metadata in formats.items():
         content = io.BytesIO()
