@@ -45,6 +45,7 @@ class CheckedModel:
         self.images = context.plan.attacked.images[:NUM_IMAGES].to(context.device)
         self.labels = context.plan.attacked.labels[:NUM_IMAGES].to(context.device)
         self.card = read_card(context.run.model(spec.model_id))
+        self._persisting: dict[tuple[str, tuple[int, ...]], int] = {}
 
     @cached_property
     def model(self) -> nn.Module:
@@ -93,6 +94,17 @@ class CheckedModel:
         outcome = attack_function(attack)[0](self.model, images, labels, **options)
         return judge(self.model, images.cpu(), labels.cpu(), outcome, self.context.device)
 
+    def num_persisting(self, norm: str, rows: Rows) -> int:
+        """How many of all images in ``rows`` DeepFool cannot fool with 1,000 steps.
+
+        Asked once of the same rows, which several attacks may leave.
+        """
+        asked = norm, tuple(rows.tolist())
+        if asked not in self._persisting:
+            left = self.attacked_anew("deepfool", {"norm": norm, "steps": MANY_STEPS}, rows)
+            self._persisting[asked] = int((left["status"] != "fooled").sum())
+        return self._persisting[asked]
+
     def forget(self) -> None:
         """Free the memory of the network and the tables."""
         for name in ("model", "samples"):
@@ -126,8 +138,7 @@ def check_attack(
     if attack.attack in ("deepfool", "superdeepfool"):
 
         def persist(rows: Rows) -> int:
-            many = {"norm": attack.norm, "steps": MANY_STEPS, "prune": None}
-            return int((checked.attacked_anew("deepfool", many, rows)["status"] != "fooled").sum())
+            return checked.num_persisting(attack.norm, rows)
 
         findings.append(checks.check_survivors(checked.samples[attack_id], persist))
     if "steps" in options:

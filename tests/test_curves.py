@@ -11,6 +11,7 @@ from robust_ham.analysis.curves import (
     Run,
     budget_curves,
     kernel_size_curves,
+    optimality,
     robust_accuracy,
     robust_area,
     summarise,
@@ -218,3 +219,16 @@ def test_damaged_tables_and_other_folders_are_named(run, tmp_path):
         summarise(Run(run.folder))
     with pytest.raises(RequestError, match="not a run folder"):
         summarise(Run(RunFolder(tmp_path / "nowhere")))
+
+
+def test_optimality_is_the_share_of_what_the_best_takes_off():
+    samples = six_rows()
+    best = samples.copy()
+    best.loc[best["status"] == "fooled", "l2"] = [0.05, 0.1, 0.2]
+    least = (0.05 + 0.1 + 0.2 + 0.5 * 2) / 6
+    whole = 0.5 * 5 / 6  # five right at first, none fooled within 0.5
+    expected = (whole - (0.1 + 0.3 + 0.5 * 3) / 6) / (whole - least)
+    assert optimality(samples, best, DEEPFOOL) == pytest.approx(expected)
+    assert optimality(best, best, DEEPFOOL) == 1
+    safe = samples.assign(l2=np.where(samples["l2"] > 0, math.inf, 0))
+    assert math.isnan(optimality(safe, safe, DEEPFOOL))

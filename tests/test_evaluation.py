@@ -288,3 +288,25 @@ class Starved(torch.nn.Module):
 
     def forward(self, x):
         raise torch.OutOfMemoryError("out of memory")
+
+
+def test_angles_and_spectrum_are_of_the_images_that_fool():
+    x, y = fashion_images(20)
+    attacked = attacked_images(Split((x * 255).round().byte(), y, 10, "here"), 20, 0)
+    found = evaluate(
+        zoo_model(5, "none"),
+        attacked,
+        AttackConfig(attack="deepfool"),
+        "d",
+        batch_size=20,
+        device=CPU,
+    )
+    fooled = found.samples["status"] == "fooled"
+    assert found.samples.loc[fooled, "normal_cosine"].between(0.1, 1).all()
+    assert found.samples.loc[~fooled, "normal_cosine"].isna().all()
+    assert found.spectrum is not None
+    assert found.spectrum["share"].sum() == pytest.approx(1)
+    shifts = AttackConfig(attack="spatial_shift", stop="first")
+    spatial = evaluate(zoo_model(5, "none"), attacked, shifts, "s", batch_size=20, device=CPU)
+    assert spatial.spectrum is None
+    assert spatial.samples["normal_cosine"].isna().all()
