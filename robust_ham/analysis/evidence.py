@@ -226,7 +226,7 @@ def _words(part: ArmsPart, comparison: Comparison) -> str:
     where = f"k = {one.kernel_size}"
     if other.kernel_size != one.kernel_size:
         where += f" against {other.kernel_size}"
-    against = f"{one.window} against {other.window}"
+    against = " against ".join(w.replace("none", "baseline") for w in (one.window, other.window))
     network = one.family if one.family == other.family else f"{one.family} against {other.family}"
     return f"{metric}, {where}, {against}, {network}"
 
@@ -387,6 +387,7 @@ def _column(table: pd.DataFrame, part: ColumnPart) -> list[Evidence]:
         effect = over_seeds(both.to_numpy(dtype=np.float64))
         interval = effect.interval(1 - 0.05 / len(groups))
         windows = " against ".join(str(keys["window"]) for keys in (part.compare, part.against))
+        windows = windows.replace("none", "baseline")
         at = f"{part.per.replace('_', ' ')} {value}"
         found.append(
             Evidence(

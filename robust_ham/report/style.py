@@ -83,6 +83,6 @@ def save_figure(figure: Figure, folder: Path, name: str, *, svg: bool = True) ->
     for suffix, metadata in formats.items():
         content = io.BytesIO()
         with mpl.rc_context({"svg.hashsalt": name}):
-            figure.savefig(content, format=suffix, dpi=_DPI, bbox_inches="tight", metadata=metadata)
+            figure.savefig(content, format=suffix, dpi=_DPI, metadata=metadata)
         with writing(folder / f"{name}.{suffix}") as temporary:
             temporary.write_bytes(content.getvalue())
