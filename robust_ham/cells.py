@@ -30,7 +30,10 @@ from robust_ham.splits import to_float
 from robust_ham.store import (
     RunFolder,
     content_key,
+    read_csv,
     read_metadata,
+    read_rows,
+    reading,
     write_csv,
     write_json,
     write_table,
@@ -107,6 +110,10 @@ def model_identity(context: Context, spec: ModelGroup) -> dict[str, Any]:
     precision = training.resolve_precision(asked, context.device)
     identity = checkpoints.training_identity(config, spec)
     identity["training"]["precision"] = precision
+    if spec.accuracy_of is not None:  # which of them decides the epoch
+        specs = {s.model_id: s for s in config.model_specs()}
+        twins = [specs[twin.model_id] for twin in spec.accuracy_twins()]
+        identity["twins"] = [checkpoints.training_identity(config, twin) for twin in twins]
     data = dataset.hashes | {"test": dataset.test_hash}
     return identity | context.where | {"data": data, "version": training.VERSION}
 
@@ -168,8 +175,9 @@ def _epoch_like_twin(context: Context, spec: ModelGroup) -> int | None:
     for twin in spec.accuracy_twins():
         path = context.run.model(twin.model_id) / checkpoints.CURVE
         if not path.is_file():
-            raise RuntimeError(f"its twin {twin.model_id} was not trained")
-        curves.append(pd.read_csv(path)["validation_accuracy"])
+            raise training.TrainingError(f"its twin {twin.model_id} was not trained")
+        with reading(path):
+            curves.append(read_csv(path)["validation_accuracy"].astype(float))
     own, other = curves
     distance = (own - other.iloc[-1]).abs().to_numpy()
     return len(distance) - int(distance[::-1].argmin())
@@ -192,10 +200,18 @@ def _card(context: Context, spec: ModelGroup, model: nn.Module, num_classes: int
 
 
 def _copy_card(context: Context, spec: ModelGroup, source: Path) -> Done:
-    """Card and training curve, if any, of a model made elsewhere; its weights stay there."""
+    """Card and training curve, if any, of a model made elsewhere; its weights stay there.
+
+    Raises:
+        RequestError: the curve is none: a link in a folder of a stranger's may be to anything.
+    """
     target = context.run.model(spec.model_id)
     if target.is_dir():  # what is no longer asked for was set aside
         return "already there"
+    curve = source / checkpoints.CURVE
+    if curve.is_file():
+        with reading(curve):
+            read_csv(curve).astype(float)["epoch"]
     with writing_folder(target) as temporary:
         for name in checkpoints.described(source):
             (temporary / name).write_bytes((source / name).read_bytes())
@@ -238,7 +254,8 @@ def load_model(context: Context, spec: ModelGroup) -> tuple[nn.Module, dict[str,
     if source is None and isinstance(spec, FactoryGroup):
         model, card = checkpoints.load_factory(spec), checkpoints.read_card(own)
     else:
-        model, card = checkpoints.load(source or own)
+        factory = spec.factory if isinstance(spec, FactoryGroup) else None
+        model, card = checkpoints.load(source or own, factory)
     return model.to(context.device), card
 
 
@@ -386,7 +403,7 @@ def write_inputs(context: Context) -> None:
 def write_timings(run: RunFolder, name: str, seconds: float) -> None:
     """Note how long a cell took; a later run of the same cell replaces the line."""
     columns = ["cell", "seconds"]
-    table = pd.read_csv(run.timings) if run.timings.is_file() else pd.DataFrame(columns=columns)
+    table = read_rows(run.timings, columns)
     line = pd.DataFrame([[name, round(seconds, 3)]], columns=columns)
     others = table[table["cell"] != name]
     write_csv(run.timings, pd.concat([others, line]) if len(others) else line)

@@ -11,7 +11,7 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,22 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from robust_ham.config import Config, RequestError
-from robust_ham.foreign import read_safetensors
+from robust_ham.foreign import check_packing, read_safetensors
 from robust_ham.model_groups import FactoryGroup, ModelGroup, model_group
-from robust_ham.models import Normalize, build
+from robust_ham.models import MODELS, Normalize, build
 from robust_ham.store import file_hash, read_json, write_csv, write_json, writing_folder
 
 WEIGHTS, CARD, CURVE = "model.safetensors", "model.json", "training.csv"
+
+
+_CARD = {"model_id": str, "model": dict, "in_channels": int, "num_classes": int}
+_CARD |= {"weights_sha256": str}
+_KINDS = {str: "text", dict: "a mapping", int: "a whole number"}
+MAX_CLASSES = 100_000
+_NUMBERS = {
+    *(torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool),
+    *(torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8),
+}
 
 
 def save(folder: Path, model: nn.Module, card: dict[str, Any], curve: pd.DataFrame | None) -> None:
@@ -57,9 +67,18 @@ def read_card(folder: Path) -> dict[str, Any]:
         raise RequestError(f"{path}: no such model card") from None
     except ValueError as error:
         raise RequestError(str(error)) from None
-    for key in ("model_id", "model", "in_channels", "num_classes", "weights_sha256"):
+    for key, kind in _CARD.items():
         if key not in card:
             raise RequestError(f"{path}: no {key}")
+        if type(card[key]) is not kind:
+            raise RequestError(f"{path}: {key}: expected {_KINDS[kind]}, got {card[key]!r:.100}")
+    for key in ("in_channels", "num_classes"):
+        if not 1 <= card[key] <= MAX_CLASSES:
+            raise RequestError(
+                f"{path}: {key}: expected a number of 1 … {MAX_CLASSES:,}, got {card[key]}"
+            )
+    if type(card.get("test_accuracy", 0.0)) not in (int, float):
+        raise RequestError(f"{path}: test_accuracy: expected a number")
     return card
 
 
@@ -68,22 +87,44 @@ def described(folder: Path) -> list[str]:
     return [name for name in (CARD, CURVE) if name == CARD or (folder / name).is_file()]
 
 
-def load(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
+def load(folder: Path, factory: str | None = None) -> tuple[nn.Module, dict[str, Any]]:
     """A trained network in eval mode, and its card.
+
+    ``factory`` is the function that the configuration names, if any: no other is run, whatever a
+    card says. Nothing is built before the weights are known to be those of such a network.
 
     Raises:
         RequestError: a file is missing, damaged, or not what the card says.
     """
     card = read_card(folder)
     spec = card_spec(card, folder / CARD)
+    if isinstance(spec, FactoryGroup) and spec.factory != factory:
+        raise RequestError(f"{folder / CARD}: names a function that the configuration does not")
     path = folder / WEIGHTS
     if not path.is_file():
         raise RequestError(f"{path}: no such file")
     if file_hash(path) != card["weights_sha256"]:
         raise RequestError(f"{path}: not the weights that the card names (SHA-256 differs)")
-    model = new_model(spec, int(card["in_channels"]), int(card["num_classes"]))
-    load_weights(model, path)
+    state = _read_state(path)
+    if not isinstance(spec, FactoryGroup):
+        check_tensors(_own_tensors(spec, card, folder / CARD), state, path)
+    model = new_model(spec, card["in_channels"], card["num_classes"])
+    fill(model, state, path)
     return model.eval(), card
+
+
+def _own_tensors(spec: ModelGroup, card: dict[str, Any], path: Path) -> dict[str, Tensor]:
+    """Tensors of the network that a card describes, without values and without memory."""
+    try:
+        with torch.device("meta"):
+            network = MODELS[type(spec)](spec, card["in_channels"], card["num_classes"])
+            if spec.normalize:
+                constants = torch.zeros(card["in_channels"])
+                network = nn.Sequential(Normalize(constants, constants), network)
+    except (ValueError, RuntimeError, ArithmeticError) as error:  # torch cannot count so far
+        reason = str(error).partition("\n")[0]
+        raise RequestError(f"{path}: describes a network that cannot be: {reason}") from None
+    return network.state_dict()
 
 
 def card_spec(card: dict[str, Any], path: Path) -> ModelGroup:
@@ -112,7 +153,16 @@ def fill(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
     Raises:
         RequestError: other names or shapes, or values that are no finite numbers.
     """
-    own = model.state_dict()
+    check_tensors(model.state_dict(), state, path)
+    model.load_state_dict(state)
+
+
+def check_tensors(own: Mapping[str, Tensor], state: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse tensors that are not those of a network, or hold what is no finite number.
+
+    Raises:
+        RequestError: other names, shapes or kinds of values, or values that are not finite.
+    """
     for name, tensor in own.items():
         if name not in state:
             raise RequestError(f"{path}: no tensor {name}")
@@ -121,7 +171,8 @@ def fill(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
                 f"{path}: {name}: expected shape {tuple(tensor.shape)}, "
                 f"got {tuple(state[name].shape)}"
             )
-        if state[name].is_floating_point() != tensor.is_floating_point():
+        kind = state[name].dtype
+        if kind not in _NUMBERS or kind.is_floating_point != tensor.is_floating_point():
             raise RequestError(
                 f"{path}: {name}: expected values like {tensor.dtype}, got {state[name].dtype}"
             )
@@ -130,7 +181,6 @@ def fill(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
     extra = next((name for name in state if name not in own), None)
     if extra is not None:
         raise RequestError(f"{path}: unexpected tensor {extra}")
-    model.load_state_dict(state)
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
@@ -138,6 +188,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         raise RequestError(f"{path}: no such file")
     if path.suffix == ".safetensors":
         return read_safetensors(path)
+    check_packing(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # torch raises many kinds for a damaged or unsafe file
@@ -154,8 +205,10 @@ _LATER_KEYS: dict[str, dict[str, Any]] = {
     "resnet18_cifar": {"init": "default", "match": None, "first_downsampling": False},
     "factory": {"init": "default", "match": None},
 }
-_LATER_KEYS_OF_ALL: dict[str, Any] = {"accuracy_of": None}
 """Keys that older cards of an architecture do not have, and what these cards mean."""
+
+_LATER_KEYS_OF_ALL: dict[str, Any] = {"accuracy_of": None}
+"""The same for all architectures."""
 
 _LATER_TRAINING_KEYS = {"warmup_epochs": 0, "accumulate": 1}
 """The same for recipes."""

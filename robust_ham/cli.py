@@ -433,7 +433,10 @@ def _print_table(header: list[str], rows: list[list[str]]) -> None:
 
 @contextmanager
 def _log_file(path: Path) -> Iterator[None]:
-    """Append the package's log to a file."""
+    """Append the package's log to a file of a run folder."""
+    from robust_ham.store import RunFolder
+
+    RunFolder(path.parent).refuse_links()
     logger = logging.getLogger("robust_ham")
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

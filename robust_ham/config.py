@@ -6,6 +6,8 @@ A leaf: imports its sections only and no torch, so that reports and ``--help`` s
 from __future__ import annotations
 
 import json
+import os
+import re
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -36,8 +38,28 @@ BEST = {"l2": "best", "linf": "best_linf"}
 """Attack ids of the best, image by image, of several minimum-norm attacks of a norm."""
 
 
+MAX_MODELS = 10_000
+"""Of one configuration, sweeps expanded: more is a slip or malice, and would never end."""
+MAX_ID_BYTES = 200
+"""Of a model id; a file name holds 255, of which a temporary file's takes up to 40 more."""
+
+_UNPRINTABLE = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+_LONGEST = 2_000
+
+
 class RequestError(Exception):
-    """What was asked for is wrong; its one line names the culprit. Exit code 2."""
+    """What was asked for is wrong; its one line names the culprit. Exit code 2.
+
+    Names in it may come from strangers' files: what could break the line or command a terminal is
+    shown escaped, and what is too long is cut.
+    """
+
+    def __str__(self) -> str:
+        line = super().__str__()
+        line = _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], line)
+        return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 1]}…"
 
 
 class DatasetConfig(Section):
@@ -142,6 +164,13 @@ class AttackConfig(BaseModel):
     seeds: tuple[int, ...] | None = Field(
         None, min_length=1, description="only models of these seeds are attacked; null: all"
     )
+
+    @model_validator(mode="after")
+    def _band(self) -> AttackConfig:
+        for name in ("band", "bands"):
+            if self.in_band and type(self.options.get(name, 0)) is not int:
+                raise ValueError(f"{name}: expected a whole number, got {self.options[name]!r}")
+        return self
 
     @property
     def options(self) -> dict[str, Any]:
@@ -272,8 +301,16 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _unique_ids(self) -> Config:
+        num_models = sum(group.num_models for group in self.models)
+        if num_models > MAX_MODELS:
+            raise ValueError(f"models: expected at most {MAX_MODELS:,} in all, got {num_models:,}")
         seen: set[str] = set()
         for spec in self.model_specs():
+            if len(os.fsencode(spec.model_id)) > MAX_ID_BYTES:
+                raise ValueError(
+                    f"models: {spec.model_id[:40]}… would be a file name of more than "
+                    f"{MAX_ID_BYTES} bytes"
+                )
             if spec.model_id in seen:
                 raise ValueError(f"models: two models are called {spec.model_id}; set a prefix")
             seen.add(spec.model_id)
@@ -281,15 +318,25 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _accuracy_twins(self) -> Config:
-        ids = {spec.model_id for spec in self.model_specs()}
+        asked = {spec.model_id: spec for spec in self.model_specs()}
         for spec in self.model_specs():
             if spec.accuracy_of is None:
                 continue
+            if not self.dataset.num_validation:
+                raise ValueError(
+                    "models.accuracy_of: needs dataset.num_validation: test images decide nothing"
+                )
             if not spec.is_trained_here or spec.accuracy_of == spec.window:
                 raise ValueError("models.accuracy_of: needs source: train, and another window")
             for twin in spec.accuracy_twins():
-                if twin.model_id not in ids:
+                if twin.model_id not in asked:
                     raise ValueError(f"models.accuracy_of: {spec.model_id} needs {twin.model_id}")
+            itself = asked[spec.accuracy_twins()[0].model_id]
+            if self.training_of(itself) != self.training_of(spec):
+                raise ValueError(
+                    f"models.accuracy_of: {spec.model_id} needs the same training as "
+                    f"{itself.model_id}"
+                )
         return self
 
     @model_validator(mode="after")

@@ -5,7 +5,15 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -51,6 +59,14 @@ class Section(BaseModel):
     """Base of all sections: unknown keys are refused, values never change afterwards."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    @model_validator(mode="after")
+    def _fits_into_64_bits(self) -> Section:
+        for name, value in self:
+            for part in value if isinstance(value, tuple) else (value,):
+                if isinstance(part, int) and not -(2**63) <= part < 2**63:
+                    raise ValueError(f"{name}: expected a number of at most 64 bits")
+        return self
 
 
 def first_error(error: ValidationError) -> str:

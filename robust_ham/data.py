@@ -23,6 +23,7 @@ from robust_ham.layouts import (
 from robust_ham.splits import KNOWN, FileSplit, Split, SplitName
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+MAX_CLASSES = 100_000
 PACKAGED = Path(__file__).parent / "datasets"
 
 
@@ -206,8 +207,13 @@ def _places(config: DatasetConfig, data_root: Path | None) -> list[tuple[Path, R
 
 def _checked(split: Split, config: DatasetConfig, place: Path) -> Split:
     """Subsample, then refuse what no later step could make sense of."""
-    if len(split) == 0:
+    if len(split) == 0 or 0 in split.images.shape:
         raise RequestError(f"{place}: no images")
+    if split.num_classes > MAX_CLASSES:
+        raise RequestError(
+            f"{place}: label out of range: expected below {MAX_CLASSES:,}, got "
+            f"{split.num_classes - 1:,}"
+        )
     if len(split.images) != len(split.labels):
         raise RequestError(f"{place}: {len(split.images)} images, {len(split.labels)} labels")
     low, high = int(split.labels.min()), int(split.labels.max())

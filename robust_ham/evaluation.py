@@ -227,14 +227,13 @@ def evaluate(
             progress(start, count)
         return outcomes, tables
 
-    outcomes: list[AttackOutcome] = []
-    tables: list[pd.DataFrame] = []
-    done = 0
+    outcomes, tables, done = list[AttackOutcome](), list[pd.DataFrame](), 0
     if options.get("prune") is not None:
         done = min(PRUNE_CHECK_IMAGES, count)
         outcomes, tables = attacked_rows(options, 0, done, _unseen)
         full_outcomes, full = attacked_rows(options | {"prune": None}, 0, done, _unseen)
-        if not same_answer(pd.concat(tables), pd.concat(full), config.norm):
+        pruned, unpruned = (pd.concat(parts, ignore_index=True) for parts in (tables, full))
+        if not same_answer(pruned, unpruned, config.norm):
             log.warning("%s: pruning changes the answer; run without it", attack_id)
             options = options | {"prune": None}
             outcomes, tables = full_outcomes, full
@@ -242,14 +241,14 @@ def evaluate(
     outcomes, samples = outcomes + rest[0], pd.concat(tables + rest[1], ignore_index=True)
     samples.insert(0, "sample_id", attacked.sample_ids)
     found = torch.cat([outcome.images.cpu() for outcome in outcomes])
-    fooled = (samples["status"] == "fooled").to_numpy()
-    moved = torch.from_numpy(np.flatnonzero(fooled))
-    samples["normal_cosine"] = np.nan
-    spectrum = None
+    samples["normal_cosine"], spectrum = np.nan, None
     if config.has_budget:
-        ends = (attacked.images[moved], found[moved], attacked.labels[moved])
-        samples.loc[fooled, "normal_cosine"] = normal_cosines(model, *ends, config.norm, device)
-        spectrum = radial_spectrum(found[moved] - attacked.images[moved])
+        fooled = np.flatnonzero(samples["status"] == "fooled")
+        rows = torch.from_numpy(fooled)
+        ends = (attacked.images[rows], found[rows], attacked.labels[rows])
+        angles = normal_cosines(model, *ends, config.norm, device, batch_size)
+        samples.loc[fooled, "normal_cosine"] = angles
+        spectrum = radial_spectrum(ends[1] - ends[0])
     margins = [outcome.margins.cpu() for outcome in outcomes if outcome.margins is not None]
     return Evaluation(
         samples,

@@ -107,6 +107,7 @@ def run_inline(
     if distributed.rank() > 0:
         help_train(context)
         return Outcome()
+    run.refuse_links()
     set_aside_stale(context)
     write_inputs(context)
     write_manifest(context)

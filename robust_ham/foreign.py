@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import argparse
 import math
-import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -93,17 +94,42 @@ _STAND_INS: list[Any] = [
 _REMEDY = "where its origin is trusted, save the model's state_dict() by itself"
 
 
+_MAX_GAIN = 20
+"""By how much a packed ``.pth`` may grow; ``torch.save`` does not pack at all."""
+_MAX_HEADER_BYTES = 10_000_000
+_MAX_KEYS = 1_000_000
+"""Of all mappings in a file; one that stands in several places counts in each."""
+
+
+def check_packing(path: Path) -> None:
+    """Refuse a ``torch.save`` file that would unpack to much more than its size.
+
+    Raises:
+        RequestError: it would.
+    """
+    if not zipfile.is_zipfile(path):
+        return  # torch's older layout, which is not packed
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(member.file_size for member in archive.infolist())
+    except Exception:  # zipfile raises many kinds for a damaged file
+        raise RequestError(f"{path}: damaged, or not a checkpoint of torch") from None
+    if unpacked > _MAX_GAIN * path.stat().st_size:
+        raise RequestError(f"{path}: refused, for it unpacks to {_MAX_GAIN} times its size or more")
+
+
 def _load(path: Path) -> Any:  # noqa: ANN401
     """Content of a ``torch.save`` file, by torch's restricted unpickler.
 
     Raises:
         RequestError: damaged, or it names what is not on the list above.
     """
+    check_packing(path)
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(_STAND_INS):
             warnings.simplefilter("ignore")  # of old layouts, which are read all the same
             return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except UnpicklingError as error:
         named = re.search(r"GLOBAL (\S+)", str(error))
         if named:
             raise RequestError(
@@ -118,11 +144,18 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     """Tensors of a ``.safetensors`` file.
 
     Raises:
-        RequestError: damaged.
+        RequestError: damaged, or its header is too long.
     """
+    with path.open("rb") as file:
+        header = int.from_bytes(file.read(8), "little")
+    if header > min(_MAX_HEADER_BYTES, path.stat().st_size):
+        raise RequestError(
+            f"{path}: damaged or not a safetensors file: expected a header of at most "
+            f"{_MAX_HEADER_BYTES:,} bytes, inside the file"
+        )
     try:
         tensors: dict[str, Tensor] = load_file(path)
-    except (SafetensorError, OSError, ValueError):
+    except (SafetensorError, OSError, ValueError, LookupError, TypeError, RuntimeError):
         raise RequestError(f"{path}: damaged or not a safetensors file") from None
     return tensors
 
@@ -155,7 +188,7 @@ def read_network(path: Path, key: str | None = None) -> ForeignNetwork:
         raise RequestError(f"{path}: no such file")
     ordered = path.suffix != ".safetensors"
     content = _load(path) if ordered else read_safetensors(path)
-    found = _state_dicts(content)
+    found = _state_dicts(path, content)
     if key is None and len(found) == 1:
         (key,) = found
     if key is None or key not in found:
@@ -182,16 +215,32 @@ def read_network(path: Path, key: str | None = None) -> ForeignNetwork:
     )
 
 
-def _state_dicts(content: Any, place: str = "", depth: int = 3) -> dict[str, dict[str, Tensor]]:  # noqa: ANN401
-    """State dicts in ``content`` and the mappings it holds, by their dotted keys."""
-    if not isinstance(content, Mapping) or not all(isinstance(key, str) for key in content):
-        return {}
-    if content and all(isinstance(value, Tensor) for value in content.values()):
-        is_network = any(k.endswith("weight") and v.ndim > 1 for k, v in content.items())
-        return {place: dict(content)} if is_network else {}
+def _state_dicts(path: Path, content: Any, depth: int = 3) -> dict[str, dict[str, Tensor]]:  # noqa: ANN401
+    """State dicts in ``content`` and the mappings it holds, by their dotted keys.
+
+    Raises:
+        RequestError: more keys than a checkpoint has.
+    """
     found: dict[str, dict[str, Tensor]] = {}
-    for key, value in content.items() if depth else ():
-        found |= _state_dicts(value, f"{place}.{key}" if place else key, depth - 1)
+    num_keys = 0
+
+    def search(mapping: Any, place: str, depth: int) -> None:  # noqa: ANN401
+        nonlocal num_keys
+        if not isinstance(mapping, Mapping):
+            return
+        num_keys += len(mapping)
+        if num_keys > _MAX_KEYS:
+            raise RequestError(f"{path}: expected at most {_MAX_KEYS:,} keys")
+        if not all(isinstance(key, str) for key in mapping):
+            return
+        if mapping and all(isinstance(value, Tensor) for value in mapping.values()):
+            if any(k.endswith("weight") and v.ndim > 1 for k, v in mapping.items()):
+                found[place] = dict(mapping)
+            return
+        for key, value in mapping.items() if depth else ():
+            search(value, f"{place}.{key}" if place else key, depth - 1)
+
+    search(content, "", depth)
     return found
 
 

@@ -25,7 +25,7 @@ from robust_ham.evaluation import Progress, accuracy, judge
 from robust_ham.model_groups import ModelGroup
 from robust_ham.store import content_key, read_metadata, read_rows, read_table, write_csv
 
-VERSION = 3
+VERSION = 4
 """Raised when the same model gets other findings; part of every key."""
 
 _DDN, _DDN_STEPS = "foolbox:DDNAttack", 100
@@ -94,6 +94,16 @@ class CheckedModel:
         outcome = attack_function(attack)[0](self.model, images, labels, **options)
         return judge(self.model, images.cpu(), labels.cpu(), outcome, self.context.device)
 
+    def own_ddn(self) -> str | None:
+        """Id of a DDN of the run that is as strong as the gate's, on all checked images."""
+        for attack_id in self.keys:
+            attack = self.context.plan.config.attacks[attack_id]
+            enough = len(self.distances(attack_id)) == len(self.labels)
+            is_ddn = attack.attack == _DDN and attack.norm == "l2"
+            if is_ddn and enough and attack_options(attack, attack_id)["steps"] >= _DDN_STEPS:
+                return attack_id
+        return None
+
     def num_persisting(self, norm: str, rows: Rows) -> int:
         """How many of all images in ``rows`` DeepFool cannot fool with 1,000 steps.
 
@@ -159,9 +169,9 @@ def _check_best(checked: CheckedModel, others: list[CheckedModel]) -> list[Findi
     """Checks of all competing L2 attacks together, image by image."""
     attacks = _l2_attacks(checked)
     best: Values = np.minimum.reduce([checked.distances(attack_id) for attack_id in attacks])
-    own = [attack_id for attack_id, attack in attacks.items() if attack.attack == _DDN]
-    if own:
-        reference = checked.distances(own[0])
+    own = checked.own_ddn()
+    if own is not None:
+        reference = checked.distances(own)
     else:
         ddn = checked.attacked_anew(_DDN, {"steps": _DDN_STEPS, "norm": "l2"})
         reference = ddn["l2"].to_numpy(np.float64)
@@ -175,11 +185,12 @@ def _check_best(checked: CheckedModel, others: list[CheckedModel]) -> list[Findi
 
 
 def _l2_attacks(checked: CheckedModel) -> dict[str, AttackConfig]:
+    """Those that may be the run's best; where none may, those on all checked images."""
     configured = checked.context.plan.config.attacks
-    attacks = {name: configured[name] for name in checked.samples}
-    return {
-        name: attack for name, attack in attacks.items() if attack.competes and attack.norm == "l2"
-    }
+    attacks = {a: configured[a] for a in checked.samples if configured[a].norm == "l2"}
+    competing = {name: attack for name, attack in attacks.items() if attack.competes}
+    whole = {a: c for a, c in attacks.items() if len(checked.distances(a)) == len(checked.labels)}
+    return competing or whole
 
 
 def _nearest_l2(checked: CheckedModel) -> str | None:

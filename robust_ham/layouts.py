@@ -6,25 +6,29 @@ import gzip
 import io
 import struct
 import zlib
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from robust_ham.config import DatasetConfig, RequestError
 from robust_ham.splits import KNOWN, FileSplit, Split, SplitName
+from robust_ham.store import check_table
 
 # --- IDX: MNIST and Fashion-MNIST ------------------------------------------------------------
 
 _IDX_IMAGES, _IDX_LABELS = 0x803, 0x801
 _MAX_IDX_BYTES = 1 << 30
+_MOST_GZIP_GAINS = 1100
+"""By how much gzip can shorten a file: one byte stands for at most 1032."""
 
 
 def idx_file(folder: Path, split: SplitName, kind: Literal["images", "labels"]) -> Path | None:
@@ -58,19 +62,25 @@ def read_idx(path: Path, magic: int) -> NDArray[np.uint8]:
     """An IDX file of bytes, gzip or not: shape as its header says.
 
     Raises:
-        RequestError: wrong magic number, or more or fewer bytes than the header says.
+        RequestError: wrong magic number, too large, or more or fewer bytes than the header says.
     """
-    opener = gzip.open if path.suffix == ".gz" else open
+    packed = path.suffix == ".gz"
+    opener = gzip.open if packed else open
+    most = path.stat().st_size * (_MOST_GZIP_GAINS if packed else 1)
     dimensions = magic & 0xFF
     try:
         with opener(path, "rb") as file:
             header = file.read(4 * (1 + dimensions))
             found, *shape = struct.unpack(f">{1 + dimensions}I", header)
             size = int(np.prod(shape, dtype=object))
-            if found != magic or size > _MAX_IDX_BYTES:
+            if found != magic:
                 raise RequestError(f"{path}: not an IDX file of the expected kind")
+            if size > _MAX_IDX_BYTES:
+                raise RequestError(f"{path}: expected at most {_MAX_IDX_BYTES:,} bytes")
+            if size > most:
+                raise RequestError(f"{path}: damaged file: shorter than its header says")
             content = file.read(size + 1)
-    except (struct.error, EOFError, gzip.BadGzipFile, zlib.error):
+    except (struct.error, EOFError, gzip.BadGzipFile, zlib.error, ValueError):
         raise RequestError(f"{path}: damaged file") from None
     if len(content) != size:
         raise RequestError(f"{path}: expected {size} bytes after the header, got another number")
@@ -80,6 +90,12 @@ def read_idx(path: Path, magic: int) -> NDArray[np.uint8]:
 # --- Hugging Face parquet and one folder per class -------------------------------------------
 
 _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm"}
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "PPM", "GIF", "TIFF")
+"""Image formats that are read; Pillow knows others that start programs (EPS)."""
+_MAX_PIXELS = 89_000_000
+"""Of one image file, below what Pillow itself refuses."""
+_MAX_SPLIT_BYTES = 1 << 35
+"""Of all decoded images of a split in memory."""
 _SPLIT_NAMES: dict[SplitName, tuple[str, ...]] = {
     "train": ("train",),
     "test": ("test", "validation", "valid", "val"),
@@ -124,11 +140,19 @@ def open_image(content: bytes | Path, where: str | None = None) -> Image.Image:
         RequestError: it cannot be read; names ``where``, else the path.
     """
     try:
-        with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as image:
+        file = io.BytesIO(content) if isinstance(content, bytes) else content
+        with Image.open(file, formats=_FORMATS) as image:
+            if image.width * image.height > _MAX_PIXELS:
+                raise RequestError(
+                    f"{where or content!s}: expected an image of at most {_MAX_PIXELS:,} pixels, "
+                    f"got {image.width}×{image.height}"
+                )
             if image.mode == "I;16":  # convert() would clip
                 return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             return image.convert("L" if image.mode in {"1", "L"} else "RGB")
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError):
+    except RequestError:
+        raise
+    except Exception:  # Pillow raises many kinds for a damaged file
         raise RequestError(f"{where or content!s}: not an image that can be read") from None
 
 
@@ -139,6 +163,27 @@ def fit(image: Image.Image, size: int, short_side: int) -> Image.Image:
     image = image.resize((width, height), Image.Resampling.BILINEAR)
     left, top = (width - size) // 2, (height - size) // 2
     return image.crop((left, top, left + size, top + size))
+
+
+class _Pixels:
+    """Decoded images of a split, as many as memory may be asked to hold."""
+
+    def __init__(self, where: Path) -> None:
+        self.where, self.images, self.num_bytes = where, list[NDArray[np.uint8]](), 0
+
+    def add(self, image: NDArray[np.uint8]) -> None:
+        """Keep one more.
+
+        Raises:
+            RequestError: they are too large together.
+        """
+        self.num_bytes += image.nbytes
+        if self.num_bytes > _MAX_SPLIT_BYTES:
+            raise RequestError(
+                f"{self.where}: expected at most {_MAX_SPLIT_BYTES:,} bytes of decoded images; "
+                "dataset.image_size makes them smaller, dataset.stream leaves them on the disk"
+            )
+        self.images.append(image)
 
 
 def _stack(images: list[NDArray[np.uint8]], where: Path) -> Tensor:
@@ -159,32 +204,66 @@ def _num_classes(config: DatasetConfig, labels: NDArray[np.int64]) -> int:
 
 
 def _read_parquet(files: list[Path], config: DatasetConfig) -> Split:
-    images: list[NDArray[np.uint8]] = []
+    pixels = _Pixels(files[0].parent)
     labels: list[NDArray[np.int64]] = []
     for file in files:
-        try:
-            names = set(pq.read_schema(file).names)
-            image = next((c for c in ("image", "img") if c in names), None)
-            label = next((c for c in ("label", "fine_label") if c in names), None)
-            if image is None or label is None:
-                raise RequestError(f"{file}: expected columns image (or img) and label")
-            table = pq.read_table(file, columns=[image, label])
-            labels.append(table[label].to_numpy().astype(np.int64))
-            cells = table[image].to_pylist()
-        except (pa.ArrowException, OSError, ValueError):
-            raise RequestError(f"{file}: damaged or unreadable parquet file") from None
-        for row, cell in enumerate(cells):
-            content = cell.get("bytes") if isinstance(cell, dict) else cell
-            if not isinstance(content, bytes):
-                raise RequestError(f"{file} row {row}: expected the image as bytes")
-            images.append(_pixels(open_image(content, f"{file} row {row}"), config))
+        row = 0
+        for cells, targets in _parquet_rows(file):
+            labels.append(targets)
+            for content in cells:
+                if not isinstance(content, bytes):
+                    raise RequestError(f"{file} row {row}: expected the image as bytes")
+                pixels.add(_pixels(open_image(content, f"{file} row {row}"), config))
+                row += 1
+    if not pixels.images:
+        raise RequestError(f"{files[0]}: no images")
     targets = np.concatenate(labels)
     return Split(
-        _stack(images, files[0].parent),
+        _stack(pixels.images, files[0].parent),
         torch.from_numpy(targets),
         _num_classes(config, targets),
         str(files[0].parent),
     )
+
+
+def _parquet_rows(file: Path) -> Iterator[tuple[list[Any], NDArray[np.int64]]]:
+    """Image files and labels of a parquet file, some rows at a time.
+
+    Raises:
+        RequestError: damaged, too large, or of other columns.
+    """
+    try:
+        check_table(file)
+        with pq.ParquetFile(file) as table:
+            schema = table.schema_arrow
+            image = next((c for c in ("image", "img") if c in schema.names), None)
+            label = next((c for c in ("label", "fine_label") if c in schema.names), None)
+            if image is None or label is None:
+                raise RequestError(f"{file}: expected columns image (or img) and label")
+            if not (_holds_bytes(schema.field(image).type)):
+                raise RequestError(f"{file} row 0: expected the image as bytes")
+            if not pa.types.is_integer(schema.field(label).type):
+                raise RequestError(f"{file}: {label}: expected whole numbers")
+            for batch in table.iter_batches(_ROWS_AT_ONCE, columns=[image, label]):
+                if batch[label].null_count:
+                    raise RequestError(f"{file}: {label}: a row has none")
+                cells = batch[image].to_pylist()
+                contents = [c.get("bytes") if isinstance(c, dict) else c for c in cells]
+                yield contents, batch[label].to_numpy().astype(np.int64)
+    except _NO_PARQUET:
+        raise RequestError(f"{file}: damaged or unreadable parquet file") from None
+
+
+_ROWS_AT_ONCE = 256
+_NO_PARQUET = (pa.ArrowException, OSError, ValueError, LookupError, TypeError, RuntimeError)
+"""What pyarrow raises for damaged files."""
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    """Whether a column holds bytes, or, as Hugging Face has it, ``{bytes, path}``."""
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        kind = kind.field("bytes").type
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def _class_names(folder: Path) -> list[str]:
@@ -206,7 +285,7 @@ def _class_files(folder: Path) -> tuple[list[Path], list[int], int]:
     for label, name in enumerate(classes):
         path = folder / name
         files = sorted(path.iterdir()) if path.is_dir() else []
-        images = [file for file in files if file.suffix.lower() in _IMAGE_SUFFIXES]
+        images = [f for f in files if f.suffix.lower() in _IMAGE_SUFFIXES and f.is_file()]
         found += [(turn, label, file) for turn, file in enumerate(images)]
     if not found:
         raise RequestError(f"{folder}: no image files in its sub-folders")
@@ -217,11 +296,15 @@ def _class_files(folder: Path) -> tuple[list[Path], list[int], int]:
 def _read_class_folders(folder: Path, config: DatasetConfig, limit: int | None) -> Split:
     files, labels, num_classes = _class_files(folder)
     files, labels = files[:limit], labels[:limit]
+    pixels = _Pixels(folder)
     with ThreadPoolExecutor() as pool:  # decoding leaves the interpreter free
-        images = list(pool.map(lambda file: _pixels(open_image(file), config), files))
+        for some in range(0, len(files), _ROWS_AT_ONCE):
+            part = files[some : some + _ROWS_AT_ONCE]
+            for image in pool.map(lambda file: _pixels(open_image(file), config), part):
+                pixels.add(image)
     known = KNOWN.get(config.name)
     return Split(
-        _stack(images, folder),
+        _stack(pixels.images, folder),
         torch.tensor(labels, dtype=torch.int64),
         known.num_classes if known else num_classes,
         str(folder),

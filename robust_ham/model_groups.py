@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
@@ -76,6 +77,11 @@ class ModelGroup(Section):
             if not values:
                 raise ValueError(f"sweep.{key}: expected at least one value")
         return self
+
+    @property
+    def num_models(self) -> int:
+        """How many models the group stands for."""
+        return math.prod(map(len, self.sweep.values()))
 
     def expand(self) -> Iterator[ModelGroup]:
         """The models of the group, the last key of ``sweep`` running fastest."""

@@ -22,13 +22,15 @@ def normal_cosines(
     labels: Tensor,
     norm: Norm,
     device: torch.device,
+    batch_size: int = _BATCH,
 ) -> NDArray[np.float64]:
     """Cosine between each perturbation r and the boundary's normal w where it ends, (n,).
 
     w = ∇(f_adv − f_label) at the adversarial image; the nearest point of a smooth boundary has
     cosine 1, so that a smaller one shows that curvature has led the attack away from it
     (SuperDeepFool, arXiv 2303.12481, section 3). L2: ⟨r, w⟩ / (‖r‖₂ ‖w‖₂); L∞, by duality:
-    ⟨r, w⟩ / (‖r‖_∞ ‖w‖₁). NaN where nothing was moved, or the gradient is zero or not finite.
+    ⟨r, w⟩ / (‖r‖_∞ ‖w‖₁). NaN where nothing was moved, or the gradient is zero, not finite or
+    hidden.
 
     Args:
         model: logits of images in [0, 1].
@@ -37,22 +39,26 @@ def normal_cosines(
         labels: int64 (n,).
         norm: of the perturbation.
         device: where the model is.
+        batch_size: images at once.
     """
-    parts = []
+    parts = [torch.empty(0, dtype=torch.float64)]
     with attack_mode(model), torch.enable_grad():
-        for rows in torch.arange(len(images)).split(_BATCH):
+        for rows in torch.arange(len(images)).split(batch_size) if len(images) else ():
             ends = adversarials[rows].to(device).requires_grad_(True)
             logits, own = model(ends), labels[rows].to(device)[:, None]
             others = logits.detach().scatter(1, own, -torch.inf).argmax(1, keepdim=True)
             gap = logits.gather(1, others) - logits.gather(1, own)
-            (normal,) = torch.autograd.grad(gap.sum(), ends)
+            normal = None
+            if gap.requires_grad:  # a model may hide its gradient
+                (normal,) = torch.autograd.grad(gap.sum(), ends, allow_unused=True)
+            normal = torch.zeros_like(ends) if normal is None else normal
             step = (ends.detach() - images[rows].to(device)).flatten(1)
             along, sizes = (step * normal.flatten(1)).sum(1), (2.0, 2.0)
             if norm == "linf":
                 sizes = (torch.inf, 1.0)
             cosine = along / (step.norm(p=sizes[0], dim=1) * normal.flatten(1).norm(sizes[1], 1))
             parts.append(torch.where(torch.isfinite(cosine), cosine, torch.nan).double().cpu())
-    return torch.cat(parts).numpy() if parts else np.empty(0)
+    return torch.cat(parts).numpy()
 
 
 def radial_spectrum(perturbations: Tensor) -> pd.DataFrame:
@@ -71,13 +77,15 @@ def radial_spectrum(perturbations: Tensor) -> pd.DataFrame:
     step = 1 / min(height, width)
     ring = ((down[:, None] ** 2 + right**2).sqrt() / step).round().long().flatten()
     count = int(ring.max()) + 1
-    moved = perturbations[perturbations.flatten(1).any(1)].double()
-    if len(moved) == 0:  # which the FFT refuses
-        moved = torch.full((1, 1, height, width), torch.nan, dtype=torch.float64)
-    power = torch.fft.fft2(moved).abs().square().sum(1).flatten(1)
-    shares = power / power.sum(1, keepdim=True)
-    per_ring = torch.zeros(len(shares), count, dtype=torch.float64).index_add_(1, ring, shares)
-    columns = [np.arange(count) * step, torch.bincount(ring).numpy(), per_ring.mean(0).numpy()]
+    moved = perturbations[perturbations.flatten(1).any(1)]
+    total = torch.full((count,), 0.0 if len(moved) else torch.nan, dtype=torch.float64)
+    for part in moved.split(_BATCH) if len(moved) else ():
+        power = torch.fft.fft2(part.double()).abs().square().sum(1).flatten(1)
+        shares = power / power.sum(1, keepdim=True)
+        per_ring = torch.zeros(len(part), count, dtype=torch.float64)
+        total += per_ring.index_add_(1, ring, shares).sum(0)
+    mean = (total / max(len(moved), 1)).numpy()
+    columns = [np.arange(count) * step, torch.bincount(ring).numpy(), mean]
     return pd.DataFrame(dict(zip(SPECTRUM_COLUMNS, columns, strict=True)))
 
 

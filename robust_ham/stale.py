@@ -26,7 +26,10 @@ def set_aside_stale(context: Context) -> None:
         for attack_id in context.plan.config.attacks:
             path = run.samples(spec.model_id, attack_id)
             metadata = read_metadata(path) or {}
-            if path.exists() and metadata.get("recipe") != attack_recipe(context, attack_id):
+            attack = context.plan.config.attacks[attack_id]
+            recipe = attack_recipe(context, attack_id)
+            wanted = attack.attacks(spec) and metadata.get("recipe") == recipe
+            if path.exists() and not wanted:
                 run.set_aside(path)
                 for made in (run.gallery, run.grid, run.margins, run.spectrum, run.adversarials):
                     made(spec.model_id, attack_id).unlink(missing_ok=True)

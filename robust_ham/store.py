@@ -7,10 +7,12 @@ its place, flushed to the disk and renamed.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import itertools
 import json
 import logging
+import math
 import os
 import shutil
 import zipfile
@@ -18,8 +20,9 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,6 +31,15 @@ from robust_ham.config import SCHEMA, RequestError
 from robust_ham.stopping import uninterrupted
 
 log = logging.getLogger(__name__)
+
+MAX_TEXT_BYTES = 10_000_000
+"""Of a card, a manifest, a list of failures."""
+MAX_CSV_BYTES = 100_000_000
+MAX_ROWS, MAX_COLUMNS = 10_000_000, 1_000
+MAX_TABLE_BYTES = 1 << 33
+"""Of a parquet file, unpacked, as it says itself."""
+MAX_ARRAY_BYTES = 1 << 34
+"""Of all arrays of an .npz file, unpacked."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +133,18 @@ class RunFolder:
         """The page."""
         return self.root / "report.html"
 
+    def refuse_links(self) -> None:
+        """Nothing that is written into the folder may end up elsewhere.
+
+        Raises:
+            RequestError: the folder holds a symbolic link; it may be one itself.
+        """
+        for folder, folders, files in os.walk(self.root):
+            for name in (*folders, *files):
+                path = Path(folder, name)
+                if path.is_symlink():
+                    raise RequestError(f"{path}: a symbolic link; a run folder must not hold any")
+
     def model(self, model_id: str) -> Path:
         """Folder of a model's weights, card and training curve."""
         return self.root / "models" / model_id
@@ -192,8 +216,26 @@ def reading(path: Path) -> Iterator[None]:
     """Say of which file it is when what it holds makes no sense."""
     try:
         yield
-    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except _DAMAGED as error:
         raise RequestError(f"{path}: damaged ({type(error).__name__})") from None
+
+
+_DAMAGED = (
+    *(ValueError, LookupError, TypeError, ArithmeticError, EOFError, RuntimeError, MemoryError),
+    *(zipfile.BadZipFile, zlib.error, pa.ArrowException),
+)
+"""What readers raise for contents that make no sense; ``RecursionError`` is a ``RuntimeError``."""
+
+
+def check_size(path: Path, limit: int) -> None:
+    """Refuse a file before it is read.
+
+    Raises:
+        RequestError: larger than ``limit`` bytes.
+    """
+    size = path.stat().st_size
+    if size > limit:
+        raise RequestError(f"{path}: expected at most {limit:,} bytes, got {size:,}")
 
 
 @contextlib.contextmanager
@@ -244,15 +286,34 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        ValueError: not a JSON object of this schema.
+        ValueError: not a JSON object of this schema, or it holds NaN or ∞.
+        RequestError: too large.
     """
+    check_size(path, MAX_TEXT_BYTES)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError):
+        content = parse_json(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
         raise ValueError(f"{path}: not a JSON file") from None
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         raise ValueError(f"{path}: expected a JSON object with schema {SCHEMA}")
     return content
+
+
+def parse_json(text: str) -> Any:  # noqa: ANN401
+    """A JSON value without NaN and ∞, which only some programs write, and no others read.
+
+    Raises:
+        ValueError: not such a value.
+        RecursionError: too deep.
+    """
+    return json.loads(text, parse_constant=_finite, parse_float=_finite)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"expected a finite number, got {text}")
+    return value
 
 
 def write_table(path: Path, table: pd.DataFrame, metadata: dict[str, Any]) -> None:
@@ -271,7 +332,7 @@ def read_metadata(path: Path) -> dict[str, Any] | None:
     try:
         metadata = pq.read_schema(path).metadata or {}
         content = json.loads(metadata[b"robust_ham"])
-    except (OSError, pa.ArrowException, KeyError, ValueError):
+    except (OSError, pa.ArrowException, KeyError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
 
@@ -281,12 +342,90 @@ def read_table(path: Path) -> pd.DataFrame:
 
     Raises:
         ValueError: the file is damaged.
+        RequestError: it is too large.
     """
     try:
+        check_table(path)
         frame: pd.DataFrame = pq.read_table(path).to_pandas()
-    except pa.ArrowException as error:
-        raise ValueError(f"{path}: damaged table ({str(error).splitlines()[0]})") from None
+    except (pa.ArrowException, *_NO_TABLE) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f"{path}: damaged table ({reason})") from None
     return frame
+
+
+_NO_TABLE = (OSError, ValueError, LookupError, TypeError, ArithmeticError, RuntimeError)
+"""What else pyarrow and pandas raise for damaged tables; an ``OSError`` of theirs has no number."""
+
+
+def check_table(path: Path) -> None:
+    """Refuse a parquet file that says of itself that it is too large, before its rows are read.
+
+    Raises:
+        RequestError: too many rows, or too many bytes when unpacked.
+    """
+    about = pq.read_metadata(path)
+    groups = [about.row_group(i) for i in range(about.num_row_groups)]
+    size = sum(group.total_byte_size for group in groups)
+    for what, limit, count in (
+        ("rows", MAX_ROWS, about.num_rows),
+        ("columns", MAX_COLUMNS, about.num_columns),
+    ):
+        if count > limit:
+            raise RequestError(f"{path}: expected at most {limit:,} {what}, got {count:,}")
+    if size > MAX_TABLE_BYTES:
+        raise RequestError(f"{path}: expected at most {MAX_TABLE_BYTES:,} bytes, got {size:,}")
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
+    """Arrays of an .npz file, by name.
+
+    Raises:
+        RequestError: damaged, too large when unpacked, or an array that is not of plain numbers.
+    """
+    try:
+        with reading(path), zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+            if size > MAX_ARRAY_BYTES:
+                most = f"{MAX_ARRAY_BYTES:,}"
+                raise RequestError(f"{path}: expected at most {most} bytes, got {size:,}")
+            for member in archive.infolist():
+                with archive.open(member) as file:
+                    _check_array(file, member.file_size)
+            with np.load(path, allow_pickle=False) as arrays:
+                return dict(arrays)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise RequestError(f"{path}: damaged (a place before its start)") from None
+
+
+def _check_array(file: IO[bytes], size: int) -> None:
+    """Compare what an array says of its size with what is there, before memory is asked for.
+
+    Raises:
+        ValueError: they differ, or the array is not of plain numbers.
+    """
+    version = np.lib.format.read_magic(file)
+    if version == (1, 0):
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    else:
+        shape, _, dtype = np.lib.format.read_array_header_2_0(file)
+    if dtype.kind not in "biuf" or file.tell() + math.prod(shape) * dtype.itemsize != size:
+        raise ValueError("not an array of plain numbers, or of another size than it says")
+
+
+def read_csv(path: Path, **options: Any) -> pd.DataFrame:  # noqa: ANN401
+    """Read a CSV file.
+
+    Raises:
+        ValueError: not such a file.
+        RequestError: too large.
+    """
+    check_size(path, MAX_CSV_BYTES)
+    table: pd.DataFrame = pd.read_csv(path, **options)
+    return table
 
 
 def write_csv(path: Path, table: pd.DataFrame) -> None:
@@ -301,7 +440,7 @@ def read_rows(path: Path, columns: list[str]) -> pd.DataFrame:
     None if the file is missing, damaged, or of other columns: all is made anew.
     """
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        table = read_csv(path, dtype=str, keep_default_na=False)
     except (FileNotFoundError, ValueError):
         return pd.DataFrame(columns=columns)
     return table if list(table.columns) == columns else pd.DataFrame(columns=columns)

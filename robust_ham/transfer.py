@@ -16,6 +16,7 @@ from robust_ham.config import RequestError, TransferConfig
 from robust_ham.evaluation import Progress, logits_of
 from robust_ham.store import (
     content_key,
+    read_arrays,
     read_metadata,
     read_rows,
     read_table,
@@ -54,7 +55,13 @@ def write_transfer(
     known = {(row["source_id"], row["target_id"], row["key"]): row for row in _records(before)}
     models = _attacked_models(context, asked, failed)
     specs = {spec.model_id: spec for spec in context.plan.config.model_specs()}
-    rows = []
+    rows: list[dict[str, str] | None] = []
+
+    def left(done: int) -> list[dict[str, str] | None]:
+        """Rows of sources still to come that are known already."""
+        later = {source.model_id for source in models[done + 1 :]}
+        return [row for row in known.values() if row["source_id"] in later]
+
     for i, source in enumerate(models):
         pairs = [(target, _key(source, target, asked)) for target in models]
         missing = [p for p in pairs if (source.model_id, p[0].model_id, p[1]) not in known]
@@ -76,8 +83,9 @@ def write_transfer(
                     "key": key,
                 }
             rows.append(row)
+        if moved is not None or i + 1 == len(models):  # kept as it grows
+            write_csv(context.run.transfer, pd.DataFrame(rows + left(i), columns=COLUMNS))
         progress(i + 1, len(models))
-    write_csv(context.run.transfer, pd.DataFrame(rows, columns=COLUMNS))
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, str]]:
@@ -118,11 +126,14 @@ def rescaled(context: Context, asked: TransferConfig, model_id: str) -> Tensor:
     attacked = context.plan.attacked
     if not path.is_file():
         raise RequestError(f"{path}: no such file; remove the attack's samples to make it again")
-    with reading(path), np.load(path, allow_pickle=False) as arrays:
+    with reading(path):
+        arrays = read_arrays(path)
         stored = torch.from_numpy(arrays["adversarial"])
         ids = arrays["sample_id"].tolist()
     if stored.shape != attacked.images.shape or ids != attacked.sample_ids:
         raise RequestError(f"{path}: not of the images that are attacked")
+    if not stored.is_floating_point() or not torch.isfinite(stored).all():
+        raise RequestError(f"{path}: values that are no finite numbers")
     step = stored - attacked.images
     length = step.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
     moved: Tensor = (attacked.images + asked.budget * step / length).clamp(0, 1)

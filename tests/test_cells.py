@@ -7,20 +7,25 @@ from conftest import TINY_RUN
 
 from robust_ham.analysis.curves import kernel_size_curves
 from robust_ham.analysis.run import Run
-from robust_ham.cells import Context, _epoch_like_twin
+from robust_ham.cells import Context, _epoch_like_twin, model_identity
 from robust_ham.config import RequestError
 from robust_ham.config_files import parse_config
 from robust_ham.executors import run_inline
 from robust_ham.plan import make_plan
 from robust_ham.store import RunFolder, read_json, read_table, write_csv
+from robust_ham.training import TrainingError
 
 CPU = torch.device("cpu")
-TWINS = TINY_RUN.replace(
-    "    sweep: {kernel_size: [3], window: [none, hamming]}\n",
-    "    kernel_size: 3\n    sweep: {window: [none, hamming]}\n"
-    "  - {architecture: cnn, depth: 2, widths: [4], first_kernel: same, kernel_size: 3,"
-    " accuracy_of: hamming}\n",
-).replace("epochs: 1", "epochs: 3")
+TWINS = (
+    TINY_RUN.replace(
+        "    sweep: {kernel_size: [3], window: [none, hamming]}\n",
+        "    kernel_size: 3\n    sweep: {window: [none, hamming]}\n"
+        "  - {architecture: cnn, depth: 2, widths: [4], first_kernel: same, kernel_size: 3,"
+        " accuracy_of: hamming}\n",
+    )
+    .replace("epochs: 1", "epochs: 3")
+    .replace("num_train: 256", "num_train: 256, num_validation: 100")
+)
 LIKE = "cnn2-w4-as_hamming-k3-none-s0"
 
 
@@ -53,7 +58,7 @@ def test_the_epoch_nearest_in_accuracy_is_kept(finished):
 def test_which_epoch_that_is(finished, tmp_path, last, epoch):
     context = Context(finished.plan, RunFolder(tmp_path), CPU)
     spec = finished.plan.cells[-1].spec
-    with pytest.raises(RuntimeError, match="its twin cnn2-w4-k3-none-s0 was not trained"):
+    with pytest.raises(TrainingError, match="its twin cnn2-w4-k3-none-s0 was not trained"):
         _epoch_like_twin(context, spec)
     own = [0.1, 0.3, 0.5]
     for twin, accuracies in zip(spec.accuracy_twins(), (own, last), strict=True):
@@ -69,6 +74,8 @@ def test_which_epoch_that_is(finished, tmp_path, last, epoch):
         ("accuracy_of: hamming", "accuracy_of: none", "another window"),
         ("accuracy_of: hamming", "accuracy_of: hann", "needs cnn2-w4-k3-hann-s0"),
         ("accuracy_of: hamming", "seed: 7, accuracy_of: hamming", "needs cnn2-w4-k3-none-s7"),
+        ("accuracy_of: hamming", "accuracy_of: hamming, training: {lr: 0.3}", "the same training"),
+        (", num_validation: 100", "", "num_validation"),
     ],
 )
 def test_a_twin_that_is_not_there_is_refused(old, new, message):
@@ -131,3 +138,14 @@ def run_again(plan, folder):
 def test_images_and_models_that_are_not_there_are_refused(old, new, message):
     with pytest.raises(RequestError, match=message):
         parse_config(SOME.replace(old, new))
+
+
+def test_a_changed_twin_changes_the_key(finished):
+    spec = finished.plan.cells[-1].spec
+    before = model_identity(finished, spec)
+    text = TWINS.replace("kernel_size: 3\n", "kernel_size: 3\n    training: {lr: 0.2}\n", 1)
+    text = text.replace("accuracy_of: hamming", "accuracy_of: hamming, training: {lr: 0.2}")
+    changed = Context(make_plan(parse_config(text), attack=False), finished.run, CPU)
+    after = model_identity(changed, changed.plan.cells[-1].spec)
+    assert [t["training"]["lr"] for t in before["twins"]] == [0.1, 0.1]
+    assert [t["training"]["lr"] for t in after["twins"]] == [0.2, 0.2]

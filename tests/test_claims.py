@@ -8,11 +8,19 @@ import pytest
 from test_contrasts import make, pick
 
 from robust_ham.analysis import evidence
-from robust_ham.analysis.claims import COLUMNS, answer_claims, answer_experiment
+from robust_ham.analysis.claims import COLUMNS, _applies, answer_claims, answer_experiment
 from robust_ham.analysis.run import Run
 from robust_ham.analysis.statements import claims
 from robust_ham.analysis.statistics import Interval
-from robust_ham.store import RunFolder, read_json, write_csv, write_json, write_table
+from robust_ham.config_files import load_config
+from robust_ham.store import (
+    RunFolder,
+    read_json,
+    write_csv,
+    write_json,
+    write_table,
+    write_text,
+)
 
 ANSWERS = {"supported", "contradicted", "undecided", "not run"}
 
@@ -204,6 +212,85 @@ def test_an_experiment_answers_its_own_claims():
 def test_missing_models_and_attacks_are_not_run(tmp_path):
     models = [f"cnn6-w128x256-f7-k{k}-none-s{s}" for k in (3, 5, 9) for s in range(5)]
     table = answer_claims(make(tmp_path, missing=models))
-    assert set(answers(table)) <= {"not run", "undecided"}
+    assert set(answers(table)) == {"not run"}
     folder = RunFolder(tmp_path)
     assert answers(answer_claims(Run(folder)))["stadv"] == "not run"
+
+
+PAIRS = {  # (shipped config, claim): arms that its first part compares, of the first kernel size
+    ("cifar10_controls", "depth"): [
+        (f"cnn{m}-w128x256-f7", f"cnn{m}-w128x256-f7") for m in (6, 3, 4, 5, 8)
+    ],
+    ("cifar10_controls", "first_layer"): [
+        ("cnn6-w128x256-f7-windowfirst", "cnn6-w128x256-f7"),
+    ],
+    ("cifar10_controls", "width"): [(f"cnn6-w128x256{x}-f7",) * 2 for x in ("", "-x0.5", "-x2")],
+    ("cifar10_controls", "weight_decay"): [
+        ("cnn6-w128x256-f7",) * 2,
+        ("nodecay-cnn6-w128x256-f7",) * 2,
+    ],
+    ("cifar10_controls", "downsampling"): [
+        (f"cnn6-w128x256-f7{d}",) * 2 for d in ("", "-maxpool", "-nodown")
+    ],
+    ("cifar10_controls", "other_windows"): [("cnn6-w128x256-f7",) * 2] * 2,
+    ("cifar10_controls", "placebo"): [("cnn6-w128x256-f7",) * 2],
+    ("cifar10_resnet18", "replication_unmatched"): [("resnet18-x1",) * 2],
+    ("cifar10_resnet18", "replication_matched"): [("resnet18-x1-params3",) * 2],
+    ("cifar10_resnet18", "factorised"): [("resnet18-x1-factorised-params3",) * 2],
+    ("cifar10_study", "capacity"): [("cnn4-w16x32-f7-params3",) * 2],
+    ("cifar10_study", "accuracy_over_3x3"): [("cnn4-w16x32-f7",) * 2] * 2,
+    ("cifar10_study", "depth"): [],
+    ("mnist_cnn", "accuracy_same_k"): None,  # of other data
+    ("mnist_cnn", "mnist_28"): [("cnn6-w128x256-f7",) * 2] * 2,
+    ("mnist14_cnn", "mnist_14"): [("cnn6-w128x256-f7",) * 2] * 2,
+    ("imagenet_resnet18", "imagenet"): [("imagenet-resnet18",) * 2],
+}
+
+
+@pytest.mark.parametrize(("config", "claim"), PAIRS)
+def test_which_arms_a_claim_compares(tmp_path, config, claim):
+    folder = RunFolder(tmp_path)
+    write_text(folder.config, load_config(config).to_yaml())
+    run = Run(folder)
+    for spec in run.config.model_specs():
+        card = {"model": {"architecture": "cnn"}}
+        write_json(folder.model(spec.model_id) / "model.json", card)
+    stated = next(c for c in claims() if c.id == claim)
+    expected = PAIRS[config, claim]
+    assert _applies(run, stated) == (expected is not None)
+    if expected is not None:
+        found = evidence.pairs_of(run, stated.parts[0])
+        assert [(c.spec.family, c.baseline[0].family) for c in found] == expected
+        against = stated.parts[0].against["window"]
+        assert {c.baseline[0].window for c in found} <= {against}
+
+
+def test_a_baseline_that_is_always_wrong_decides_nothing(tmp_path):
+    def wrong(spec, tables):
+        if spec.window == "none":
+            for table in tables.values():
+                table["clean_prediction"], table["status"] = 0, "already_wrong"
+                if table["l2"].notna().all():
+                    table[["l2", "linf", "l2_relative"]] = 0.0
+
+    found = pick(answer_claims(make(tmp_path, change=wrong)), claim="deepfool")
+    assert set(found["part_answer"]) == {"undecided"}
+    assert found["effect"].isna().all()
+    assert set(found["note"]) == {"the baseline's figure is 0"}
+
+
+def test_arms_of_other_learning_rates_say_so(tmp_path):
+    run = make(tmp_path, effect={9: 1.4})
+    text = run.folder.config.read_text()
+    sweep = "sweep: {kernel_size: [3, 5, 9], window: [none, hamming], seed: [0, 1, 2, 3, 4]}"
+    assert sweep in text
+    group = "  - architecture: cnn\n    training: {{lr: {lr}}}\n    " + sweep.replace(
+        "[none, hamming]", "[{window}]"
+    ).replace("{k", "{{k").replace("]}", "]}}")
+    plain, windowed = (
+        group.format(lr=lr, window=window) for lr, window in ((0.4, "none"), (0.2, "hamming"))
+    )
+    old = text[text.index("  - architecture") : text.index("attacks:")]
+    write_text(run.folder.config, text.replace(old, f"{plain}\n{windowed}\n"))
+    found = pick(answer_claims(Run(run.folder)), claim="deepfool")
+    assert found["note"].str.contains("learning rates 0.2 and 0.4").all()

@@ -42,6 +42,7 @@ def samples(distances, right, spatial=False):
             "sample_id": range(count),
             "label": 1,
             "clean_prediction": np.where(right, 1, 0),
+            "adversarial_prediction": 0,
             "status": status,
             "l2": math.nan if spatial else l2,
             "linf": math.nan if spatial else l2 / 10,
@@ -178,7 +179,7 @@ def test_few_seeds_share_their_variance_and_say_so(tmp_path):
     few = contrasts(make(tmp_path / "few", seeds=(0, 1, 2)))
     many = contrasts(make(tmp_path / "many"))
     area = dict(metric="robust_area", versus="same k")
-    assert pick(few, **area)["note"].eq("seed variance pooled over kernel sizes").all()
+    assert pick(few, **area)["note"].eq("seed variance pooled over the comparisons").all()
     assert pick(many, **area)["note"].eq("").all()
 
 
@@ -256,6 +257,11 @@ def test_other_images_decide_nothing(tmp_path):
     assert area.loc[5, "verdict"] == "better"
     assert area.loc[9, "verdict"] == "undecided"
     assert area.loc[9, "note"] == "not the same images"
+    (grown,) = pick(table, metric="robust_area", attack="d", versus="interaction").to_dict(
+        "records"
+    )
+    assert (grown["verdict"], grown["note"]) == ("undecided", "not the same images")
+    assert math.isnan(grown["effect"])
     assert area.loc[9, ["effect", "low", "high", "p", "p_holm"]].isna().all()
 
 

@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from robust_ham import checkpoints, foreign
+from robust_ham.config import RequestError
 from robust_ham.config_files import parse_dataset
 from robust_ham.data import Dataset
 from robust_ham.plan import ZOO
@@ -118,8 +119,8 @@ def assert_refused(result, tmp_path, message):
     assert not (tmp_path / "in").exists()
 
 
-def assert_same(tmp_path, name, network, images):
-    loaded, card = checkpoints.load(tmp_path / "in" / name)
+def assert_same(tmp_path, name, network, images, factory=None):
+    loaded, card = checkpoints.load(tmp_path / "in" / name, factory)
     with torch.no_grad():
         torch.testing.assert_close(loaded(images), network(images), atol=1e-6, rtol=1e-6)
     return card
@@ -376,7 +377,10 @@ def test_torchvision_and_a_users_own_network(
     spec = "factory: 'their_nets:Net', kernel_size: 3, normalize: true"
     result = run_import(tmp_path / "own.pth", f"{{{spec}}}", *IMAGENET, data=colour_data)
     assert (result[0], result[2]) == (0, "")
-    assert_same(tmp_path, "their_nets-Net-k3-none-s0", imagenet(own), images)
+    own_id, factory = "their_nets-Net-k3-none-s0", "their_nets:Net"
+    assert_same(tmp_path, own_id, imagenet(own), images, factory)
+    with pytest.raises(RequestError, match="names a function that the configuration does not"):
+        checkpoints.load(tmp_path / "in" / own_id)
     config = tmp_path / "own.yaml"
     config.write_text(
         f"name: own\ndataset: {{name: {colour_data}}}\n"

@@ -1,5 +1,7 @@
 """What might explain robustness: joined tables and their figures."""
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,7 +17,7 @@ from robust_ham.analysis.mechanism import (
 )
 from robust_ham.analysis.run import KERNEL_MEASURES, Run
 from robust_ham.report import mechanism
-from robust_ham.store import read_json, write_csv, write_json
+from robust_ham.store import RunFolder, read_json, write_csv, write_json, write_text
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +43,8 @@ def run(tmp_path_factory):
     own = pairs["source_id"] == pairs["target_id"]
     pairs.loc[own, "num_fooled"] = 10
     write_csv(run.folder.transfer, pairs)
+    asked = "transfer: {attack: d, budget: 0.5}\nevaluation: {keep_adversarials: true}\n"
+    write_text(run.folder.config, run.folder.config.read_text() + asked)
     return Run(run.folder)
 
 
@@ -95,3 +99,24 @@ def test_the_figures_show_every_arm_and_axis(run):
     names = [text.get_text() for text in heat.axes[0].get_yticklabels()]
     assert names == [f"{w} {k}" for w in ("baseline", "Hamming") for k in (3, 5, 9)]
     assert mechanism.bands_figure(run, curves) is None
+
+
+def test_transfer_that_is_no_longer_asked_for_is_not_shown(run, tmp_path):
+    shutil.copytree(run.folder.root, tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+    text = folder.config.read_text()
+    write_text(folder.config, text.replace("budget: 0.5}\n", "budget: 0.7}\n"))
+    assert Run(folder).transfer.empty
+    write_text(folder.config, text[: text.index("transfer:")])
+    assert transfer_between_arms(Run(folder)).empty
+    assert len(Run(run.folder).transfer) == 144
+
+
+def test_a_target_that_is_no_source_keeps_its_column():
+    row = {"attack": "d", "budget": 0.5, "num_pairs": 1, "fooled_rate": 0.5, "low": 0, "high": 1}
+    source = {"source_family": "a", "source_window": "none", "source_kernel_size": 3}
+    target = {"target_family": "b", "target_window": "hamming", "target_kernel_size": 5}
+    table = pd.DataFrame([row | source | target])
+    heat = mechanism.transfer_figure(table)
+    names = [text.get_text() for text in heat.axes[0].get_xticklabels()]
+    assert names == ["baseline 3 (a)", "Hamming 5 (b)"]

@@ -95,3 +95,15 @@ def test_every_image_counts_alike_and_zeros_do_not_count():
     table = radial_spectrum(torch.cat([flat, 1000 * checkered, torch.zeros(1, 1, 8, 8)]))
     assert table["share"].iloc[[0, -1]].tolist() == pytest.approx([0.5, 0.5])
     assert radial_spectrum(torch.zeros(0, 1, 8, 8))["share"].isna().all()
+
+
+def test_a_model_that_hides_its_gradient_has_no_angle():
+    class Hidden(Affine):
+        def forward(self, x):
+            return super().forward(x.detach())
+
+    images = torch.full((2, 1, 2, 2), 0.4)
+    labels = torch.zeros(2, dtype=torch.int64)
+    found = normal_cosines(Hidden(WEIGHT), images, images + 0.1, labels, "l2", CPU)
+    assert np.isnan(found).all()
+    assert len(normal_cosines(Affine(WEIGHT), images[:0], images[:0], labels[:0], "l2", CPU)) == 0

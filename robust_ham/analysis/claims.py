@@ -93,6 +93,8 @@ def _applies(run: Run, claim: Claim) -> bool:
     """Whether the run is of the data that the claim speaks of."""
     data = run.config.dataset
     known = {"dataset": Path(data.name).name, "image_size": data.image_size}
+    if claim.unless and all(known[key] == value for key, value in claim.unless.items()):
+        return False
     return all(known[key] == value for key, value in claim.where.items())
 
 

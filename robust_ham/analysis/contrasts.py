@@ -25,7 +25,13 @@ from robust_ham.analysis.statistics import (
     ratio,
     vary_alike,
 )
-from robust_ham.analysis.verdicts import FEW_SEEDS, Margins, judge_mean, judge_median_ratio
+from robust_ham.analysis.verdicts import (
+    FEW_SEEDS,
+    UNKNOWN,
+    Margins,
+    judge_mean,
+    judge_median_ratio,
+)
 from robust_ham.config import AttackConfig
 from robust_ham.model_groups import ModelGroup
 
@@ -33,9 +39,6 @@ CONTRAST_COLUMNS = (
     "family window kernel_size versus versus_kernel_size metric attack budget scale num_seeds "
     "num_images baseline windowed effect low high simultaneous_low simultaneous_high p p_holm "
     "margin_low margin_high verdict seeds_to_decide images_to_decide primary note"
-).split()
-_JUDGED = (
-    "effect low high simultaneous_low simultaneous_high p p_holm seeds_to_decide images_to_decide"
 ).split()
 ACCURACY_MARGINS = {"fashion_mnist": 0.005, "mnist": 0.001}
 """Differences of accuracy that count as none; other data sets: one percentage point."""
@@ -163,8 +166,9 @@ def _from_samples(
 
 def _tables(run: Run, comparison: Comparison, figure: Figure) -> tuple[Values, Values] | None:
     """Values of the windowed and of the baseline arm, (S, n); None where a model has none."""
+    attack = run.attacks[figure.attack] if figure.attack else None
     windowed, baseline = (
-        _stacked([figure.values(run, spec) for spec in arm])
+        _stacked([figure.values(run, s) for s in arm if attack is None or attack.attacks(s)])
         for arm in (comparison.windowed, comparison.baseline)
     )
     if windowed is None or baseline is None or windowed.shape != baseline.shape:
@@ -190,14 +194,22 @@ def compare(run: Run, group: list[Comparison], figure: Figure) -> list[dict[str,
     ):
         row["p_holm"] = adjusted
     for row, (comparison, *_) in zip(rows, found, strict=True):
-        if not _same_images(run, comparison, figure):
-            undecided = {"verdict": "undecided", "note": "not the same images"}
-            row.update(dict.fromkeys(_JUDGED) | undecided)
-        models = [spec.model_id for spec in [*comparison.windowed, *comparison.baseline]]
-        if figure.attack and "fail" in {run.badge(m, figure.attack) for m in models}:
-            note = "the gate fails a model: not to be trusted"
-            row.update({"verdict": "undecided", "note": note})
+        row.update(_reservations(run, comparison, figure, row["note"]))
     return rows
+
+
+def _reservations(run: Run, comparison: Comparison, figure: Figure, note: str) -> dict[str, Any]:
+    """What a row must say beside, or in place of, what its numbers say."""
+    specs = [*comparison.windowed, *comparison.baseline]
+    if not _same_images(run, comparison, figure):
+        return UNKNOWN | {"verdict": "undecided", "note": "not the same images"}
+    if figure.attack and "fail" in {run.badge(s.model_id, figure.attack) for s in specs}:
+        return {"verdict": "undecided", "note": "the gate fails a model: not to be trusted"}
+    rates = [run.config.training_of(specs[i]).lr for i in (0, -1)]
+    if rates[0] != rates[1]:
+        differ = f"learning rates {rates[0]:g} and {rates[1]:g}"
+        return {"note": f"{note}; {differ}" if note else differ}
+    return {}
 
 
 def _same_images(run: Run, comparison: Comparison, figure: Figure) -> bool:
@@ -205,7 +217,8 @@ def _same_images(run: Run, comparison: Comparison, figure: Figure) -> bool:
     if not figure.attack:
         return True
     specs = [*comparison.windowed, *comparison.baseline]
-    tables = [run.samples[spec.model_id, figure.attack] for spec in specs]
+    attack = run.attacks[figure.attack]
+    tables = [run.samples[s.model_id, figure.attack] for s in specs if attack.attacks(s)]
     return all(table["sample_id"].equals(tables[0]["sample_id"]) for table in tables)
 
 
@@ -242,7 +255,10 @@ def _interaction_rows(
         margins,
         lower_is_better=figure.lower_is_better,
     )
-    return [row | judged | {"p_holm": judged["p"]}]  # the only one of its kind
+    found = row | judged | {"p_holm": judged["p"]}  # the only one of its kind
+    for size in (small, large):
+        found |= _reservations(run, by_size[size], figure, found["note"])
+    return [found]
 
 
 def _pooled(figure: Figure, cells: list[tuple[Values, Values]]) -> tuple[float, float] | None:
@@ -261,7 +277,7 @@ def _stacked(values: list[Values | None]) -> Values | None:
     """(S, n); None where a model has no values or the models' images differ in number."""
     present = [v for v in values if v is not None]
     if len(present) < len(values) or len({len(v) for v in present}) != 1:
-        return None
+        return None  # also where there is no model
     return np.stack(present)
 
 

@@ -95,19 +95,17 @@ def evidence_in_table(table: pd.DataFrame, part: ColumnPart | ExponentPart) -> l
 
 
 def _arms(run: Run, part: ArmsPart) -> list[Evidence]:
-    pairs = _pairs(run, part)
-    if part.vary is not None:
-        pairs = _varied(pairs, part.vary)
-    group = [comparison for _, comparison in pairs]
+    group = pairs_of(run, part)
     if part.every_epoch:
         return _every_epoch(run, part, group)
     figure = _figure(run, part)
     if figure is None:
         return []
     if part.margin is not None:
+        assert figure.scale == "difference", "a margin of a claim is of a difference"
         figure = replace(figure, margins=(-part.margin, part.margin))
     found = []
-    for row, comparison in _judged(run, group, replace(figure, lower_is_better=False)):
+    for row, comparison in _judged(run, group, figure):
         low, high = row["simultaneous_low"], row["simultaneous_high"]
         interval = Interval(*(np.nan if v is None else v for v in (row["effect"], low, high)))
         null = 1.0 if figure.scale == "ratio" else 0.0
@@ -129,6 +127,14 @@ def _arms(run: Run, part: ArmsPart) -> list[Evidence]:
             )
         )
     return found
+
+
+def pairs_of(run: Run, part: ArmsPart) -> list[Comparison]:
+    """The comparisons that a part asks for, of the arms that the run has."""
+    pairs = _pairs(run, part)
+    if part.vary is not None:
+        pairs = _varied(pairs, part.vary)
+    return [comparison for _, comparison in pairs]
 
 
 def _judged(
@@ -172,14 +178,15 @@ def _varied(
 
 
 def _attributes(run: Run, spec: ModelGroup) -> Attributes:
-    """All that describes an arm; a width that was fitted is told by ``match``."""
-    values = spec.model_dump(exclude={"seed", "source", "sweep", "training", "match"})
+    """All that describes an arm but its learning rate; a fitted width is told by ``match``."""
+    elsewhere = {"source", "weights", "factory"}  # where it comes from
+    values = spec.model_dump(exclude={"seed", "sweep", "training", "match"} | elsewhere)
     match = spec.match
     values["match"] = f"{match.to}{match.kernel_size}" if match is not None else None
     if match is not None:
         values["width"] = match.width
-    decay = run.config.training_of(spec).weight_decay
-    return values | {"weight_decay": decay}
+    recipe = run.config.training_of(spec).model_dump(exclude={"lr"})
+    return values | {"weight_decay": recipe.pop("weight_decay"), "recipe": recipe}
 
 
 def _matches(attributes: Attributes, wanted: Attributes) -> bool:
@@ -207,14 +214,24 @@ def _figure(run: Run, part: ArmsPart) -> Figure | None:
 
 
 def _attack_id(run: Run, choice: AttackChoice) -> str | None:
-    """The run's attack of that function and norm; best needs several to choose from."""
+    """The run's attack of that function and norm, on most models and images, the first of equals.
+
+    ``best`` needs several to choose from.
+    """
     if choice.name == "best":
         best = BEST[choice.norm]
         return best if best in run.attacks else None
-    for attack_id, attack in run.attacks.items():
-        if attack.attack == choice.name and attack.norm == choice.norm:
-            return attack_id
-    return None
+    able = {
+        attack_id: attack
+        for attack_id, attack in run.attacks.items()
+        if attack.attack == choice.name and attack.norm == choice.norm
+    }
+    most = run.config.evaluation.num_images
+    return max(
+        able,
+        key=lambda a: (able[a].seeds is None, able[a].num_images or most),
+        default=None,
+    )
 
 
 def _words(part: ArmsPart, comparison: Comparison) -> str:
@@ -295,13 +312,13 @@ def _correlation(run: Run, part: CorrelationPart) -> list[Evidence]:
         sizes = [run.cards[spec.model_id].get(part.correlate) for spec in arm]
         tables = [run.samples.get((spec.model_id, attack_id)) for spec in arm]
         done = [table for table in tables if table is not None]
-        if None not in sizes and len(done) == len(arm):
+        trusted = "fail" not in {run.badge(spec.model_id, attack_id) for spec in arm}
+        if None not in sizes and len(done) == len(arm) and trusted:
             xs.append(np.array(sizes, dtype=np.float64))
             ys.append(np.array([area_values(t, run.attacks[attack_id]).mean() for t in done]))
-    seeds = {len(x) for x in xs}
-    if len(xs) < 3 or len(seeds) != 1:
+    if len(xs) < 3:
         return []
-    num_seeds = seeds.pop()
+    num_seeds = min(len(x) for x in xs)
     interval = _spearman([float(x.mean()) for x in xs], [float(y.mean()) for y in ys])
     few = len(xs) < _FEW_ARMS or num_seeds == 1
     return [

@@ -12,11 +12,20 @@ import pandas as pd
 
 from robust_ham.analysis.statistics import Values
 from robust_ham.config import BEST, AttackConfig, Config, RequestError
-from robust_ham.config_files import parse_config
+from robust_ham.config_files import config_text, parse_config
 from robust_ham.model_groups import ModelGroup
-from robust_ham.store import RunFolder, read_json, read_metadata, read_table, reading
+from robust_ham.store import (
+    RunFolder,
+    read_csv,
+    read_json,
+    read_metadata,
+    read_table,
+    reading,
+)
 
 HISTORY_COLUMNS = "train_loss train_accuracy validation_loss validation_accuracy".split()
+MEASURED = "effective_width effective_width_learned params flops test_accuracy".split()
+"""What cards say in numbers."""
 KERNEL_MEASURES = "effective_taps bandwidth side_lobe_energy edge_energy".split()
 
 
@@ -36,9 +45,7 @@ class Run:
         path = self.folder.config
         if not path.is_file():
             raise RequestError(f"{self.folder.root}: not a run folder (no config.yaml)")
-        with reading(path):
-            text = path.read_text(encoding="utf-8")
-        return parse_config(text, origin=str(path))
+        return parse_config(config_text(path), origin=str(path))
 
     @cached_property
     def specs(self) -> list[ModelGroup]:
@@ -53,8 +60,7 @@ class Run:
         for spec in self.specs:
             path = self.folder.model(spec.model_id) / "model.json"
             with reading(path):
-                cards[spec.model_id] = read_json(path)
-                _ = cards[spec.model_id]["model"]["architecture"]
+                cards[spec.model_id] = _checked_card(read_json(path))
         return cards
 
     @cached_property
@@ -65,7 +71,7 @@ class Run:
             for attack_id in self.config.attacks:
                 path = self.folder.samples(model_id, attack_id)
                 if path.is_file() and self._of_this_model(path, model_id):
-                    found[model_id, attack_id] = _read(path)
+                    found[model_id, attack_id] = _read(path, _SAMPLES)
             for attack_id, members in self.members_of_best.items():
                 tables = [found.get((model_id, member)) for member in members]
                 done = [table for table in tables if table is not None]
@@ -117,7 +123,7 @@ class Run:
         if not path.is_file():
             return pd.DataFrame(columns=["model_id", "attack", "check", "severity", "reason"])
         with reading(path):
-            table = pd.read_csv(path, keep_default_na=False)
+            table = read_csv(path, keep_default_na=False)
             _ = table[["model_id", "attack", "check", "severity", "reason"]]
         return table
 
@@ -141,9 +147,7 @@ class Run:
         if not path.is_file():
             return None
         with reading(path):
-            table = pd.read_csv(path)
-            _ = table[["epoch", *HISTORY_COLUMNS]]
-        return table
+            return _with_numbers(read_csv(path), ["epoch", *HISTORY_COLUMNS])
 
     def spectrum(self, model_id: str, attack_id: str) -> pd.DataFrame | None:
         """Radial spectrum of an attack's perturbations; None: not measured."""
@@ -151,9 +155,7 @@ class Run:
         if not path.is_file() or (model_id, attack_id) not in self.samples:
             return None
         with reading(path):
-            table = pd.read_csv(path)
-            _ = table[["frequency", "num_bins", "share"]]
-        return table
+            return _with_numbers(read_csv(path), ["frequency", "num_bins", "share"])
 
     @cached_property
     def kernels(self) -> pd.DataFrame:
@@ -163,31 +165,74 @@ class Run:
         if not path.is_file():
             return pd.DataFrame(columns=columns)
         with reading(path):
-            table = pd.read_csv(path, keep_default_na=False, na_values="")[columns]
+            table = read_csv(path, keep_default_na=False, na_values="")[columns]
+            table = _with_numbers(table, KERNEL_MEASURES)
         return table[table["model_id"].isin(list(self.cards))]
 
     @cached_property
     def transfer(self) -> pd.DataFrame:
         """How often one model's adversarial images fool another; empty: not asked for."""
-        path = self.folder.transfer
+        path, asked = self.folder.transfer, self.config.transfer
         columns = "source_id target_id attack budget num_images num_fooled".split()
-        if not path.is_file():
+        if not path.is_file() or asked is None:
             return pd.DataFrame(columns=columns)
         with reading(path):
-            return pd.read_csv(path)[columns]
+            table = read_csv(path)[columns]
+            table = _with_numbers(table, ["budget", "num_images", "num_fooled"])
+        return table[(table["attack"] == asked.attack) & (table["budget"] == asked.budget)]
 
     def correct(self, model_id: str) -> Values | None:
         """1.0 where the model is right, for every image of the test split; None: not predicted."""
         path = self.folder.predictions(model_id)
         if not path.is_file() or not self._of_this_model(path, model_id):
             return None
-        table = _read(path)
+        table = _read(path, ["prediction", "label"])
         return np.asarray(table["prediction"] == table["label"], dtype=np.float64)
 
 
-def _read(path: Path) -> pd.DataFrame:
+_SAMPLES = (
+    "sample_id label clean_prediction adversarial_prediction l2 linf l2_relative forwards backwards"
+).split()
+"""Columns of numbers that every table of attacked images has."""
+
+
+def _read(path: Path, numbers: list[str]) -> pd.DataFrame:
     with reading(path):
-        return read_table(path)
+        table = _with_numbers(read_table(path), numbers)
+        if table.empty:
+            raise ValueError("no rows")
+        if numbers is _SAMPLES and not table["status"].map(lambda s: isinstance(s, str)).all():
+            raise TypeError("status is not text")
+    return table
+
+
+def _with_numbers(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+    """The table, if these columns hold numbers.
+
+    Raises:
+        KeyError: a column is missing.
+        TypeError: it holds something else.
+    """
+    others = [name for name in columns if table[name].dtype.kind not in "iuf"]
+    if others and not table.empty:
+        raise TypeError(f"no numbers in {others}")
+    return table
+
+
+def _checked_card(card: dict[str, Any]) -> dict[str, Any]:
+    """The card, if all that tables are made from is of its kind.
+
+    Raises:
+        KeyError: it does not say which model it is of.
+        TypeError: a value of another kind.
+    """
+    model = card["model"]
+    measured = (card.get(name) for name in MEASURED)
+    if not isinstance(model["architecture"], str) or not all(
+        value is None or type(value) in (int, float) for value in measured
+    ):
+        raise TypeError("expected numbers")
+    return card
 
 
 def _best(tables: list[pd.DataFrame], norm: str) -> pd.DataFrame:

@@ -95,12 +95,14 @@ class Claim(Section):
     statement: str
     source: str
     where: dict[str, Any] = Field(default_factory=dict)
+    unless: dict[str, Any] = Field(default_factory=dict)
     parts: list[Part] = Field(min_length=1)
 
 
 class _Claims(Section):
     schema_version: Literal[1] = Field(alias="schema")
     arms: dict[str, Any]  # what several claims refer to
+    data: dict[str, Any]
     claims: list[Claim]
 
 

@@ -43,6 +43,12 @@ def verdict(interval: Interval, null: float, margins: Margins | None) -> Verdict
     return "worse" if high < null else "undecided"
 
 
+UNKNOWN: dict[str, Any] = dict.fromkeys(
+    "effect low high simultaneous_low simultaneous_high p p_holm seeds_to_decide "
+    "images_to_decide".split()
+)
+"""What is judged, where nothing can be said."""
+
 _MOST_SEEDS, _MOST_IMAGES = 1000, 10_000_000
 
 
@@ -114,7 +120,7 @@ def judge_mean(
         margins: effects that count as none.
         lower_is_better: of the figure that is compared.
     """
-    row: dict[str, Any] = {"p": None, "p_holm": None, "verdict": "undecided", "note": ""}
+    row: dict[str, Any] = UNKNOWN | {"verdict": "undecided", "note": ""}
     if margins is not None:
         row |= {"margin_low": margins[0], "margin_high": margins[1]}
     if not np.isfinite(deviation).all():
@@ -126,7 +132,7 @@ def judge_mean(
     if len(deviation) == 1:
         return row | {"note": _ONE_SEED}
     if pooled is not None:
-        row["note"] = "seed variance pooled over kernel sizes"
+        row["note"] = "seed variance pooled over the comparisons"
     elif len(deviation) < FEW_SEEDS and deviation.shape[1] > 1:
         row["note"] = f"{len(deviation)} seeds and nothing to pool them with: intervals are rough"
     upwards = _upwards(simultaneous) if lower_is_better else simultaneous
@@ -139,7 +145,7 @@ def judge_mean(
 
 def judge_median_ratio(windowed: Values, baseline: Values, confidence: float) -> dict[str, Any]:
     """Median over images that both get right of windowed over baseline distance."""
-    row: dict[str, Any] = {"p": None, "p_holm": None, "verdict": "undecided"}
+    row: dict[str, Any] = UNKNOWN | {"verdict": "undecided"}
     ratios = per_image_ratios(windowed, baseline)
     if np.isnan(ratios).all(axis=1).any():
         return row | {"note": "no image that both get right"}

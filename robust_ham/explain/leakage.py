@@ -29,7 +29,7 @@ from robust_ham.report.style import (
     window_colour,
     window_marker,
 )
-from robust_ham.store import RunFolder, reading
+from robust_ham.store import RunFolder, read_csv, reading
 
 LABELS = {
     "side_lobe_energy": "side-lobe energy",
@@ -66,7 +66,7 @@ def run_table(folder: Path) -> tuple[pd.DataFrame, dict[str, str]]:
     if not path.is_file():
         raise RequestError(f"{path}: no such file; the same `robust-ham run` again writes it")
     with reading(path):
-        table = pd.read_csv(path, keep_default_na=False, na_values="")[COLUMNS]
+        table = read_csv(path, keep_default_na=False, na_values="")[COLUMNS]
         table = table[table["model_id"].isin(list(families))]
         table = table.astype({name: float for name in COLUMNS if name.startswith(tuple(LABELS))})
     if table.empty:

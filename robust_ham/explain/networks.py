@@ -31,9 +31,10 @@ class Network:
         Raises:
             RequestError: a file is missing, damaged, or not what the card says.
         """
+        factory = self.spec.factory if isinstance(self.spec, FactoryGroup) else None
         if isinstance(self.spec, FactoryGroup) and self.weights == self.card:
             return checkpoints.load_factory(self.spec)
-        return checkpoints.load(self.weights)[0]
+        return checkpoints.load(self.weights, factory)[0]
 
 
 def zoo_networks() -> list[Network]:

@@ -44,7 +44,7 @@ def attack_title(run: Run, attack_id: str) -> str:
         "spatial_random": "random rotations + translations",
         "spatial_shift": "whole-pixel shifts",
     }
-    if attack.attack == "band_deepfool":
+    if attack.in_band:
         band, bands = attack.options.get("band", 0), attack.options.get("bands", 4)
         return f"DeepFool L2, band {band + 1} of {bands}"
     name = names.get(attack.attack, attack_id)
@@ -81,7 +81,7 @@ def primary_panels(run: Run, curves: pd.DataFrame) -> list[tuple[str, str, str]]
     for attack_id, attack in run.attacks.items():
         have = set(curves.loc[curves["attack"] == attack_id, "metric"])
         metric = next((m for m in _PRIMARY if m in have), None)
-        if metric is not None and attack.attack != "band_deepfool":
+        if metric is not None and not attack.in_band:
             panels.append((attack_id, metric, attack_title(run, attack_id)))
     return panels
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from robust_ham.analysis.run import Run
 from robust_ham.report.style import WINDOW_LABELS, figure_style
-from robust_ham.store import reading
+from robust_ham.store import read_arrays, reading
 
 CLASS_NAMES = {
     "fashion_mnist": "T-shirt trouser pullover dress coat sandal shirt sneaker bag boot".split(),
@@ -25,8 +25,32 @@ def load_gallery(run: Run, model_id: str, attack_id: str) -> Arrays | None:
     path = run.folder.gallery(model_id, attack_id)
     if not path.is_file() or not run.config.evaluation.gallery:
         return None
-    with reading(path), np.load(path, allow_pickle=False) as arrays:
-        return dict(arrays)
+    with reading(path):
+        return _checked(read_arrays(path))
+
+
+_KINDS = {"label": "iu", "clean_prediction": "iu", "adversarial_prediction": "iu", "fooled": "b"}
+_KINDS |= {"l2": "f", "transform": "f", "clean": "u", "adversarial": "f", "perturbation": "f"}
+_MAX_IMAGES = 64
+
+
+def _checked(arrays: Arrays) -> Arrays:
+    """The arrays, if they are those of a gallery.
+
+    Raises:
+        KeyError: one is missing.
+        ValueError: one is of another shape or kind.
+    """
+    shape = arrays["clean"].shape
+    if len(shape) != 4 or shape[1] not in (1, 3) or 0 in shape or shape[0] > _MAX_IMAGES:
+        raise ValueError("not images")
+    shapes = dict.fromkeys(("clean", "adversarial", "perturbation"), shape)
+    shapes["transform"] = (shape[0], 3)
+    for name, kinds in _KINDS.items():
+        array = arrays[name]
+        if array.dtype.kind not in kinds or array.shape != shapes.get(name, shape[:1]):
+            raise ValueError(f"{name}: of another kind or shape")
+    return arrays
 
 
 def gallery_figure(run: Run, attack_id: str) -> Figure | None:
@@ -65,7 +89,7 @@ def gallery_figure(run: Run, attack_id: str) -> Figure | None:
 
 def _draw(axes: np.ndarray[Any, Any], arrays: Arrays, i: int, names: list[str] | None) -> None:
     def name(label: int) -> str:
-        return names[label] if names else str(label)
+        return names[label] if names and 0 <= label < len(names) else str(label)
 
     _show(axes[0], arrays["clean"][i] / 255.0)
     axes[0].set_title(name(int(arrays["clean_prediction"][i])), fontsize=7, pad=2)

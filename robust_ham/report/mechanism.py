@@ -99,7 +99,7 @@ def kernels_figure(run: Run, table: pd.DataFrame) -> Figure | None:
     """Robustness of every model against what its learned kernels are like; ρ: rank correlation."""
     measures = [name for name in KERNELS if table[name].notna().any()]
     attacks = [a for a in _headline_attacks(run) if (table["attack"] == a).any()]
-    if not measures or table["model_id"].nunique() < 3:
+    if not measures or not attacks or table["model_id"].nunique() < 3:
         return None
     with figure_style():
         size = (2.4 * len(measures) + 0.4, 2.2 * len(attacks) + 0.6)
@@ -135,9 +135,10 @@ def kernels_figure(run: Run, table: pd.DataFrame) -> Figure | None:
 
 def _headline_attacks(run: Run) -> list[str]:
     """The best of the minimum-norm attacks of a norm for all of them, and every other attack."""
+    evaluated = {attack_id for _, attack_id in run.samples}
     members = run.members_of_best
-    hidden = {attack for found in members.values() for attack in found}
-    return [a for a, c in run.attacks.items() if a not in hidden and c.attack != "band_deepfool"]
+    hidden = {a for best, found in members.items() if best in evaluated for a in found}
+    return [a for a, c in run.attacks.items() if a not in hidden and not c.in_band]
 
 
 def spectra_figure(table: pd.DataFrame) -> Figure:
@@ -174,7 +175,7 @@ def spectra_figure(table: pd.DataFrame) -> Figure:
 
 def bands_figure(run: Run, curves: pd.DataFrame) -> Figure | None:
     """Robust area under DeepFool held to one band of frequencies, against k, a panel per band."""
-    banded = {a: c for a, c in run.attacks.items() if c.attack == "band_deepfool"}
+    banded = {a: c for a, c in run.attacks.items() if c.in_band}
     shown = {
         attack_id: curves[(curves["attack"] == attack_id) & (curves["metric"] == "robust_area")]
         for attack_id in sorted(banded, key=lambda a: banded[a].options.get("band", 0))
@@ -201,7 +202,8 @@ def bands_figure(run: Run, curves: pd.DataFrame) -> Figure | None:
 
 def transfer_figure(table: pd.DataFrame) -> Figure:
     """Share of images that fool the target (columns) when made for the source (rows)."""
-    families, windows = list(dict.fromkeys(table["source_family"])), list(WINDOW_LABELS)
+    both = [*table["source_family"], *table["target_family"]]
+    families, windows = list(dict.fromkeys(both)), list(WINDOW_LABELS)
 
     def arms(role: str) -> list[tuple[int, int, int]]:
         """Places of family and window, and kernel size: they sort as people read."""
@@ -214,12 +216,12 @@ def transfer_figure(table: pd.DataFrame) -> Figure:
         family = f" ({families[arm[0]]})" if len(families) > 1 else ""
         return f"{WINDOW_LABELS[windows[arm[1]]]} {arm[2]}{family}"
 
-    order = [name(arm) for arm in sorted(set(arms("source")))]
+    order = [name(arm) for arm in sorted({*arms("source"), *arms("target")})]
     named = table.assign(
         source=[name(arm) for arm in arms("source")], target=[name(arm) for arm in arms("target")]
     )
     matrix = named.pivot_table(index="source", columns="target", values="fooled_rate", sort=False)
-    matrix = matrix.reindex(index=order, columns=[n for n in order if n in matrix.columns])
+    matrix = matrix.reindex(index=order, columns=order)
     with figure_style():
         side = 0.5 * len(order) + 1.8
         figure = Figure(figsize=(side + 1, side), layout="constrained")

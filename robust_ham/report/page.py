@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,16 @@ from robust_ham.report import figures, mechanism
 from robust_ham.report.gallery import gallery_figure
 from robust_ham.report.style import WINDOW_LABELS, save_figure
 from robust_ham.report.verdict_table import claim_table, verdict_table
-from robust_ham.store import RunFolder, read_json, reading, write_csv, write_text
+from robust_ham.store import (
+    MAX_TEXT_BYTES,
+    RunFolder,
+    check_size,
+    parse_json,
+    read_json,
+    reading,
+    write_csv,
+    write_text,
+)
 
 _TABLE_COLUMNS = {
     "model_id": "model",
@@ -78,6 +86,7 @@ def build_report(folder: Path) -> Report:
         RequestError: not a run folder, a damaged table, or nothing to report yet.
     """
     run = Run(RunFolder(folder))
+    run.folder.refuse_links()
     summary = summarise(run)
     if summary.empty:
         raise RequestError(f"{folder}: no attack has been evaluated yet; run it first")
@@ -126,13 +135,14 @@ def _pictures(
     distance_attacks = [a for a in run.attacks if (budgets["attack"] == a).any()]
     for attack_id in distance_attacks:
         title = figures.attack_title(run, attack_id)
-        keep(
-            figures.metrics_figure(run, curves, attack_id),
-            f"metrics-{attack_id}",
-            f"{title}: all measures against kernel size. Intervals of medians and of ρ_adv are "
-            "bootstrapped over seeds and images, approximate below 10 seeds. ρ_adv is over fooled "
-            "images only.",
-        )
+        if (curves["attack"] == attack_id).any():  # else no arm is complete yet
+            keep(
+                figures.metrics_figure(run, curves, attack_id),
+                f"metrics-{attack_id}",
+                f"{title}: all measures against kernel size. Intervals of medians, of ρ_adv and of "
+                "the cosine are bootstrapped over seeds and images, approximate below 10 seeds. "
+                "ρ_adv and the cosine are over fooled images only.",
+            )
         keep(
             figures.budget_figure(run, budgets, attack_id),
             f"curves-{attack_id}",
@@ -233,14 +243,6 @@ def _page(
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    manifest, failures = None, []
-    if run.folder.manifest.is_file():
-        with reading(run.folder.manifest):
-            manifest = read_json(run.folder.manifest)
-    if run.folder.failures.is_file():
-        with reading(run.folder.failures):
-            lines = run.folder.failures.read_text(encoding="utf-8").splitlines()
-            failures = [{"cell": "", "reason": ""} | json.loads(line) for line in lines]
     return environment.get_template("page.html.j2").render(
         config=run.config,
         config_yaml=run.config.to_yaml(),
@@ -265,11 +267,37 @@ def _page(
             for row in summary.to_dict(orient="records")
         ],
         pictures=pictures,
-        manifest=manifest,
-        failures=failures,
+        manifest=_manifest(run.folder.manifest),
+        failures=_failures(run.folder.failures),
         gate_ran=run.folder.gate.is_file(),
         distrusted=run.gate[run.gate["severity"] != "pass"].to_dict(orient="records"),
     )
+
+
+def _manifest(path: Path) -> dict[str, Any] | None:
+    """What the page says of a manifest, if there is one."""
+    if not path.is_file():
+        return None
+    with reading(path):
+        content = read_json(path)
+        data = content["dataset"]
+        return {
+            "versions": dict(content["versions"]),
+            "git_commit": content["git_commit"],
+            "device": content["device"],
+            "threads": content["threads"],
+            "dataset": {"name": data["name"], "sha256": dict(data["sha256"])},
+        }
+
+
+def _failures(path: Path) -> list[dict[str, Any]]:
+    """What the page says of cells that failed."""
+    if not path.is_file():
+        return []
+    with reading(path):
+        check_size(path, MAX_TEXT_BYTES)
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return [{"cell": "", "reason": ""} | parse_json(line) for line in lines]
 
 
 def _cell(value: Any, name: str) -> str:  # noqa: ANN401
