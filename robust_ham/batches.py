@@ -170,7 +170,8 @@ class FileBatches:
             try:
                 mine = [self._on_device(*next(loaded)) for _ in self.share.mine]
             except RequestError as error:  # a worker's, with its traceback around the one line
-                raise RequestError(str(error).splitlines()[-1].split("Error: ", 1)[-1]) from None
+                line = str(error.args[0]).splitlines()[-1]
+                raise RequestError(line.split("Error: ", 1)[-1]) from None
             yield len(batch), mine
 
     def _on_device(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

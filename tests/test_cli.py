@@ -206,7 +206,7 @@ def test_training_that_diverges_is_a_failed_cell(run_cli, config, tmp_path):
         (["run", "{config}", "-o", "models.0.depth=0"], "models.0.depth"),
         (["run", "{config}", "-o", "models.0.widths=[4, 4, 4]"], "widths: expected at most depth"),
         (["run", "{config}", "-o", "models.0.architecture=[cnn]"], "architecture: expected one"),
-        (["run", "{config}", "-o", "name=2020-13-45"], "not valid YAML"),
+        (["run", "{config}", "-o", "name=2020-13-45"], "got timestamp"),
         (["run", "{config}", "-o", "attacks.deepfool_l2.budgets=[-1]"], "budgets.0"),
         (["run", "quickstart", "-o", "dataset.image_size=14"], "made for other images"),
     ],

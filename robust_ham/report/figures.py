@@ -12,6 +12,7 @@ from matplotlib.ticker import PercentFormatter
 from robust_ham.analysis.curves import SHARES
 from robust_ham.analysis.run import Run
 from robust_ham.report.style import (
+    FAMILY_FILLS,
     FAMILY_LINES,
     WINDOW_LABELS,
     figure_style,
@@ -184,6 +185,8 @@ def _against_kernel_size(axes: Axes, part: pd.DataFrame) -> None:
             linewidth=1.4,
             capsize=2.5,
             linestyle=FAMILY_LINES[families.index(str(family)) % len(FAMILY_LINES)],
+            fillstyle=FAMILY_FILLS[families.index(str(family)) % len(FAMILY_FILLS)],
+            markerfacecoloralt="white",
             label=label,
         )
         for position, seeds in zip(x, arm["per_seed"], strict=True):

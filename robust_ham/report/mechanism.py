@@ -14,6 +14,7 @@ from robust_ham.analysis.mechanism import rank_correlation
 from robust_ham.analysis.run import Run
 from robust_ham.report.figures import attack_title, metric_label, primary_panels
 from robust_ham.report.style import (
+    FAMILY_FILLS,
     FAMILY_LINES,
     WINDOW_LABELS,
     figure_style,
@@ -86,6 +87,8 @@ def _against(axes: Axes, part: pd.DataFrame, name: str) -> None:
             elinewidth=0.8,
             capsize=1.5,
             linestyle=FAMILY_LINES[families.index(str(family)) % len(FAMILY_LINES)],
+            fillstyle=FAMILY_FILLS[families.index(str(family)) % len(FAMILY_FILLS)],
+            markerfacecoloralt="white",
             label=WINDOW_LABELS[str(window)] + (f" ({family})" if len(families) > 1 else ""),
         )
         if name != "kernel_size":

@@ -6,6 +6,7 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import matplotlib as mpl
 import seaborn as sns
@@ -27,6 +28,9 @@ WINDOW_LABELS = {
 _MARKERS = dict(zip(WINDOW_LABELS, "osDv^PX", strict=True))
 _COLOURS = dict(zip(WINDOW_LABELS, (0, 1, 2, 4, 5, 7, 6), strict=True))
 FAMILY_LINES = ("-", "--", ":", "-.")
+FAMILY_FILLS: tuple[Literal["full", "none", "left", "bottom", "right", "top"], ...] = (
+    *("full", "none", "left", "bottom", "right", "top"),
+)
 _DPI = 160
 
 
