@@ -15,13 +15,12 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from attacks.boundary import Norm
-from attacks.foolbox_attacks import Counted
-from attacks.outcome import AttackOutcome, margins_of, misclassified
-from attacks.prepare import Model, chunks, run_confirmed
+from attacks.other_libraries import handed_over
+from attacks.outcome import AttackOutcome
+from attacks.prepare import Model, run_confirmed
 
 INSTALL_ADV_LIB = "pip install tqdm; pip install --no-deps adv-lib"
 
@@ -77,7 +76,8 @@ def fmn(
         α_init=max_stepsize,
         γ_init=gamma,
     )
-    return run_confirmed(partial(_search, attack=attack), model, images, labels)
+    search = partial(handed_over, call=partial(_call, attack=attack))
+    return run_confirmed(search, model, images, labels)
 
 
 def import_adv_lib(name: str) -> Any:  # noqa: ANN401 - adv_lib has no types
@@ -120,28 +120,8 @@ def _stand_in_for_visdom() -> Iterator[None]:
         del sys.modules["visdom"]
 
 
-def _search(
-    model: Model, images: Tensor, labels: Tensor, *, attack: Callable[..., Tensor]
-) -> AttackOutcome:
-    results = images.clone()
-    forwards = torch.ones(len(images), dtype=torch.int64, device=images.device)
-    backwards = torch.zeros_like(forwards)
-    fooled = torch.zeros_like(forwards, dtype=torch.bool)
-    finite = torch.isfinite(images).flatten(1).all(1).nonzero().squeeze(1)
-    for part in chunks(finite):
-        with torch.no_grad():
-            clean = margins_of(model(images[part]), labels[part])
-        fooled[part] = clean < 0
-        rows = part[(clean >= 0) & torch.isfinite(clean)]
-        if len(rows) == 0:
-            continue
-        counted = Counted(model)
-        # Contiguous, for adv_lib projects in place what may else be a copy.
-        start = images[rows].clamp(0, 1).contiguous()
-        found = attack(counted, start, labels[rows])
-        with torch.no_grad():
-            fooled[rows] = misclassified(model(found), labels[rows])
-        results[rows] = found
-        forwards[rows] += counted.forwards // len(rows) + 1
-        backwards[rows] += counted.backwards // len(rows)
-    return AttackOutcome(results, fooled, forwards, backwards)
+def _call(
+    model: nn.Module, images: Tensor, labels: Tensor, *, attack: Callable[..., Tensor]
+) -> Tensor:
+    # Contiguous, for adv_lib projects in place what may else be a copy.
+    return attack(model, images.contiguous(), labels)

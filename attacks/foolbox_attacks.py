@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from attacks.boundary import Norm
-from attacks.outcome import AttackOutcome, margins_of, misclassified
-from attacks.prepare import Model, chunks, run_confirmed
+from attacks.other_libraries import handed_over
+from attacks.outcome import AttackOutcome
+from attacks.prepare import Model, run_confirmed
 
 _NO_START = "init_attack failed"  # foolbox's words where a decision-based attack finds no start
 
@@ -62,8 +63,8 @@ def foolbox_attack(
             missing or too many, or the input is out of range.
     """
     build = _builder(attack, norm, epsilon, options)
-    search = partial(_search, build=build, epsilon=epsilon, seed=seed)
-    return run_confirmed(search, model, images, labels)
+    call = partial(_call, build=build, epsilon=epsilon, seed=seed)
+    return run_confirmed(partial(handed_over, call=call), model, images, labels)
 
 
 def foolbox_parameters(attack: str) -> list[inspect.Parameter]:
@@ -131,36 +132,17 @@ def _builder(name: str, norm: Norm, epsilon: float | None, options: dict[str, An
     return partial(wanted, **options)
 
 
-def _search(
-    model: Model,
+def _call(
+    model: nn.Module,
     images: Tensor,
     labels: Tensor,
     *,
     build: Any,  # noqa: ANN401
     epsilon: float | None,
     seed: int,
-) -> AttackOutcome:
-    results = images.clone()
-    forwards = torch.ones(len(images), dtype=torch.int64, device=images.device)
-    backwards = torch.zeros_like(forwards)
-    fooled = torch.zeros_like(forwards, dtype=torch.bool)
-    finite = torch.isfinite(images).flatten(1).all(1).nonzero().squeeze(1)
-    for part in chunks(finite):
-        with torch.no_grad():
-            clean = margins_of(model(images[part]), labels[part])
-        fooled[part] = clean < 0
-        rows = part[(clean >= 0) & torch.isfinite(clean)]
-        if len(rows) == 0:
-            continue
-        counted = Counted(model)
-        with _seeded(seed, images.device):
-            found = _attacked(build, counted, images[rows].clamp(0, 1), labels[rows], epsilon)
-        with torch.no_grad():
-            fooled[rows] = misclassified(model(found), labels[rows])
-        results[rows] = found
-        forwards[rows] += -(-counted.forwards // len(rows)) + 1
-        backwards[rows] += -(-counted.backwards // len(rows))
-    return AttackOutcome(results, fooled, forwards, backwards)
+) -> Tensor:
+    with _seeded(seed, images.device):
+        return _attacked(build, model, images, labels, epsilon)
 
 
 def _attacked(
@@ -201,27 +183,6 @@ def call_foolbox(
     _, clipped, _ = attack(wrapped, images, labels, **arguments)
     found: Tensor = clipped.detach()
     return found
-
-
-class Counted(nn.Module):
-    """A model that counts the images that go through it, forwards and backwards."""
-
-    def __init__(self, model: Model) -> None:
-        super().__init__()
-        self.model = model
-        self.forwards = self.backwards = 0
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W) to logits (B, K)."""
-        self.forwards += len(images)
-        if images.requires_grad and torch.is_grad_enabled():
-            images = images.view_as(images)  # the hook must not stay with the caller's tensor
-            images.register_hook(self._count_backward)
-        logits: Tensor = self.model(images)
-        return logits
-
-    def _count_backward(self, gradient: Tensor) -> None:
-        self.backwards += len(gradient)
 
 
 @contextlib.contextmanager

@@ -25,15 +25,18 @@ from attacks import ATTACKS, AttackOutcome
 from attacks.prepare import attack_mode, chunks, prepare
 from robust_ham import peers, stopping
 from robust_ham.catalogue import attack_options
-from robust_ham.cells import Context, load_model
 from robust_ham.checkpoints import read_card
 from robust_ham.config import OURS, RequestError
-from robust_ham.evaluation import AttackedImages, judge, logits_of
+from robust_ham.context import Context
+from robust_ham.evaluation import AttackedImages
 from robust_ham.executors import Monitor, run_inline
+from robust_ham.judging import judge, logits_of
+from robust_ham.model_cells import load_model
 from robust_ham.peers import Options
 from robust_ham.plan import Plan
 from robust_ham.profiling import WARM_UP_IMAGES, Job, Passes, profile
-from robust_ham.store import RunFolder, content_key, read_json, reading, write_csv, write_json
+from robust_ham.run_folder import RunFolder
+from robust_ham.store import content_key, read_json, reading, write_csv, write_json
 
 _FLOOR_REPEATS = 5
 

@@ -25,6 +25,7 @@ from robust_ham.config import Config, RequestError
 from robust_ham.foreign import check_packing, read_safetensors
 from robust_ham.model_groups import FactoryGroup, ModelGroup, model_group
 from robust_ham.models import MODELS, Normalize, build
+from robust_ham.splits import MAX_CLASSES
 from robust_ham.store import file_hash, read_json, write_csv, write_json, writing_folder
 
 WEIGHTS, CARD, CURVE = "model.safetensors", "model.json", "training.csv"
@@ -33,7 +34,6 @@ WEIGHTS, CARD, CURVE = "model.safetensors", "model.json", "training.csv"
 _CARD = {"model_id": str, "model": dict, "in_channels": int, "num_classes": int}
 _CARD |= {"weights_sha256": str}
 _KINDS = {str: "text", dict: "a mapping", int: "a whole number"}
-MAX_CLASSES = 100_000
 _NUMBERS = {
     *(torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool),
     *(torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8),

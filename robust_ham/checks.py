@@ -20,7 +20,7 @@ from attacks import margins_of
 from attacks.draws import image_streams
 from attacks.prepare import Model, attack_mode, prepare
 from robust_ham.analysis.statistics import Values, per_image_ratios
-from robust_ham.evaluation import ACCURACY_TOLERANCE, logits_of
+from robust_ham.judging import ACCURACY_TOLERANCE, logits_of
 
 NUM_IMAGES = 32
 """Images that a model, or an attack on it, is checked on."""

@@ -434,7 +434,7 @@ def _print_table(header: list[str], rows: list[list[str]]) -> None:
 @contextmanager
 def _log_file(path: Path) -> Iterator[None]:
     """Append the package's log to a file of a run folder."""
-    from robust_ham.store import RunFolder
+    from robust_ham.run_folder import RunFolder
 
     RunFolder(path.parent).refuse_links()
     logger = logging.getLogger("robust_ham")

@@ -166,7 +166,7 @@ class AttackConfig(BaseModel):
     )
 
     @model_validator(mode="after")
-    def _band(self) -> AttackConfig:
+    def _has_a_band(self) -> AttackConfig:
         for name in ("band", "bands"):
             if self.in_band and type(self.options.get(name, 0)) is not int:
                 raise ValueError(f"{name}: expected a whole number, got {self.options[name]!r}")
@@ -196,6 +196,11 @@ class AttackConfig(BaseModel):
     def in_band(self) -> bool:
         """Whether perturbations are held to a band of frequencies, so that no distance is least."""
         return self.attack == "band_deepfool"
+
+    @property
+    def band(self) -> tuple[int, int]:
+        """Of an attack that is held to a band: which, from 1, and of how many."""
+        return self.options.get("band", 0) + 1, self.options.get("bands", 4)
 
     @property
     def competes(self) -> bool:
@@ -279,7 +284,6 @@ class Config(Section):
     interaction: tuple[OddSize, OddSize] | None = Field(
         None, description="two kernel sizes: by how much the window effect grows between them"
     )
-
     transfer: TransferConfig | None = Field(
         None,
         description="transfer between all models; needs evaluation.keep_adversarials: true",

@@ -20,10 +20,9 @@ from robust_ham.layouts import (
     read_idx_folder,
     read_parquet_or_folders,
 )
-from robust_ham.splits import KNOWN, FileSplit, Split, SplitName
+from robust_ham.splits import KNOWN, MAX_CLASSES, FileSplit, Split, SplitName
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
-MAX_CLASSES = 100_000
 PACKAGED = Path(__file__).parent / "datasets"
 
 

@@ -8,38 +8,30 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from attacks import AttackOutcome, margins_of
-from attacks.prepare import BOX_TOLERANCE, attack_mode
+from attacks import AttackOutcome
 from robust_ham.catalogue import attack_function, attack_options, shared_transforms
-from robust_ham.checkpoints import describe
 from robust_ham.config import AttackConfig, RequestError
-from robust_ham.model_groups import ModelGroup
-from robust_ham.models import measure
+from robust_ham.judging import judge
 from robust_ham.perturbations import normal_cosines, radial_spectrum
+from robust_ham.progress import Progress, unseen
 from robust_ham.splits import Split, balanced_order, to_float
 
 VERSION = 4
 """Raised when the same attack on the same model gives other rows; part of every key."""
 
-ACCURACY_TOLERANCE = 0.001
 GALLERY_IMAGES = 8
-NO_PREDICTION = -1  # where logits are not finite
 PRUNE_CHECK_IMAGES = 64
 PRUNE_TOLERANCE = 0.001
-_JUDGE_BATCH = {"cpu": 125, "cuda": 1000}  # cpu: activations stay in the cache
 
 log = logging.getLogger(__name__)
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -84,69 +76,6 @@ def attacked_images(split: Split, num_images: int, seed: int) -> AttackedImages:
     return AttackedImages(to_float(split.images[rows]), split.labels[rows], rows.tolist())
 
 
-@torch.no_grad()
-def logits_of(model: nn.Module, images: Tensor, device: torch.device) -> Tensor:
-    """float32 logits (n, K) on the CPU, model in eval mode, autocast off.
-
-    ``images`` are uint8, or floats in [0, 1].
-    """
-    with attack_mode(model):
-        parts = []
-        for part in images.split(_JUDGE_BATCH[device.type]):
-            batch = part.to(device)
-            parts.append(model(to_float(batch) if batch.dtype == torch.uint8 else batch).cpu())
-    return torch.cat(parts)
-
-
-def predictions(model: nn.Module, split: Split, device: torch.device) -> pd.DataFrame:
-    """Clean prediction and margin of every image: ``sample_id label prediction margin``.
-
-    Raises:
-        RequestError: the model does not give one logit per class.
-    """
-    logits = logits_of(model, split.images, device)
-    if logits.ndim != 2 or logits.shape[1] < split.num_classes:
-        raise RequestError(
-            f"model: expected logits (N, {split.num_classes}), got {tuple(logits.shape)}"
-        )
-    return pd.DataFrame(
-        {
-            "sample_id": np.arange(len(split)),
-            "label": split.labels.numpy(),
-            "prediction": logits.argmax(1)
-            .masked_fill(~torch.isfinite(logits).all(1), NO_PREDICTION)
-            .numpy(),
-            "margin": margins_of(logits, split.labels).numpy(),
-        }
-    )
-
-
-def accuracy(table: pd.DataFrame) -> float:
-    """Share of right predictions in a ``predictions`` table."""
-    return float((table["prediction"] == table["label"]).mean())
-
-
-def model_card(
-    spec: ModelGroup,
-    model: nn.Module,
-    test: Split,
-    test_sha256: str,
-    num_classes: int,
-    device: torch.device,
-) -> dict[str, Any]:
-    """What every model's card says, however it was come by; ``model`` goes to ``device``."""
-    table = predictions(model.to(device), test, device)
-    size = asdict(measure(model, spec, test.image_shape))
-    return {
-        "model_id": spec.model_id,
-        "model": describe(spec),
-        "in_channels": test.image_shape[0],
-        "num_classes": num_classes,
-        "test_accuracy": accuracy(table),
-        "test_sha256": test_sha256,
-    } | {k: v if np.isfinite(v) else None for k, v in size.items()}
-
-
 @dataclass(frozen=True)
 class Evaluation:
     """One attack on one model: rows, adversarial images, and what the gallery shows."""
@@ -173,10 +102,6 @@ class Evaluation:
         return table
 
 
-def _unseen(done: int, total: int) -> None:
-    """Progress that nobody is told of."""
-
-
 def evaluate(
     model: nn.Module,
     attacked: AttackedImages,
@@ -185,7 +110,7 @@ def evaluate(
     *,
     batch_size: int,
     device: torch.device,
-    progress: Progress = _unseen,
+    progress: Progress = unseen,
 ) -> Evaluation:
     """Attack all images and judge what comes back.
 
@@ -198,57 +123,29 @@ def evaluate(
     Raises:
         RequestError: the attack refuses its options or the input.
     """
-    attack, options = attack_function(config.attack)[0], attack_options(config, attack_id)
-    count = len(attacked.labels)
-
-    def attacked_rows(
-        options: dict[str, Any], start: int, stop: int, progress: Progress
-    ) -> tuple[list[AttackOutcome], list[pd.DataFrame]]:
-        """Attack and judge images ``start`` to ``stop``, by as many as there is memory for."""
-        nonlocal batch_size
-        outcomes, tables = [], []
-        while start < stop:
-            end = min(start + batch_size, stop)
-            images, labels = attacked.images[start:end], attacked.labels[start:end]
-            try:
-                outcome = attack(model, _onto(images, device), _onto(labels, device), **options)
-                table = judge(model, images, labels, outcome, device)
-            except ValueError as error:
-                raise RequestError(f"attacks.{attack_id}: {error}") from None
-            except (MemoryError, RuntimeError) as error:
-                if not _out_of_memory(error) or batch_size == 1:
-                    raise
-                batch_size = max(1, (end - start) // 2)
-                log.warning("%s: memory exhausted; goes on by %d images", attack_id, batch_size)
-                continue
-            outcomes.append(outcome)
-            tables.append(table)
-            start = end
-            progress(start, count)
-        return outcomes, tables
-
-    outcomes, tables, done = list[AttackOutcome](), list[pd.DataFrame](), 0
+    options, count = attack_options(config, attack_id), len(attacked.labels)
+    work = _Work(model, attacked, config.attack, attack_id, device, batch_size)
+    parts, done = list[_Part](), 0
     if options.get("prune") is not None:
+        unpruned = options | {"prune": None}
         done = min(PRUNE_CHECK_IMAGES, count)
-        outcomes, tables = attacked_rows(options, 0, done, _unseen)
-        full_outcomes, full = attacked_rows(options | {"prune": None}, 0, done, _unseen)
-        pruned, unpruned = (pd.concat(parts, ignore_index=True) for parts in (tables, full))
-        if not same_answer(pruned, unpruned, config.norm):
+        parts = work.attack(options, 0, done)
+        full = work.attack(unpruned, 0, done)
+        if not same_answer(_rows(parts), _rows(full), config.norm):
             log.warning("%s: pruning changes the answer; run without it", attack_id)
-            options = options | {"prune": None}
-            outcomes, tables = full_outcomes, full
-    rest = attacked_rows(options, done, count, progress)
-    outcomes, samples = outcomes + rest[0], pd.concat(tables + rest[1], ignore_index=True)
+            options, parts = unpruned, full
+    parts += work.attack(options, done, count, progress)
+    samples, outcomes = _rows(parts), [part.outcome for part in parts]
     samples.insert(0, "sample_id", attacked.sample_ids)
     found = torch.cat([outcome.images.cpu() for outcome in outcomes])
     samples["normal_cosine"], spectrum = np.nan, None
     if config.has_budget:
         fooled = np.flatnonzero(samples["status"] == "fooled")
         rows = torch.from_numpy(fooled)
-        ends = (attacked.images[rows], found[rows], attacked.labels[rows])
-        angles = normal_cosines(model, *ends, config.norm, device, batch_size)
+        clean, moved, labels = attacked.images[rows], found[rows], attacked.labels[rows]
+        angles = normal_cosines(model, clean, moved, labels, config.norm, device, work.batch_size)
         samples.loc[fooled, "normal_cosine"] = angles
-        spectrum = radial_spectrum(ends[1] - ends[0])
+        spectrum = radial_spectrum(moved - clean)
     margins = [outcome.margins.cpu() for outcome in outcomes if outcome.margins is not None]
     return Evaluation(
         samples,
@@ -258,6 +155,56 @@ def evaluate(
         shared_transforms(config.attack, options, attacked.images.shape),
         spectrum,
     )
+
+
+class _Part(NamedTuple):
+    """What an attack has made of some images, and how it was judged."""
+
+    outcome: AttackOutcome
+    rows: pd.DataFrame
+
+
+def _rows(parts: list[_Part]) -> pd.DataFrame:
+    return pd.concat([part.rows for part in parts], ignore_index=True)
+
+
+@dataclass
+class _Work:
+    """One attack on one model, by as many images as there is memory for."""
+
+    model: nn.Module
+    attacked: AttackedImages
+    name: str
+    attack_id: str
+    device: torch.device
+    batch_size: int
+
+    def attack(
+        self, options: dict[str, Any], start: int, stop: int, progress: Progress = unseen
+    ) -> list[_Part]:
+        """Attack and judge images ``start`` to ``stop``; ``batch_size`` may shrink."""
+        function, parts = attack_function(self.name)[0], list[_Part]()
+        while start < stop:
+            end = min(start + self.batch_size, stop)
+            images, labels = self.attacked.images[start:end], self.attacked.labels[start:end]
+            try:
+                given = _onto(images, self.device), _onto(labels, self.device)
+                outcome = function(self.model, *given, **options)
+                rows = judge(self.model, images, labels, outcome, self.device)
+            except ValueError as error:
+                raise RequestError(f"attacks.{self.attack_id}: {error}") from None
+            except (MemoryError, RuntimeError) as error:
+                if not _out_of_memory(error) or self.batch_size == 1:
+                    raise
+                self.batch_size = max(1, (end - start) // 2)
+                log.warning(
+                    "%s: memory exhausted; goes on by %d images", self.attack_id, self.batch_size
+                )
+                continue
+            parts.append(_Part(outcome, rows))
+            start = end
+            progress(start, len(self.attacked.labels))
+        return parts
 
 
 def _onto(tensor: Tensor, device: torch.device) -> Tensor:
@@ -281,68 +228,6 @@ def same_answer(pruned: pd.DataFrame, full: pd.DataFrame, norm: str) -> bool:
         return True
     ratio = pruned.loc[fooled, norm].mean() / full.loc[fooled, norm].mean()
     return bool(abs(ratio - 1) <= PRUNE_TOLERANCE)
-
-
-def judge(
-    model: nn.Module, images: Tensor, labels: Tensor, outcome: AttackOutcome, device: torch.device
-) -> pd.DataFrame:
-    """One row per image, from fresh forward passes on the clean and the returned images.
-
-    ``status``: ``already_wrong`` (distance 0), ``fooled``, ``survived`` (distance ∞) or
-    ``invalid`` (pixels or logits not finite, or pixels outside [0, 1] by more than 1e-6: distance
-    ∞, but 0 where the clean image was not classified right).
-    """
-    adversarial = outcome.images.cpu()
-    clean_logits = logits_of(model, images, device)
-    logits = logits_of(model, adversarial, device)
-    clean_prediction, prediction = clean_logits.argmax(1), logits.argmax(1)
-    clean_prediction[~torch.isfinite(clean_logits).all(1)] = NO_PREDICTION
-    inside = (
-        ((adversarial >= -BOX_TOLERANCE) & (adversarial <= 1 + BOX_TOLERANCE)).flatten(1).all(1)
-    )
-    finite = torch.isfinite(adversarial).flatten(1).all(1) & torch.isfinite(logits).all(1)
-    valid = inside & finite & torch.isfinite(clean_logits).all(1)
-    wrong = (clean_prediction != labels).numpy()
-    status = np.where(
-        ~valid,
-        "invalid",
-        np.where(wrong, "already_wrong", np.where(prediction != labels, "fooled", "survived")),
-    )
-    difference = (adversarial - images).double().flatten(1)
-    l2 = difference.norm(dim=1).numpy()
-    linf = difference.abs().amax(1).numpy()
-    relative = l2 / images.double().flatten(1).norm(dim=1).clamp_min(1e-12).numpy()
-    spatial = outcome.transform is not None
-
-    def distance(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        if spatial:
-            return np.full(len(labels), np.nan)
-        censored = np.where(status == "fooled", values, np.inf)
-        return np.where(wrong, 0.0, censored)
-
-    transform = (
-        outcome.transform.cpu().double().numpy()
-        if outcome.transform is not None
-        else np.full((len(labels), 3), np.nan)
-    )
-    return pd.DataFrame(
-        {
-            "label": labels.numpy(),
-            "clean_prediction": clean_prediction.numpy(),
-            "clean_margin": margins_of(clean_logits, labels).double().numpy(),
-            "adversarial_prediction": prediction.numpy(),
-            "status": status,
-            "l2": distance(l2),
-            "linf": distance(linf),
-            "l2_relative": distance(relative),
-            "forwards": outcome.forwards.cpu().numpy(),
-            "backwards": outcome.backwards.cpu().numpy(),
-            "angle": transform[:, 0],
-            "dx": transform[:, 1],
-            "dy": transform[:, 2],
-            "margin": margins_of(logits, labels).double().numpy(),
-        }
-    )
 
 
 def _gallery(

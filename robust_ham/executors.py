@@ -14,14 +14,17 @@ from typing import Protocol
 import torch
 
 from robust_ham import distributed, stopping
-from robust_ham.cells import Context, help_train, run_cell, write_inputs, write_timings
+from robust_ham.cells import run_cell, write_inputs, write_timings
 from robust_ham.config import RequestError, TransferConfig
+from robust_ham.context import Context
 from robust_ham.gate import write_gate
 from robust_ham.kernels import write_kernels
 from robust_ham.manifest import write_manifest
+from robust_ham.model_cells import help_train
 from robust_ham.plan import Plan
+from robust_ham.progress import unseen
+from robust_ham.run_folder import RunFolder
 from robust_ham.stale import set_aside_stale
-from robust_ham.store import RunFolder
 from robust_ham.transfer import write_transfer
 
 log = logging.getLogger(__name__)
@@ -49,7 +52,7 @@ class Silent:
 
     def cell_started(self, name: str) -> Callable[[int, int], None]:
         """Show nothing."""
-        return lambda done, total: None
+        return unseen
 
     def cell_ended(self, name: str, outcome: str, seconds: float) -> None:
         """Show nothing."""

@@ -17,12 +17,14 @@ from attacks import deepfool
 from robust_ham import checks
 from robust_ham.analysis.statistics import Values
 from robust_ham.catalogue import attack_function, attack_options
-from robust_ham.cells import Context, finished_models, load_model
 from robust_ham.checkpoints import read_card
 from robust_ham.checks import MANY_STEPS, NUM_IMAGES, Finding, Rows
 from robust_ham.config import AttackConfig, RequestError
-from robust_ham.evaluation import Progress, accuracy, judge
+from robust_ham.context import Context
+from robust_ham.judging import accuracy, judge
+from robust_ham.model_cells import finished_models, load_model
 from robust_ham.model_groups import ModelGroup
+from robust_ham.progress import Progress, unseen
 from robust_ham.store import content_key, read_metadata, read_rows, read_table, write_csv
 
 VERSION = 4
@@ -205,7 +207,7 @@ def _nearest_l2(checked: CheckedModel) -> str | None:
 def write_gate(
     context: Context,
     failed: Collection[str] = (),
-    progress: Progress = lambda done, total: None,
+    progress: Progress = unseen,
 ) -> pd.DataFrame:
     """Write ``gate.csv`` of a run and return it; findings whose subject is the same are kept.
 

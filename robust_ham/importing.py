@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from robust_ham import checkpoints
 from robust_ham.config import RequestError
 from robust_ham.data import Dataset
-from robust_ham.evaluation import logits_of, model_card
 from robust_ham.foreign import ForeignNetwork, read_network
+from robust_ham.judging import logits_of, model_card
 from robust_ham.layers import WindowedConv2d
 from robust_ham.model_groups import FactoryGroup, ModelGroup, ResNet18CifarGroup
 from robust_ham.models import Normalize, build

@@ -7,8 +7,9 @@ from collections.abc import Collection
 import pandas as pd
 from torch import nn
 
-from robust_ham.cells import Context, finished_models, load_model
 from robust_ham.checkpoints import read_card
+from robust_ham.context import Context
+from robust_ham.model_cells import finished_models, load_model
 from robust_ham.model_groups import ModelGroup
 from robust_ham.models.spectra import TABLE_COLUMNS, kernel_table
 from robust_ham.store import read_rows, write_csv

@@ -15,7 +15,7 @@ import torch
 from robust_ham.store import write_json
 
 if TYPE_CHECKING:
-    from robust_ham.cells import Context
+    from robust_ham.context import Context
 
 _PACKAGES = (
     *("robust-ham", "torch", "torchvision", "numpy", "pandas", "scipy", "kornia", "foolbox"),

@@ -13,6 +13,8 @@ from attacks.prepare import attack_mode
 
 SPECTRUM_COLUMNS = ["frequency", "num_bins", "share"]
 _BATCH = 250
+_NORMS = {"l2": 2.0, "linf": torch.inf}
+_DUALS = {"l2": 2.0, "linf": 1.0}
 
 
 def normal_cosines(
@@ -53,10 +55,9 @@ def normal_cosines(
                 (normal,) = torch.autograd.grad(gap.sum(), ends, allow_unused=True)
             normal = torch.zeros_like(ends) if normal is None else normal
             step = (ends.detach() - images[rows].to(device)).flatten(1)
-            along, sizes = (step * normal.flatten(1)).sum(1), (2.0, 2.0)
-            if norm == "linf":
-                sizes = (torch.inf, 1.0)
-            cosine = along / (step.norm(p=sizes[0], dim=1) * normal.flatten(1).norm(sizes[1], 1))
+            normal = normal.flatten(1)
+            length, dual = step.norm(_NORMS[norm], dim=1), normal.norm(_DUALS[norm], dim=1)
+            cosine = (step * normal).sum(1) / (length * dual)
             parts.append(torch.where(torch.isfinite(cosine), cosine, torch.nan).double().cpu())
     return torch.cat(parts).numpy()
 

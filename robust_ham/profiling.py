@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attacks.foolbox_attacks import Counted
+from attacks.other_libraries import Counted
 from robust_ham import peers
 from robust_ham.config import OURS
 from robust_ham.peers import Options

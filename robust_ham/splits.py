@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 SplitName = Literal["train", "test"]
+MAX_CLASSES = 100_000
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from robust_ham import checkpoints
-from robust_ham.cells import Context, attack_recipe, model_identity
+from robust_ham.attack_cells import attack_recipe
 from robust_ham.config import RequestError
+from robust_ham.context import Context
+from robust_ham.model_cells import model_identity
 from robust_ham.model_groups import FactoryGroup, ModelGroup
 from robust_ham.plan import source_folder
 from robust_ham.store import content_key, file_hash, read_metadata

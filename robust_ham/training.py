@@ -22,6 +22,7 @@ from robust_ham.batches import Batch, Share, make_batches, pixel_statistics
 from robust_ham.config import TrainingConfig
 from robust_ham.model_groups import ModelGroup
 from robust_ham.models import Normalize, build
+from robust_ham.progress import Progress, unseen
 from robust_ham.splits import FileSplit, Split, to_float
 from robust_ham.unfinished import Unfinished
 
@@ -29,7 +30,6 @@ VERSION = 1
 """Raised when the same configuration gives other weights than before; part of every model's key."""
 
 Precision = Literal["bf16", "float32"]
-Progress = Callable[[int, int], None]
 _EVALUATION_BATCH = 500
 
 
@@ -83,7 +83,7 @@ def train(
     *,
     device: torch.device,
     precision: Precision,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = unseen,
     unfinished: Unfinished | None = None,
     last_epoch: int | None = None,
 ) -> tuple[nn.Module, pd.DataFrame]:

@@ -8,12 +8,14 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from robust_ham.cells import Context, finished_models, load_model
 from robust_ham.checkpoints import read_card
 from robust_ham.config import RequestError, TransferConfig
-from robust_ham.evaluation import Progress, logits_of
+from robust_ham.context import Context
+from robust_ham.judging import logits_of
+from robust_ham.model_cells import finished_models, load_model
+from robust_ham.progress import Progress, unseen
 from robust_ham.store import (
     content_key,
     read_arrays,
@@ -43,7 +45,7 @@ def write_transfer(
     context: Context,
     asked: TransferConfig,
     failed: Collection[str] = (),
-    progress: Progress = lambda done, total: None,
+    progress: Progress = unseen,
 ) -> None:
     """Write ``transfer.csv`` of a run; rows of pairs whose models are the same are kept.
 
@@ -52,44 +54,43 @@ def write_transfer(
     right without the perturbation.
     """
     before = read_rows(context.run.transfer, COLUMNS)
-    known = {(row["source_id"], row["target_id"], row["key"]): row for row in _records(before)}
+    known: dict[str, dict[str, str]] = dict(zip(before["key"], _records(before), strict=True))
     models = _attacked_models(context, asked, failed)
     specs = {spec.model_id: spec for spec in context.plan.config.model_specs()}
-    rows: list[dict[str, str] | None] = []
-
-    def left(done: int) -> list[dict[str, str] | None]:
-        """Rows of sources still to come that are known already."""
-        later = {source.model_id for source in models[done + 1 :]}
-        return [row for row in known.values() if row["source_id"] in later]
-
+    wanted = [_key(source, target, asked) for source in models for target in models]
+    rows = {key: known[key] for key in wanted if key in known}
     for i, source in enumerate(models):
-        pairs = [(target, _key(source, target, asked)) for target in models]
-        missing = [p for p in pairs if (source.model_id, p[0].model_id, p[1]) not in known]
-        moved = rescaled(context, asked, source.model_id) if missing else None
-        for target, key in pairs:
-            row = known.get((source.model_id, target.model_id, key))
-            if row is None and moved is not None:
-                both = source.fooled & target.right
+        missing = [target for target in models if _key(source, target, asked) not in rows]
+        if missing:
+            moved = rescaled(context, asked, source.model_id)
+            for target in missing:
                 model, _ = load_model(context, specs[target.model_id])
-                predicted = logits_of(model, moved[both], context.device).argmax(1)
-                wrong = predicted != context.plan.attacked.labels[both]
-                row = {
-                    "source_id": source.model_id,
-                    "target_id": target.model_id,
-                    "attack": asked.attack,
-                    "budget": str(asked.budget),
-                    "num_images": str(int(both.sum())),
-                    "num_fooled": str(int(wrong.sum())),
-                    "key": key,
-                }
-            rows.append(row)
-        if moved is not None or i + 1 == len(models):  # kept as it grows
-            write_csv(context.run.transfer, pd.DataFrame(rows + left(i), columns=COLUMNS))
+                row = _pair(context, model, source, target, moved)
+                key = _key(source, target, asked)
+                about = {"attack": asked.attack, "budget": str(asked.budget), "key": key}
+                rows[key] = about | row
+            done = [rows[key] for key in wanted if key in rows]
+            write_csv(context.run.transfer, pd.DataFrame(done, columns=COLUMNS))
         progress(i + 1, len(models))
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, str]]:
     return [{str(k): str(v) for k, v in row.items()} for row in table.to_dict(orient="records")]
+
+
+def _pair(
+    context: Context, model: nn.Module, source: _Attacked, target: _Attacked, moved: Tensor
+) -> dict[str, str]:
+    """Of the source's images that the target, ``model``, gets right unmoved: how many fool it."""
+    both = source.fooled & target.right
+    predicted = logits_of(model, moved[both], context.device).argmax(1)
+    wrong = predicted != context.plan.attacked.labels[both]
+    return {
+        "source_id": source.model_id,
+        "target_id": target.model_id,
+        "num_images": str(int(both.sum())),
+        "num_fooled": str(int(wrong.sum())),
+    }
 
 
 def _attacked_models(

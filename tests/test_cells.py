@@ -7,12 +7,14 @@ from conftest import TINY_RUN
 
 from robust_ham.analysis.curves import kernel_size_curves
 from robust_ham.analysis.run import Run
-from robust_ham.cells import Context, _epoch_like_twin, model_identity
 from robust_ham.config import RequestError
 from robust_ham.config_files import parse_config
+from robust_ham.context import Context
 from robust_ham.executors import run_inline
+from robust_ham.model_cells import _epoch_like_twin, model_identity
 from robust_ham.plan import make_plan
-from robust_ham.store import RunFolder, read_json, read_table, write_csv
+from robust_ham.run_folder import RunFolder
+from robust_ham.store import read_json, read_table, write_csv
 from robust_ham.training import TrainingError
 
 CPU = torch.device("cpu")

@@ -7,20 +7,14 @@ import pandas as pd
 import pytest
 from test_contrasts import make, pick
 
-from robust_ham.analysis import evidence
+from robust_ham.analysis import claim_arms, evidence
 from robust_ham.analysis.claims import COLUMNS, _applies, answer_claims, answer_experiment
 from robust_ham.analysis.run import Run
 from robust_ham.analysis.statements import claims
 from robust_ham.analysis.statistics import Interval
 from robust_ham.config_files import load_config
-from robust_ham.store import (
-    RunFolder,
-    read_json,
-    write_csv,
-    write_json,
-    write_table,
-    write_text,
-)
+from robust_ham.run_folder import RunFolder
+from robust_ham.store import read_json, write_csv, write_json, write_table, write_text
 
 ANSWERS = {"supported", "contradicted", "undecided", "not run"}
 
@@ -154,7 +148,7 @@ def test_subsampled_images_have_more_high_frequency(tmp_path):
     assert (found["answer"], found["num_images"]) == ("supported", 3)
     assert found["effect"] == pytest.approx(0.25)
     write_table(run.folder.inputs, table[["high_frequency"]], {})
-    assert answers(answer_claims(run))["subsampling"] == "not run"
+    assert answers(answer_claims(Run(run.folder)))["subsampling"] == "not run"
 
 
 def test_better_at_every_epoch(tmp_path):
@@ -173,11 +167,11 @@ def test_better_at_every_epoch(tmp_path):
         return evidence.evidence_of(run, part)
 
     (found,) = curves(np.array([0.1, 0.05, 0.1]))
-    assert (found.answer, found.num_seeds) == ("supported", 5)
+    assert (found.part_answer, found.num_seeds) == ("supported", 5)
     assert found.effect == pytest.approx(0.05)
     assert "epoch 2 of 3" in found.part
     (found,) = curves(np.array([0.1, -0.05, 0.1]))
-    assert found.answer == "contradicted"
+    assert found.part_answer == "contradicted"
 
 
 def test_an_experiment_answers_its_own_claims():
@@ -259,7 +253,7 @@ def test_which_arms_a_claim_compares(tmp_path, config, claim):
     expected = PAIRS[config, claim]
     assert _applies(run, stated) == (expected is not None)
     if expected is not None:
-        found = evidence.pairs_of(run, stated.parts[0])
+        found = claim_arms.pairs_of(run, stated.parts[0])
         assert [(c.spec.family, c.baseline[0].family) for c in found] == expected
         against = stated.parts[0].against["window"]
         assert {c.baseline[0].window for c in found} <= {against}

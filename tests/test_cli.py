@@ -15,7 +15,7 @@ import torch
 from conftest import TINY_RUN
 from torch import nn
 
-from robust_ham import cells, cli, stopping
+from robust_ham import cells, cli, model_cells, stopping
 from robust_ham.unfinished import Unfinished
 
 
@@ -237,7 +237,7 @@ def test_no_space_left(run_cli, config, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cells.checkpoints, "save", full)
+    monkeypatch.setattr(model_cells.checkpoints, "save", full)
     code, _, errors = run_cli("run", config, "--out", tmp_path / "out")
     assert (code, errors) == (1, "robust-ham: No space left on device\n")
 

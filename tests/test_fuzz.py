@@ -32,7 +32,7 @@ from test_data import mnist_like, png
 
 from robust_ham import checkpoints, foreign
 from robust_ham.analysis.curves import budget_curves, summarise
-from robust_ham.analysis.run import Run
+from robust_ham.analysis.run import HISTORY_COLUMNS, KERNEL_MEASURES, Run
 from robust_ham.config import DatasetConfig, RequestError
 from robust_ham.config_files import config_folder, load_config, parse_config
 from robust_ham.data import load_split
@@ -40,7 +40,8 @@ from robust_ham.layouts import open_image
 from robust_ham.models import build
 from robust_ham.report.gallery import gallery_figure, load_gallery
 from robust_ham.report.page import _failures, _manifest
-from robust_ham.store import RunFolder, read_arrays, write_table
+from robust_ham.run_folder import RunFolder
+from robust_ham.store import read_arrays, write_table
 
 FEW, MANY = 100, 2000
 HANGS = timedelta(seconds=20)
@@ -473,16 +474,19 @@ def test_other_files_of_a_run(folder, content):
     run, model_id = run_folder(folder)
     if name in ("manifest", "failures"):
         getattr(run, name).write_bytes(text)
-        refused_in_one_line(
+        found = refused_in_one_line(
             {"manifest": _manifest, "failures": _failures}[name], getattr(run, name)
         )
+        assert found is None or all(isinstance(line, dict) for line in found) or found["versions"]
         return
     path = run.model(model_id) / "training.csv" if name == "history" else getattr(run, name)
     path.write_bytes(text)
     if name == "history":
-        refused_in_one_line(Run(run).history, model_id)
+        table = refused_in_one_line(Run(run).history, model_id)
     else:
-        refused_in_one_line(getattr, Run(run), name)
+        table = refused_in_one_line(getattr, Run(run), name)
+    numbers = {"history": HISTORY_COLUMNS, "kernels": KERNEL_MEASURES}.get(name, [])
+    assert table is None or table.empty or all(table[n].dtype.kind in "iuf" for n in numbers)
 
 
 def gallery(**changes):
@@ -529,5 +533,7 @@ def test_galleries(folder, content):
     path.parent.mkdir(parents=True)
     path.write_bytes(content)
     refused_in_one_line(read_arrays, path)
-    if refused_in_one_line(load_gallery, Run(run), model_id, "d") is not None:
-        gallery_figure(Run(run), "d")
+    shown = refused_in_one_line(load_gallery, Run(run), model_id, "d")
+    if shown is not None:
+        assert shown["clean"].shape == shown["adversarial"].shape
+        assert gallery_figure(Run(run), "d") is not None

@@ -9,7 +9,7 @@ from torch import nn
 
 from attacks import deepfool, foolbox_attack
 from robust_ham import checks, gate
-from robust_ham.evaluation import judge
+from robust_ham.judging import judge
 
 CPU = torch.device("cpu")
 IMAGES, LABELS = fashion_images(checks.NUM_IMAGES)

@@ -11,13 +11,13 @@ from robust_ham.analysis.curves import kernel_size_curves
 from robust_ham.analysis.mechanism import (
     MECHANISM_COLUMNS,
     mechanisms,
-    rank_correlation,
     spectra,
     transfer_between_arms,
 )
 from robust_ham.analysis.run import KERNEL_MEASURES, Run
 from robust_ham.report import mechanism
-from robust_ham.store import RunFolder, read_json, write_csv, write_json, write_text
+from robust_ham.run_folder import RunFolder
+from robust_ham.store import read_json, write_csv, write_json, write_text
 
 
 @pytest.fixture(scope="module")
@@ -74,14 +74,6 @@ def test_transfer_leaves_out_the_own_seed(run):
     )
     assert table.loc[own, "fooled_rate"].tolist() == pytest.approx([0.8] * 6)
     assert table.loc[~own, "fooled_rate"].tolist() == pytest.approx([0.4] * 30)
-
-
-def test_rank_correlation_needs_three_models_that_differ():
-    x = pd.Series([1.0, 2, 3, np.nan])
-    assert rank_correlation(x, pd.Series([10.0, 20, 300, 5])) == pytest.approx(1)
-    assert rank_correlation(x, pd.Series([3.0, 2, 1, 5])) == pytest.approx(-1)
-    assert np.isnan(rank_correlation(x[:2], x[:2]))
-    assert np.isnan(rank_correlation(x, pd.Series([1.0, 1, 1, 1])))
 
 
 def test_the_figures_show_every_arm_and_axis(run):

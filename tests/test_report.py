@@ -10,7 +10,8 @@ from test_curves import CARD, CONFIG, six_rows
 from robust_ham.analysis.run import Run
 from robust_ham.config import RequestError
 from robust_ham.report.page import build_report
-from robust_ham.store import RunFolder, write_json, write_table, write_text
+from robust_ham.run_folder import RunFolder
+from robust_ham.store import write_json, write_table, write_text
 
 
 @pytest.fixture

@@ -24,13 +24,14 @@ from test_report import folder  # noqa: F401
 
 from robust_ham import checkpoints, foreign, layouts, store
 from robust_ham.analysis.run import Run
-from robust_ham.cells import _copy_card
 from robust_ham.config import DatasetConfig, RequestError
 from robust_ham.config_files import parse_config
 from robust_ham.data import load_split
+from robust_ham.model_cells import _copy_card
 from robust_ham.report.page import build_report
 from robust_ham.report.style import save_figure
-from robust_ham.store import RunFolder, read_arrays, read_csv, read_json, read_table
+from robust_ham.run_folder import RunFolder
+from robust_ham.store import read_arrays, read_csv, read_json, read_table
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted([*ROOT.glob("robust_ham/**/*.py"), *ROOT.glob("attacks/**/*.py")])
@@ -41,7 +42,7 @@ ALLOWED = {
     # Reads the claims that ship with the package; test_claims checks them.
     ("analysis/statements.py", "yaml.safe_load"),
     # Figures that this process has just drawn: matplotlib escapes text, as tested below.
-    ("report/page.py", "Markup"),
+    ("report/pictures.py", "Markup"),
 }
 MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 LOADERS = {"load", "load_all", "full_load", "full_load_all", "unsafe_load", "unsafe_load_all"}
@@ -479,6 +480,9 @@ def test_the_run_folder_itself_may_be_a_link(folder, tmp_path_factory):  # noqa:
     link = tmp_path_factory.mktemp("elsewhere") / "run"
     link.symlink_to(folder.root)
     RunFolder(link).refuse_links()
+    (folder.root / "inside").symlink_to(link.parent)
+    with pytest.raises(RequestError, match="inside: a symbolic link"):
+        RunFolder(link).refuse_links()
 
 
 # --- what a report shows is text -----------------------------------------------------------------

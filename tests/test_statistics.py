@@ -19,6 +19,7 @@ from robust_ham.analysis.statistics import (
     per_image_ratios,
     per_seed,
     pooled_seed_variance,
+    rank_correlation,
     ratio,
     vary_alike,
     wilcoxon,
@@ -316,3 +317,29 @@ def test_wilcoxon_by_hand_and_with_survivors():
     assert wilcoxon(x, y) == pytest.approx(stats.wilcoxon(x, y).pvalue)
     p = [wilcoxon(*stream.gamma(4, 1, (2, 30))) for _ in range(400)]
     assert 0.02 < np.mean(np.array(p) < 0.05) < 0.09
+
+
+def test_rank_correlation_and_its_interval():
+    x = np.array([1.0, 2, 3, np.nan])
+    assert rank_correlation(x, np.array([10.0, 20, 300, 5])) == pytest.approx((1, -1, 1))
+    assert rank_correlation(x, np.array([3.0, 2, 1, 5])).estimate == pytest.approx(-1)
+    assert np.isnan(rank_correlation(x[:2], x[:2])).all()
+    assert np.isnan(rank_correlation(x, np.ones(4))).all()
+    stream = np.random.default_rng(0)
+    one = stream.normal(size=50)
+    other = one + stream.normal(size=50)
+    found = rank_correlation(one, other)
+    assert found.estimate == pytest.approx(stats.spearmanr(one, other).statistic)
+    half = 1.959964 * np.sqrt((1 + found.estimate**2 / 2) / 47)
+    centre = np.arctanh(found.estimate)
+    assert found[1:] == pytest.approx((np.tanh(centre - half), np.tanh(centre + half)), abs=1e-6)
+
+
+def test_rank_correlation_covers():
+    stream, hits, truth = np.random.default_rng(0), 0, 6 / np.pi * np.arcsin(0.6 / 2)
+    for _ in range(400):  # bivariate normal of correlation 0.6
+        one = stream.normal(size=30)
+        other = 0.6 * one + 0.8 * stream.normal(size=30)
+        found = rank_correlation(one, other)
+        hits += found.low <= truth <= found.high
+    assert 0.92 <= hits / 400 <= 0.98

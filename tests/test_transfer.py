@@ -6,13 +6,15 @@ import pytest
 import torch
 
 from robust_ham import transfer
-from robust_ham.cells import Context, load_model
 from robust_ham.config import RequestError
 from robust_ham.config_files import parse_config
-from robust_ham.evaluation import logits_of
+from robust_ham.context import Context
 from robust_ham.executors import run_inline
+from robust_ham.judging import logits_of
+from robust_ham.model_cells import load_model
 from robust_ham.plan import make_plan
-from robust_ham.store import RunFolder, read_table
+from robust_ham.run_folder import RunFolder
+from robust_ham.store import read_table
 
 CPU = torch.device("cpu")
 TRANSFER = """

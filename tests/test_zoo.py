@@ -7,7 +7,7 @@ from robust_ham import checkpoints
 from robust_ham.config import DatasetConfig
 from robust_ham.config_files import load_config
 from robust_ham.data import load_split
-from robust_ham.evaluation import accuracy, predictions
+from robust_ham.judging import accuracy, predictions
 from robust_ham.plan import ZOO, source_folder
 from robust_ham.store import file_hash
 

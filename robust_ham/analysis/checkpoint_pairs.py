@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from robust_ham.analysis.contrasts import paired_by_seed
 from robust_ham.analysis.curves import arms_of, distances, still_right, survived
 from robust_ham.analysis.run import Run
 from robust_ham.analysis.statistics import mcnemar, wilcoxon
@@ -30,14 +31,13 @@ def checkpoint_pairs(run: Run) -> pd.DataFrame:
     only the windowed network gets right); Wilcoxon's signed-rank test on distances of images that
     both get right (here: images farther for one than for the other). p is raw.
     """
-    rows = []
-    for (family, size, window), arm in arms_of(run).items():
-        if window == "none":
-            continue
-        baselines = {s.seed: s for s in arms_of(run).get((family, size, "none"), [])}
-        for spec in arm:
-            if spec.seed in baselines:
-                rows += list(_pair(run, spec, baselines[spec.seed]))
+    rows: list[dict[str, Any]] = []
+    arms = arms_of(run)
+    for (family, size, window), arm in arms.items():
+        paired = paired_by_seed(arm, arms.get((family, size, "none"), []))
+        if window != "none" and paired is not None:
+            for windowed, baseline in zip(*paired, strict=True):
+                rows += list(_pair(run, windowed, baseline))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 

@@ -7,13 +7,14 @@ the scope, or says that the claim was not run.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from robust_ham.analysis.evidence import Answer, Evidence, evidence_in_table, evidence_of
+from robust_ham.analysis.evidence import Answer, Evidence, evidence_of, of_all
+from robust_ham.analysis.experiment_evidence import evidence_in_table
 from robust_ham.analysis.run import Run
 from robust_ham.analysis.statements import Claim, ColumnPart, ExponentPart, Part, claims
 
@@ -50,31 +51,15 @@ def _table(
     rows: list[dict[str, Any]] = []
     for claim in asked:
         found = [find(claim, part) for part in claim.parts]
-        answer = _combined([[evidence.answer for evidence in part] for part in found])
-        about: dict[str, Any] = {
+        answers = [[evidence.part_answer for evidence in part] for part in found]
+        about = {
             "claim": claim.id,
             "statement": claim.statement,
             "source": claim.source,
+            "answer": _combined(answers),
         }
-        about["answer"] = answer
-        rows += [
-            about
-            | {
-                "part": evidence.part,
-                "part_answer": evidence.answer,
-                "expected": evidence.expected,
-                "effect": evidence.effect if np.isfinite(evidence.effect) else None,
-                "low": evidence.low if np.isfinite(evidence.low) else None,
-                "high": evidence.high if np.isfinite(evidence.high) else None,
-                "scale": evidence.scale,
-                "num_seeds": evidence.num_seeds,
-                "num_images": evidence.num_images,
-                "scope": scope,
-                "note": evidence.note,
-            }
-            for part in found
-            for evidence in part
-        ] or [about]
+        told = [about | asdict(evidence) | {"scope": scope} for part in found for evidence in part]
+        rows += told or [about]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -83,10 +68,8 @@ def _combined(parts: list[list[Answer]]) -> Answer:
     answers = [answer for part in parts for answer in part]
     if not answers:
         return "not run"
-    if "contradicted" in answers:
-        return "contradicted"
-    whole = all(parts) and all(answer == "supported" for answer in answers)
-    return "supported" if whole else "undecided"
+    together = of_all(answers)
+    return "undecided" if together == "supported" and not all(parts) else together
 
 
 def _applies(run: Run, claim: Claim) -> bool:

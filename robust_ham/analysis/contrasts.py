@@ -14,6 +14,7 @@ from robust_ham.analysis.curves import (
     area_values,
     arms_of,
     distances,
+    stacked,
     still_right,
     survived,
 )
@@ -50,7 +51,7 @@ Scale = Literal["difference", "ratio", "median ratio"]
 
 
 @dataclass(frozen=True)
-class Figure:
+class Measure:
     """What two arms are compared by: values per model, (n,) over images, or one number.
 
     ``margins``: effects that count as none; None: there is no agreed margin.
@@ -80,10 +81,10 @@ class Comparison:
 
 
 def contrasts(run: Run) -> pd.DataFrame:
-    """``contrasts.csv``: every comparison of a windowed arm, by every figure.
+    """``contrasts.csv``: every comparison of a windowed arm, by every measure.
 
     Simultaneous intervals and Holm's p are over the kernel sizes of one family, window, reference
-    and figure. An interaction is the growth of the effect between two kernel sizes.
+    and measure. An interaction is the growth of the effect between two kernel sizes.
     """
     groups: dict[tuple[str, str, str], list[Comparison]] = {}
     for comparison in _comparisons(run):
@@ -91,10 +92,10 @@ def contrasts(run: Run) -> pd.DataFrame:
         groups.setdefault((spec.family, spec.window, comparison.versus), []).append(comparison)
     rows: list[dict[str, Any]] = []
     for group in groups.values():
-        for figure in figures(run):
-            rows += compare(run, group, figure)
+        for measure in measures(run):
+            rows += [row for _, row in compare(run, group, measure)]
             if group[0].versus == "same k" and run.config.interaction is not None:
-                rows += _interaction_rows(run, group, figure, *run.config.interaction)
+                rows += _interaction_rows(run, group, measure, *run.config.interaction)
     return pd.DataFrame(rows, columns=CONTRAST_COLUMNS)
 
 
@@ -117,33 +118,36 @@ def paired_by_seed(one: Arm, other: Arm) -> tuple[Arm, Arm] | None:
     return ([first[s] for s in seeds], [second[s] for s in seeds]) if seeds else None
 
 
-def figures(run: Run) -> Iterator[Figure]:
+def measures(run: Run) -> Iterator[Measure]:
     """Everything that arms are compared by."""
     margin = ACCURACY_MARGINS.get(run.config.dataset.name, 0.01)
     shares = (-margin, margin)
-    correct: Callable[[Run, ModelGroup], Values | None] = lambda r, s: r.correct(s.model_id)  # noqa: E731
-    yield Figure("clean_accuracy", "", None, "difference", correct, shares)
+    yield Measure("clean_accuracy", "", None, "difference", _from_predictions, shares)
     for metric in ("train_loss", "validation_loss"):
-        yield replace(figure_of_card(metric), lower_is_better=True)
+        yield replace(measure_of_card(metric), lower_is_better=True)
     for attack_id, attack in run.attacks.items():
         if not attack.has_budget:
             values = partial(_from_samples, attack_id, survived)
-            yield Figure("robust_accuracy", attack_id, None, "difference", values, shares)
+            yield Measure("robust_accuracy", attack_id, None, "difference", values, shares)
             continue
         values = partial(_from_samples, attack_id, area_values)
-        yield Figure("robust_area", attack_id, None, "ratio", values, RATIO_MARGINS)
+        yield Measure("robust_area", attack_id, None, "ratio", values, RATIO_MARGINS)
         endpoints = [e for e in run.config.endpoints if run.meant_by(e.attack) == attack_id]
         asked = {endpoint.budget for endpoint in endpoints if endpoint.budget is not None}
         for budget in sorted({*attack.curve_budgets, attack.main_budget, *asked}):
             values = partial(_from_samples, attack_id, partial(still_right, budget=budget))
-            yield Figure("robust_accuracy", attack_id, budget, "difference", values, shares)
+            yield Measure("robust_accuracy", attack_id, budget, "difference", values, shares)
         values = partial(_from_samples, attack_id, distances)
-        yield Figure("distance", attack_id, None, "median ratio", values)
+        yield Measure("distance", attack_id, None, "median ratio", values)
 
 
-def figure_of_card(metric: str) -> Figure:
+def measure_of_card(metric: str) -> Measure:
     """A number on the models' cards, such as ``train_loss``."""
-    return Figure(metric, "", None, "difference", partial(_from_card, metric))
+    return Measure(metric, "", None, "difference", partial(_from_card, metric))
+
+
+def _from_predictions(run: Run, spec: ModelGroup) -> Values | None:
+    return run.correct(spec.model_id)
 
 
 def _from_card(metric: str, run: Run, spec: ModelGroup) -> Values | None:
@@ -161,14 +165,14 @@ def _from_samples(
     return None if samples is None else values(samples, run.attacks[attack_id])
 
 
-# --- one figure, all kernel sizes ------------------------------------------------------------
+# --- one measure, all kernel sizes ------------------------------------------------------------
 
 
-def _tables(run: Run, comparison: Comparison, figure: Figure) -> tuple[Values, Values] | None:
+def _tables(run: Run, comparison: Comparison, measure: Measure) -> tuple[Values, Values] | None:
     """Values of the windowed and of the baseline arm, (S, n); None where a model has none."""
-    attack = run.attacks[figure.attack] if figure.attack else None
+    attack = run.attacks[measure.attack] if measure.attack else None
     windowed, baseline = (
-        _stacked([figure.values(run, s) for s in arm if attack is None or attack.attacks(s)])
+        stacked([measure.values(run, s) for s in arm if attack is None or attack.attacks(s)])
         for arm in (comparison.windowed, comparison.baseline)
     )
     if windowed is None or baseline is None or windowed.shape != baseline.shape:
@@ -176,75 +180,78 @@ def _tables(run: Run, comparison: Comparison, figure: Figure) -> tuple[Values, V
     return windowed, baseline
 
 
-def compare(run: Run, group: list[Comparison], figure: Figure) -> list[dict[str, Any]]:
-    """Rows of several comparisons that are judged together, those without values left out."""
-    tables = [(comparison, _tables(run, comparison, figure)) for comparison in group]
+def compare(
+    run: Run, group: list[Comparison], measure: Measure
+) -> list[tuple[Comparison, dict[str, Any]]]:
+    """A row for each of several comparisons, judged together; those without values left out."""
+    tables = [(comparison, _tables(run, comparison, measure)) for comparison in group]
     found = [(comparison, *pair) for comparison, pair in tables if pair is not None]
     confidence = 1 - 0.05 / max(len(found), 1)
-    pooled = _pooled(figure, [(windowed, baseline) for _, windowed, baseline in found])
+    pooled = _pooled(measure, [(windowed, baseline) for _, windowed, baseline in found])
     rows = [
-        _about(run, comparison, figure, windowed, baseline)
-        | _judged(figure, windowed, baseline, confidence, pooled)
+        _about(run, comparison, measure, windowed, baseline)
+        | _judged(measure, windowed, baseline, confidence, pooled)
         for comparison, windowed, baseline in found
     ]
-    for row, adjusted in zip(
-        [row for row in rows if row["p"] is not None],
-        holm([row["p"] for row in rows if row["p"] is not None]),
-        strict=True,
-    ):
+    tested = [row for row in rows if row["p"] is not None]
+    for row, adjusted in zip(tested, holm([row["p"] for row in tested]), strict=True):
         row["p_holm"] = adjusted
-    for row, (comparison, *_) in zip(rows, found, strict=True):
-        row.update(_reservations(run, comparison, figure, row["note"]))
-    return rows
+    return [
+        (comparison, _with_reservations(run, [comparison], measure, row))
+        for (comparison, *_), row in zip(found, rows, strict=True)
+    ]
 
 
-def _reservations(run: Run, comparison: Comparison, figure: Figure, note: str) -> dict[str, Any]:
-    """What a row must say beside, or in place of, what its numbers say."""
-    specs = [*comparison.windowed, *comparison.baseline]
-    if not _same_images(run, comparison, figure):
-        return UNKNOWN | {"verdict": "undecided", "note": "not the same images"}
-    if figure.attack and "fail" in {run.badge(s.model_id, figure.attack) for s in specs}:
-        return {"verdict": "undecided", "note": "the gate fails a model: not to be trusted"}
-    rates = [run.config.training_of(specs[i]).lr for i in (0, -1)]
-    if rates[0] != rates[1]:
-        differ = f"learning rates {rates[0]:g} and {rates[1]:g}"
-        return {"note": f"{note}; {differ}" if note else differ}
-    return {}
+def _with_reservations(
+    run: Run, comparisons: list[Comparison], measure: Measure, row: dict[str, Any]
+) -> dict[str, Any]:
+    """The row, and what it must say beside, or in place of, what its numbers say."""
+    undecided = {"verdict": "undecided", "seeds_to_decide": None, "images_to_decide": None}
+    specs = [spec for c in comparisons for spec in [*c.windowed, *c.baseline]]
+    if not all(_same_images(run, comparison, measure) for comparison in comparisons):
+        return row | UNKNOWN | undecided | {"note": "not the same images"}
+    if measure.attack and "fail" in {run.badge(s.model_id, measure.attack) for s in specs}:
+        return row | undecided | {"note": "the gate fails a model: not to be trusted"}
+    rates = list(dict.fromkeys(run.config.training_of(spec).lr for spec in specs))
+    if len(rates) > 1:
+        differ = "learning rates " + " and ".join(f"{rate:g}" for rate in rates)
+        return row | {"note": "; ".join(filter(None, [row["note"], differ]))}
+    return row
 
 
-def _same_images(run: Run, comparison: Comparison, figure: Figure) -> bool:
+def _same_images(run: Run, comparison: Comparison, measure: Measure) -> bool:
     """Whether all models were attacked on the same images, in the same order."""
-    if not figure.attack:
+    if not measure.attack:
         return True
     specs = [*comparison.windowed, *comparison.baseline]
-    attack = run.attacks[figure.attack]
-    tables = [run.samples[s.model_id, figure.attack] for s in specs if attack.attacks(s)]
+    attack = run.attacks[measure.attack]
+    tables = [run.samples[s.model_id, measure.attack] for s in specs if attack.attacks(s)]
     return all(table["sample_id"].equals(tables[0]["sample_id"]) for table in tables)
 
 
 def _interaction_rows(
-    run: Run, group: list[Comparison], figure: Figure, small: int, large: int
+    run: Run, group: list[Comparison], measure: Measure, small: int, large: int
 ) -> list[dict[str, Any]]:
     """How much more the window does at the large kernel size than at the small one."""
     by_size = {comparison.spec.kernel_size: comparison for comparison in group}
-    if figure.scale == "median ratio" or not {small, large} <= by_size.keys():
+    if measure.scale == "median ratio" or not {small, large} <= by_size.keys():
         return []
-    few, many = (_tables(run, by_size[size], figure) for size in (small, large))
+    few, many = (_tables(run, by_size[size], measure) for size in (small, large))
     seeds = [[spec.seed for spec in by_size[size].windowed] for size in (small, large)]
     if few is None or many is None or seeds[0] != seeds[1]:
         return []
-    low, low_deviation = _deviation(figure, *few)
-    high, high_deviation = _deviation(figure, *many)
+    low, low_deviation = _deviation(measure, *few)
+    high, high_deviation = _deviation(measure, *many)
     deviation = high_deviation - low_deviation
-    row = _about(run, by_size[large], figure, *many) | {
+    row = _about(run, by_size[large], measure, *many) | {
         "versus": "interaction",
         "versus_kernel_size": small,
         "baseline": low,
         "windowed": high,
         "scale": "difference",
     }
-    margins = figure.margins
-    if margins is not None and figure.scale == "ratio":
+    margins = measure.margins
+    if margins is not None and measure.scale == "ratio":
         margins = margins[0] - 1, margins[1] - 1
     judged = judge_mean(
         high - low,
@@ -253,19 +260,18 @@ def _interaction_rows(
         None,
         0.0,
         margins,
-        lower_is_better=figure.lower_is_better,
+        lower_is_better=measure.lower_is_better,
     )
-    found = row | judged | {"p_holm": judged["p"]}  # the only one of its kind
-    for size in (small, large):
-        found |= _reservations(run, by_size[size], figure, found["note"])
-    return [found]
+    row |= judged | {"p_holm": judged["p"]}  # the only one of its kind
+    both = [by_size[small], by_size[large]]
+    return [_with_reservations(run, both, measure, row)]
 
 
-def _pooled(figure: Figure, cells: list[tuple[Values, Values]]) -> tuple[float, float] | None:
+def _pooled(measure: Measure, cells: list[tuple[Values, Values]]) -> tuple[float, float] | None:
     """Seed variance over kernel sizes where seeds are few and vary alike; None: each its own."""
-    if figure.scale == "median ratio" or len(cells) < 2:
+    if measure.scale == "median ratio" or len(cells) < 2:
         return None
-    deviations = [_deviation(figure, windowed, baseline)[1] for windowed, baseline in cells]
+    deviations = [_deviation(measure, windowed, baseline)[1] for windowed, baseline in cells]
     usable = all(1 < len(d) < FEW_SEEDS and d.shape[1] > 1 for d in deviations)
     finite = all(np.isfinite(d).all() for d in deviations)
     if not (usable and finite and vary_alike(deviations)):
@@ -273,27 +279,19 @@ def _pooled(figure: Figure, cells: list[tuple[Values, Values]]) -> tuple[float, 
     return pooled_seed_variance(deviations)
 
 
-def _stacked(values: list[Values | None]) -> Values | None:
-    """(S, n); None where a model has no values or the models' images differ in number."""
-    present = [v for v in values if v is not None]
-    if len(present) < len(values) or len({len(v) for v in present}) != 1:
-        return None  # also where there is no model
-    return np.stack(present)
-
-
-def _deviation(figure: Figure, windowed: Values, baseline: Values) -> tuple[float, Values]:
+def _deviation(measure: Measure, windowed: Values, baseline: Values) -> tuple[float, Values]:
     """The effect, and values (S, n) whose mean has the effect's error."""
-    if figure.scale == "difference":
+    if measure.scale == "difference":
         return float((windowed - baseline).mean()), windowed - baseline
     return ratio(windowed, baseline)
 
 
 def _about(
-    run: Run, comparison: Comparison, figure: Figure, windowed: Values, baseline: Values
+    run: Run, comparison: Comparison, measure: Measure, windowed: Values, baseline: Values
 ) -> dict[str, Any]:
     spec = comparison.spec
     means: dict[str, Any] = {}
-    if figure.scale != "median ratio":
+    if measure.scale != "median ratio":
         means = {"baseline": float(baseline.mean()), "windowed": float(windowed.mean())}
     return {
         "family": spec.family,
@@ -301,46 +299,46 @@ def _about(
         "kernel_size": spec.kernel_size,
         "versus": comparison.versus,
         "versus_kernel_size": comparison.baseline[0].kernel_size,
-        "metric": figure.metric,
-        "attack": figure.attack,
-        "budget": figure.budget,
-        "scale": figure.scale,
+        "metric": measure.metric,
+        "attack": measure.attack,
+        "budget": measure.budget,
+        "scale": measure.scale,
         "num_seeds": len(windowed),
         "num_images": windowed.shape[1] if windowed.shape[1] > 1 else None,
-        "primary": comparison.versus == "same k" and _is_primary(run, figure),
+        "primary": comparison.versus == "same k" and _is_primary(run, measure),
         **means,
     }
 
 
-def _is_primary(run: Run, figure: Figure) -> bool:
+def _is_primary(run: Run, measure: Measure) -> bool:
     """Whether the configuration names the figure as an endpoint; without a budget: the attack's."""
     for endpoint in run.config.endpoints:
         attack_id, budget = run.meant_by(endpoint.attack), endpoint.budget
         if endpoint.metric == "robust_accuracy" and run.attacks[attack_id].has_budget:
             budget = budget or run.attacks[attack_id].main_budget
-        if (endpoint.metric, attack_id, budget) == (figure.metric, figure.attack, figure.budget):
+        if (endpoint.metric, attack_id, budget) == (measure.metric, measure.attack, measure.budget):
             return True
     return False
 
 
 def _judged(
-    figure: Figure,
+    measure: Measure,
     windowed: Values,
     baseline: Values,
     confidence: float,
     pooled: tuple[float, float] | None,
 ) -> dict[str, Any]:
     """Effect, intervals, p, verdict, and what it would take to decide."""
-    if figure.scale == "median ratio":
+    if measure.scale == "median ratio":
         return judge_median_ratio(windowed, baseline, confidence)
-    null = 0.0 if figure.scale == "difference" else 1.0
-    estimate, deviation = _deviation(figure, windowed, baseline)
+    null = 0.0 if measure.scale == "difference" else 1.0
+    estimate, deviation = _deviation(measure, windowed, baseline)
     return judge_mean(
         estimate,
         deviation,
         confidence,
         pooled,
         null,
-        figure.margins,
-        lower_is_better=figure.lower_is_better,
+        measure.margins,
+        lower_is_better=measure.lower_is_better,
     )

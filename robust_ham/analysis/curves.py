@@ -243,22 +243,18 @@ def kernel_size_curves(run: Run) -> pd.DataFrame:
     """
     rows = []
     for arm in arms_of(run).values():
-        correct = [run.correct(spec.model_id) for spec in arm]
-        if all(values is not None for values in correct):
-            values = np.stack([v for v in correct if v is not None])
-            rows.append(
-                _arm_row(
-                    run, arm, "", "clean_accuracy", crossed_interval(values), values.mean(axis=1)
-                )
-            )
+        correct = stacked([run.correct(spec.model_id) for spec in arm])
+        if correct is not None:
+            interval, seeds = crossed_interval(correct), correct.mean(axis=1)
+            rows.append(_arm_row(run, arm, "", "clean_accuracy", interval, seeds))
         for attack_id, attack in run.attacks.items():
             attacked = [spec for spec in arm if attack.attacks(spec)]
             tables = [run.samples.get((spec.model_id, attack_id)) for spec in attacked]
             done = [table for table in tables if table is not None]
-            if not done or len(done) < len(attacked):
-                continue
             for metric in DISTANCE_METRICS if attack.has_budget else SURVIVAL_METRICS:
-                values = np.stack([metric.values(table, attack) for table in done])
+                values = stacked([metric.values(table, attack) for table in done])
+                if values is None or len(done) < len(attacked):
+                    continue
                 statistic, num_images = metric.statistic(values), values.shape[1]
                 interval = (
                     crossed_bootstrap(statistic, num_images).interval()
@@ -268,6 +264,14 @@ def kernel_size_curves(run: Run) -> pd.DataFrame:
                 seeds = per_seed(statistic, num_images)
                 rows.append(_arm_row(run, attacked, attack_id, metric.name, interval, seeds))
     return pd.DataFrame(rows, columns=KERNEL_COLUMNS)
+
+
+def stacked(values: list[Values | None]) -> Values | None:
+    """(S, n); None: no model, one without values, or models of other numbers of images."""
+    present = [v for v in values if v is not None]
+    if len(present) < len(values) or len({len(v) for v in present}) != 1:
+        return None
+    return np.stack(present)
 
 
 def arms_of(run: Run) -> dict[tuple[str, int, str], list[ModelGroup]]:

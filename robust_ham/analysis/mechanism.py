@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from robust_ham.analysis.curves import area_values, survived
@@ -104,11 +103,3 @@ def transfer_between_arms(run: Run) -> pd.DataFrame:
     grouped = table.assign(rate=rate).groupby(keys, sort=False)["rate"]
     found = grouped.agg(num_pairs="count", fooled_rate="mean", low="min", high="max")
     return found.reset_index()[TRANSFER_COLUMNS]
-
-
-def rank_correlation(one: pd.Series[float], other: pd.Series[float]) -> float:
-    """Spearman's, of the models that have both; NaN below three, or where one never changes."""
-    both = pd.DataFrame({"one": one, "other": other}).astype(np.float64).dropna()
-    if len(both) < 3 or both.nunique().min() < 2:
-        return np.nan
-    return float(both["one"].rank().corr(both["other"].rank()))

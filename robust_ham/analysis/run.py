@@ -14,14 +14,8 @@ from robust_ham.analysis.statistics import Values
 from robust_ham.config import BEST, AttackConfig, Config, RequestError
 from robust_ham.config_files import config_text, parse_config
 from robust_ham.model_groups import ModelGroup
-from robust_ham.store import (
-    RunFolder,
-    read_csv,
-    read_json,
-    read_metadata,
-    read_table,
-    reading,
-)
+from robust_ham.run_folder import RunFolder
+from robust_ham.store import read_csv, read_json, read_metadata, read_table, reading
 
 HISTORY_COLUMNS = "train_loss train_accuracy validation_loss validation_accuracy".split()
 MEASURED = "effective_width effective_width_learned params flops test_accuracy".split()
@@ -71,7 +65,7 @@ class Run:
             for attack_id in self.config.attacks:
                 path = self.folder.samples(model_id, attack_id)
                 if path.is_file() and self._of_this_model(path, model_id):
-                    found[model_id, attack_id] = _read(path, _SAMPLES)
+                    found[model_id, attack_id] = _read_samples(path)
             for attack_id, members in self.members_of_best.items():
                 tables = [found.get((model_id, member)) for member in members]
                 done = [table for table in tables if table is not None]
@@ -181,6 +175,17 @@ class Run:
             table = _with_numbers(table, ["budget", "num_images", "num_fooled"])
         return table[(table["attack"] == asked.attack) & (table["budget"] == asked.budget)]
 
+    @cached_property
+    def high_frequencies(self) -> pd.DataFrame | None:
+        """Shares of the attacked images, as used and as stored; None: nothing was left out."""
+        path, columns = self.folder.inputs, ["high_frequency", "high_frequency_original"]
+        if not path.is_file():
+            return None
+        with reading(path):
+            table = read_table(path)
+            whole = set(columns) <= set(table.columns)
+            return _with_numbers(table, columns)[columns] if whole else None
+
     def correct(self, model_id: str) -> Values | None:
         """1.0 where the model is right, for every image of the test split; None: not predicted."""
         path = self.folder.predictions(model_id)
@@ -197,11 +202,18 @@ _SAMPLES = (
 
 
 def _read(path: Path, numbers: list[str]) -> pd.DataFrame:
+    """A table with rows, whose named columns hold numbers."""
     with reading(path):
         table = _with_numbers(read_table(path), numbers)
         if table.empty:
             raise ValueError("no rows")
-        if numbers is _SAMPLES and not table["status"].map(lambda s: isinstance(s, str)).all():
+    return table
+
+
+def _read_samples(path: Path) -> pd.DataFrame:
+    table = _read(path, _SAMPLES)
+    with reading(path):
+        if not table["status"].map(lambda s: isinstance(s, str)).all():
             raise TypeError("status is not text")
     return table
 

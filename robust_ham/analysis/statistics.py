@@ -229,6 +229,25 @@ def wilcoxon(one: Values, other: Values) -> float:
     return float(stats.wilcoxon(ranks * np.sign(difference)).pvalue)
 
 
+def rank_correlation(one: Values, other: Values) -> Interval:
+    """Spearman's rank correlation of n pairs and its 95 % interval; pairs with a NaN are left out.
+
+    The pairs are taken as a sample: Fisher's z with the variance (1 + ρ²/2)/(n − 3) of Bonett &
+    Wright (2000). All NaN below three pairs, or where one of the two never changes.
+    """
+    known = ~(np.isnan(one) | np.isnan(other))
+    ranks = stats.rankdata(one[known]), stats.rankdata(other[known])
+    count = int(known.sum())
+    if count < 3 or any(np.ptp(rank) == 0 for rank in ranks):
+        return Interval(np.nan, np.nan, np.nan)
+    found = float(np.corrcoef(*ranks)[0, 1])
+    if count == 3:
+        return Interval(found, -1.0, 1.0)
+    centre = np.arctanh(np.clip(found, -0.9999, 0.9999))
+    half = stats.norm.ppf(0.975) * np.sqrt((1 + found**2 / 2) / (count - 3))
+    return Interval(found, float(np.tanh(centre - half)), float(np.tanh(centre + half)))
+
+
 def per_image_ratios(one: Values, other: Values) -> Values:
     """Ratios of distances; NaN where one of the two is 0 (wrong at first), ∞ / ∞ is a tie: 1."""
     both = (one > 0) & (other > 0)

@@ -22,7 +22,7 @@ from robust_ham.analysis.statistics import (
 FEW_SEEDS = 5
 """Below, a cell's own variance of seed means is too rough to stand alone."""
 
-_ONE_SEED = "one seed: two networks, not two methods"
+ONE_SEED = "one seed: two networks, not two methods"
 
 Margins = tuple[float, float]
 Verdict = Literal["better", "worse", "equivalent", "undecided"]
@@ -130,7 +130,7 @@ def judge_mean(
     simultaneous = effect.interval(confidence)
     row |= _intervals(effect.interval(), simultaneous) | {"p": effect.p_value(null)}
     if len(deviation) == 1:
-        return row | {"note": _ONE_SEED}
+        return row | {"note": ONE_SEED}
     if pooled is not None:
         row["note"] = "seed variance pooled over the comparisons"
     elif len(deviation) < FEW_SEEDS and deviation.shape[1] > 1:
@@ -153,7 +153,7 @@ def judge_median_ratio(windowed: Values, baseline: Values, confidence: float) ->
     simultaneous = medians.interval(confidence)
     row |= _intervals(medians.interval(), simultaneous)
     if len(windowed) == 1:
-        return row | {"note": _ONE_SEED}
+        return row | {"note": ONE_SEED}
     few = "bootstrap, approximate below 10 seeds" if len(windowed) < 10 else "bootstrap"
     return row | {"verdict": verdict(simultaneous, 1.0, None), "note": few}
 

@@ -24,9 +24,10 @@ from robust_ham import stopping
 from robust_ham.analysis.statistics import median_interval
 from robust_ham.config import DatasetConfig
 from robust_ham.data import Dataset
-from robust_ham.evaluation import AttackedImages, attacked_images, judge
+from robust_ham.evaluation import AttackedImages, attacked_images
 from robust_ham.explain import Explained
 from robust_ham.explain.networks import zoo_networks
+from robust_ham.judging import judge
 from robust_ham.report.style import (
     FAMILY_LINES,
     WINDOW_LABELS,

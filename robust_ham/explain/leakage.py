@@ -29,7 +29,8 @@ from robust_ham.report.style import (
     window_colour,
     window_marker,
 )
-from robust_ham.store import RunFolder, read_csv, reading
+from robust_ham.run_folder import RunFolder
+from robust_ham.store import read_csv, reading
 
 LABELS = {
     "side_lobe_energy": "side-lobe energy",

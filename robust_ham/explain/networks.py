@@ -12,7 +12,7 @@ from robust_ham.analysis.run import Run
 from robust_ham.config import RequestError
 from robust_ham.model_groups import FactoryGroup, ModelGroup
 from robust_ham.plan import ZOO, source_folder
-from robust_ham.store import RunFolder
+from robust_ham.run_folder import RunFolder
 
 _ZOO = ZOO / "fashion_mnist"
 

@@ -12,11 +12,11 @@ from matplotlib.ticker import PercentFormatter
 from robust_ham.analysis.curves import SHARES
 from robust_ham.analysis.run import Run
 from robust_ham.report.style import (
-    FAMILY_FILLS,
-    FAMILY_LINES,
     WINDOW_LABELS,
+    draw_arm,
     figure_style,
     legend_below,
+    panel_grid,
     window_colour,
     window_marker,
 )
@@ -46,8 +46,7 @@ def attack_title(run: Run, attack_id: str) -> str:
         "spatial_shift": "whole-pixel shifts",
     }
     if attack.in_band:
-        band, bands = attack.options.get("band", 0), attack.options.get("bands", 4)
-        return f"DeepFool L2, band {band + 1} of {bands}"
+        return "DeepFool L2, band {} of {}".format(*attack.band)
     name = names.get(attack.attack, attack_id)
     return name + norm if attack.attack in ("deepfool", "best") else name
 
@@ -97,12 +96,9 @@ def _panels(run: Run, curves: pd.DataFrame, panels: list[tuple[str, str, str]]) 
     by_family = _compares_families(run)
     num_rows = len(_networks(curves)) if by_family else 0
     with figure_style():
-        rows = -(-len(panels) // 4)
-        columns = -(-len(panels) // rows)
         height = max(2.8, 0.32 * num_rows + 0.7)
-        figure = Figure(figsize=(3.1 * columns, height * rows + 0.5), layout="constrained")
-        grid = figure.subplots(rows, columns, squeeze=False, sharey=by_family).flat
-        for (attack_id, metric, title), axes in zip(panels, grid, strict=False):
+        figure, grid = panel_grid(len(panels), 4, 3.1, height, sharey=by_family)
+        for (attack_id, metric, title), axes in zip(panels, grid, strict=True):
             part = curves[(curves["attack"] == attack_id) & (curves["metric"] == metric)]
             label, share = metric_label(run, attack_id, metric), metric in SHARES
             axes.set_title(title)
@@ -115,8 +111,6 @@ def _panels(run: Run, curves: pd.DataFrame, panels: list[tuple[str, str, str]]) 
             if share:
                 axis = axes.xaxis if by_family else axes.yaxis
                 axis.set_major_formatter(PercentFormatter(1, symbol=" %"))
-        for axes in grid:  # those left over
-            axes.set_axis_off()
         legend_below(figure)
     return figure
 
@@ -164,31 +158,12 @@ def _by_family(axes: Axes, part: pd.DataFrame, networks: list[tuple[str, int]]) 
 def _against_kernel_size(axes: Axes, part: pd.DataFrame) -> None:
     """One line per family and window: mean with 95 % interval, and a small point per seed."""
     families = list(dict.fromkeys(part["family"]))
-    sizes = sorted(part["kernel_size"].unique())
     lines = list(part.groupby(["family", "window"], sort=False))
-    for i, ((family, window), unsorted) in enumerate(lines):
+    for i, ((_, window), unsorted) in enumerate(lines):
         arm = unsorted.sort_values("kernel_size")
         offset = 0.25 * (i - (len(lines) - 1) / 2)
         x = arm["kernel_size"].to_numpy(dtype=float) + offset
-        y = arm["estimate"].to_numpy(dtype=float)
-        low, high = arm["low"].to_numpy(dtype=float), arm["high"].to_numpy(dtype=float)
-        drawn = np.isfinite(y) & np.isfinite(low) & np.isfinite(high)
-        colour = window_colour(str(window))
-        label = WINDOW_LABELS[str(window)] + (f" ({family})" if len(families) > 1 else "")
-        axes.errorbar(
-            x[drawn],
-            y[drawn],
-            yerr=np.maximum([y[drawn] - low[drawn], high[drawn] - y[drawn]], 0),
-            color=colour,
-            marker=window_marker(str(window)),
-            markersize=5,
-            linewidth=1.4,
-            capsize=2.5,
-            linestyle=FAMILY_LINES[families.index(str(family)) % len(FAMILY_LINES)],
-            fillstyle=FAMILY_FILLS[families.index(str(family)) % len(FAMILY_FILLS)],
-            markerfacecoloralt="white",
-            label=label,
-        )
+        draw_arm(axes, x, arm, families, size=5)
         for position, seeds in zip(x, arm["per_seed"], strict=True):
             values = np.asarray(seeds, dtype=float)
             values = values[np.isfinite(values)]
@@ -197,11 +172,11 @@ def _against_kernel_size(axes: Axes, part: pd.DataFrame) -> None:
                     np.full(len(values), position + 0.12),
                     values,
                     s=7,
-                    color=colour,
+                    color=window_colour(str(window)),
                     alpha=0.55,
                     linewidths=0,
                 )
-    axes.set_xticks(sizes)
+    axes.set_xticks(sorted(part["kernel_size"].unique()))
     axes.set_xlabel("kernel size k")
 
 
@@ -221,11 +196,8 @@ def budget_figure(run: Run, curves: pd.DataFrame, attack_id: str) -> Figure:
     sizes = sorted(part["kernel_size"].unique())
     shades = dict(zip(sizes, sns.color_palette("viridis", len(sizes)), strict=True))
     with figure_style():
-        columns = min(len(panels), 3)
-        rows = -(-len(panels) // columns)
-        figure = Figure(figsize=(3.4 * columns, 2.8 * rows + 0.5), layout="constrained")
-        grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat
-        for ((family, value), group), axes in zip(panels, grid, strict=False):
+        figure, grid = panel_grid(len(panels), 3, 3.4, 2.8, sharex=True, sharey=True)
+        for ((family, value), group), axes in zip(panels, grid, strict=True):
             for arm, line in group.groupby(within, sort=not by_family):
                 colour = window_colour(str(arm)) if by_family else shades[arm]
                 label = WINDOW_LABELS[str(arm)] if by_family else f"k = {arm}"
@@ -242,8 +214,6 @@ def budget_figure(run: Run, curves: pd.DataFrame, attack_id: str) -> Figure:
             norm = "L∞" if run.attacks[attack_id].norm == "linf" else "L2"
             axes.set_xlabel(f"{norm} budget")
             axes.set_ylabel("robust accuracy")
-        for axes in grid:  # those left over
-            axes.set_axis_off()
         legend_below(figure)
     return figure
 

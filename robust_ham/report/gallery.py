@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from robust_ham.analysis.curves import arms_of
 from robust_ham.analysis.run import Run
 from robust_ham.report.style import WINDOW_LABELS, figure_style
 from robust_ham.store import read_arrays, reading
@@ -59,12 +60,9 @@ def gallery_figure(run: Run, attack_id: str) -> Figure | None:
     Each image stands clean, then, for perturbations, the perturbation magnified to full contrast,
     then attacked, with both predictions.
     """
-    first_seeds: dict[tuple[str, int, str], str] = {}
-    for spec in run.specs:
-        first_seeds.setdefault((spec.family, spec.kernel_size, spec.window), spec.model_id)
     rows: list[tuple[str, Arrays]] = []
-    for (_, size, window), model_id in first_seeds.items():
-        arrays = load_gallery(run, model_id, attack_id)
+    for (_, size, window), arm in arms_of(run).items():
+        arrays = load_gallery(run, arm[0].model_id, attack_id)
         if arrays is not None:
             rows.append((f"{WINDOW_LABELS[window]}\nk = {size}", arrays))
     if not rows:
@@ -97,8 +95,9 @@ def _draw(axes: np.ndarray[Any, Any], arrays: Arrays, i: int, names: list[str] |
     if len(axes) == 3:
         change = arrays["perturbation"][i].astype(np.float64)
         largest = np.abs(change).max()
-        _show(axes[1], 0.5 + change / (2 * largest) if largest > 0 else np.full_like(change, 0.5))
-        axes[1].set_title(f"× {0.5 / largest:.0f}" if largest > 0 else "none", fontsize=7, pad=2)
+        visible = 0 < largest < np.inf
+        _show(axes[1], 0.5 + change / (2 * largest) if visible else np.full_like(change, 0.5))
+        axes[1].set_title(f"× {0.5 / largest:.0f}" if visible else "none", fontsize=7, pad=2)
         axes[1].set_xlabel(f"L2 {arrays['l2'][i]:.2f}", fontsize=6.5, labelpad=1)
     else:
         axes[1].set_xlabel(f"{angle:+.0f}°  {right:+g}, {down:+g} px", fontsize=6.5, labelpad=1)

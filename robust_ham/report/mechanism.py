@@ -10,15 +10,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, PercentFormatter
 
 from robust_ham.analysis.curves import SHARES
-from robust_ham.analysis.mechanism import rank_correlation
 from robust_ham.analysis.run import Run
+from robust_ham.analysis.statistics import rank_correlation
 from robust_ham.report.figures import attack_title, metric_label, primary_panels
 from robust_ham.report.style import (
-    FAMILY_FILLS,
-    FAMILY_LINES,
     WINDOW_LABELS,
+    draw_arm,
     figure_style,
     legend_below,
+    panel_grid,
     window_colour,
     window_marker,
 )
@@ -71,28 +71,13 @@ def axes_figure(run: Run, curves: pd.DataFrame) -> Figure:
 def _against(axes: Axes, part: pd.DataFrame, name: str) -> None:
     """Arms against a number that they have: estimate and interval, lines along k."""
     families = list(dict.fromkeys(part["family"]))
-    for (family, window), unsorted in part.groupby(["family", "window"], sort=False):
-        numbers = unsorted[[name, "estimate", "low", "high"]].astype(float)
-        known = numbers.replace([np.inf, -np.inf], np.nan).notna().all(axis=1)
-        arm = unsorted.loc[known].sort_values("kernel_size")
-        x, y = arm[name].astype(float), arm["estimate"]
-        axes.errorbar(
-            x,
-            y,
-            yerr=np.maximum([y - arm["low"], arm["high"] - y], 0),
-            color=window_colour(str(window)),
-            marker=window_marker(str(window)),
-            markersize=4,
-            linewidth=1,
-            elinewidth=0.8,
-            capsize=1.5,
-            linestyle=FAMILY_LINES[families.index(str(family)) % len(FAMILY_LINES)],
-            fillstyle=FAMILY_FILLS[families.index(str(family)) % len(FAMILY_FILLS)],
-            markerfacecoloralt="white",
-            label=WINDOW_LABELS[str(window)] + (f" ({family})" if len(families) > 1 else ""),
-        )
-        if name != "kernel_size":
-            for size, across, up in zip(arm["kernel_size"], x, y, strict=True):
+    for _, unsorted in part.groupby(["family", "window"], sort=False):
+        arm = unsorted.sort_values("kernel_size")
+        x = arm[name].to_numpy(dtype=float)
+        draw_arm(axes, x, arm, families, size=4)
+        places = zip(arm["kernel_size"], x, arm["estimate"], strict=True)
+        for size, across, up in places if name != "kernel_size" else ():
+            if np.isfinite([across, up]).all():
                 axes.annotate(
                     str(size), (across, up), xytext=(3, 3), textcoords="offset points", fontsize=6.5
                 )
@@ -127,7 +112,8 @@ def kernels_figure(run: Run, table: pd.DataFrame) -> Figure | None:
                         linewidths=0,
                         label=WINDOW_LABELS[str(window)],
                     )
-                found = rank_correlation(here[name], here["robustness"])
+                pairs = here[[name, "robustness"]].to_numpy(dtype=float).T
+                found = rank_correlation(*pairs).estimate
                 if np.isfinite(found):
                     axes.set_title(f"ρ = {found:+.2f}".replace("-", "−"), fontsize=8.5)
         for axes, name in zip(panels[-1], measures, strict=True):
@@ -151,11 +137,8 @@ def spectra_figure(table: pd.DataFrame) -> Figure:
     sizes = sorted(table["kernel_size"].unique())
     shades = dict(zip(sizes, sns.color_palette("viridis", len(sizes)), strict=True))
     with figure_style():
-        columns = min(len(panels), 4)
-        rows = -(-len(panels) // columns)
-        figure = Figure(figsize=(3.2 * columns, 2.7 * rows + 0.5), layout="constrained")
-        grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat
-        for ((family, window), part), axes in zip(panels, grid, strict=False):
+        figure, grid = panel_grid(len(panels), 4, 3.2, 2.7, sharex=True, sharey=True)
+        for ((family, window), part), axes in zip(panels, grid, strict=True):
             axes.axhline(1, color="0.8", linewidth=0.8)
             for size, arm in part.groupby("kernel_size"):
                 axes.plot(
@@ -170,8 +153,6 @@ def spectra_figure(table: pd.DataFrame) -> Figure:
             axes.set_title(f"{name}\n{family}" if several else name)
             axes.set_xlabel("frequency (cycles per pixel)")
             axes.set_ylabel("energy per bin, white = 1")
-        for axes in grid:  # those left over
-            axes.set_axis_off()
         legend_below(figure)
     return figure
 
@@ -181,7 +162,7 @@ def bands_figure(run: Run, curves: pd.DataFrame) -> Figure | None:
     banded = {a: c for a, c in run.attacks.items() if c.in_band}
     shown = {
         attack_id: curves[(curves["attack"] == attack_id) & (curves["metric"] == "robust_area")]
-        for attack_id in sorted(banded, key=lambda a: banded[a].options.get("band", 0))
+        for attack_id in sorted(banded, key=lambda a: banded[a].band)
     }
     shown = {attack_id: part for attack_id, part in shown.items() if len(part)}
     if not shown:
@@ -190,11 +171,10 @@ def bands_figure(run: Run, curves: pd.DataFrame) -> Figure | None:
         figure = Figure(figsize=(2.5 * len(shown) + 0.5, 2.9), layout="constrained")
         panels = figure.subplots(1, len(shown), squeeze=False)[0]
         for axes, (attack_id, part) in zip(panels, shown.items(), strict=True):
-            options = banded[attack_id].options
-            band, bands = options.get("band", 0), options.get("bands", 4)
+            band, bands = banded[attack_id].band
             _against(axes, part, "kernel_size")
-            ends = {0: " (lowest)", bands - 1: " (highest)"}
-            axes.set_title(f"band {band + 1} of {bands}{ends.get(band, '')}")
+            ends = {1: " (lowest)", bands: " (highest)"}
+            axes.set_title(f"band {band} of {bands}{ends.get(band, '')}")
             axes.set_xticks(sorted(part["kernel_size"].unique()))
             axes.set_xlabel(AXES["kernel_size"])
             axes.set_ylabel(metric_label(run, attack_id, "robust_area"))

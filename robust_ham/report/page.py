@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,23 +9,21 @@ from typing import Any
 import jinja2
 import numpy as np
 import pandas as pd
-from markupsafe import Markup
-from matplotlib.figure import Figure
 
 from robust_ham.analysis.checkpoint_pairs import checkpoint_pairs
 from robust_ham.analysis.claims import answer_claims
 from robust_ham.analysis.contrasts import contrasts
 from robust_ham.analysis.curves import budget_curves, kernel_size_curves, summarise
-from robust_ham.analysis.mechanism import mechanisms, spectra, transfer_between_arms
+from robust_ham.analysis.mechanism import mechanisms
 from robust_ham.analysis.run import Run
 from robust_ham.config import RequestError
-from robust_ham.report import figures, mechanism
-from robust_ham.report.gallery import gallery_figure
-from robust_ham.report.style import WINDOW_LABELS, save_figure
+from robust_ham.report import figures
+from robust_ham.report.pictures import Picture, draw_pictures
+from robust_ham.report.style import WINDOW_LABELS
 from robust_ham.report.verdict_table import claim_table, verdict_table
+from robust_ham.run_folder import RunFolder
 from robust_ham.store import (
     MAX_TEXT_BYTES,
-    RunFolder,
     check_size,
     parse_json,
     read_json,
@@ -56,15 +53,6 @@ _TABLE_COLUMNS = {
     "gate": "gate",
 }
 _PERCENT = {"test_accuracy", "clean_accuracy", "robust_accuracy", "fooled_rate"}
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure on the page."""
-
-    name: str
-    caption: str
-    content: Markup
 
 
 @dataclass(frozen=True)
@@ -101,131 +89,11 @@ def build_report(folder: Path) -> Report:
     write_csv(run.folder.claims, answers)
     causes = mechanisms(run)
     write_csv(run.folder.mechanisms, causes)
-    pictures = _pictures(run, curves, budgets, causes)
+    pictures = draw_pictures(run, curves, budgets, causes)
     made = Report(run.folder.report, *_arm_table(run, curves))
     verdicts = verdict_table(run, effects)
     write_text(made.page, _page(run, summary, made, verdicts, claim_table(answers), pictures))
     return made
-
-
-def _pictures(
-    run: Run, curves: pd.DataFrame, budgets: pd.DataFrame, causes: pd.DataFrame
-) -> list[Picture]:
-    folder = run.folder.figures
-    pictures = []
-
-    def keep(figure: Figure, name: str, caption: str, *, svg: bool = True) -> None:
-        save_figure(figure, folder, name, svg=svg)
-        pictures.append(Picture(name, caption, _inline(folder, name, svg=svg)))
-
-    keep(
-        figures.robustness_figure(run, curves),
-        "robustness",
-        "Clean accuracy and robustness against kernel size. Large markers: mean over seeds; small "
-        "points: single seeds; bars: 95 % intervals over seeds and images together (with one "
-        "seed: over images, for that one model).",
-    )
-    keep(
-        mechanism.axes_figure(run, curves),
-        "axes",
-        "The same figures against what else grows with k: the effective width of the nominal "
-        "window and of the learned kernels, parameters, FLOPs. Numbers beside markers: k. A "
-        "difference that vanishes on another axis is no effect of the window as such.",
-    )
-    distance_attacks = [a for a in run.attacks if (budgets["attack"] == a).any()]
-    for attack_id in distance_attacks:
-        title = figures.attack_title(run, attack_id)
-        if (curves["attack"] == attack_id).any():  # else no arm is complete yet
-            keep(
-                figures.metrics_figure(run, curves, attack_id),
-                f"metrics-{attack_id}",
-                f"{title}: all measures against kernel size. Intervals of medians, of ρ_adv and of "
-                "the cosine are bootstrapped over seeds and images, approximate below 10 seeds. "
-                "ρ_adv and the cosine are over fooled images only.",
-            )
-        keep(
-            figures.budget_figure(run, budgets, attack_id),
-            f"curves-{attack_id}",
-            f"{title}: share of all images still right within the budget. Lines: mean over seeds; "
-            "bands: range of the seeds.",
-        )
-    by_band = mechanism.bands_figure(run, curves)
-    if by_band is not None:
-        keep(
-            by_band,
-            "bands",
-            "Robust area under DeepFool whose steps are held to one band of frequencies; the bands "
-            "are rings of the FFT of equal dimension. Farther: that band fools less.",
-        )
-    learned = mechanism.kernels_figure(run, causes)
-    if learned is not None:
-        keep(
-            learned,
-            "kernels",
-            "Robustness of every model against what its learned kernels are like (means over "
-            "layers of kernels.csv); larger marker: larger k. ρ: Spearman's rank correlation over "
-            "all models, windows together; it describes, and proves no cause.",
-        )
-    spectrum = spectra(run)
-    for attack_id in spectrum["attack"].unique():
-        keep(
-            mechanism.spectra_figure(spectrum[spectrum["attack"] == attack_id]),
-            f"spectra-{attack_id}",
-            f"{figures.attack_title(run, attack_id)}: where in frequency the perturbations "
-            "that fool lie. Mean over images and seeds of the energy per bin of the FFT; 1: white "
-            "noise.",
-        )
-    passed_on = transfer_between_arms(run)
-    if len(passed_on):
-        budget = run.transfer["budget"].iloc[0]
-        keep(
-            mechanism.transfer_figure(passed_on),
-            "transfer",
-            f"Transfer: images made for the network of the row, rescaled to an L2 length of "
-            f"{budget:g}, shown to the network of the column; share that fools it, of those that "
-            "fooled the source and that the target gets right clean. Means over pairs of different "
-            "seeds (with one seed: of different networks).",
-        )
-    histories = _histories(run)
-    if len(histories):
-        keep(
-            figures.training_figure(histories),
-            "training",
-            "Loss and accuracy against epoch, means over seeds: on the augmented training images "
-            "(mean over the epoch, dashed) and on the validation images (solid).",
-        )
-    for attack_id in run.attacks:
-        figure = gallery_figure(run, attack_id)
-        if figure is not None:
-            caption = f"{figures.attack_title(run, attack_id)}: fooled images. "
-            caption += "Above each: what the model sees; perturbations magnified as noted."
-            keep(figure, f"gallery-{attack_id}", caption, svg=False)
-    return pictures
-
-
-def _inline(folder: Path, name: str, *, svg: bool) -> Markup:
-    """A figure as part of the page: SVG as it is, PNG in base64."""
-    if svg:
-        text = (folder / f"{name}.svg").read_text(encoding="utf-8")
-        return Markup(text[text.index("<svg") :])
-    content = base64.b64encode((folder / f"{name}.png").read_bytes()).decode()
-    return Markup('<img alt="" src="data:image/png;base64,{}">').format(content)
-
-
-def _histories(run: Run) -> pd.DataFrame:
-    tables = []
-    for spec in run.specs:
-        table = run.history(spec.model_id)
-        if table is not None:
-            tables.append(
-                table.assign(
-                    family=spec.family,
-                    window=spec.window,
-                    kernel_size=spec.kernel_size,
-                    seed=spec.seed,
-                )
-            )
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
 def _page(

@@ -9,11 +9,15 @@ from pathlib import Path
 from typing import Literal
 
 import matplotlib as mpl
+import numpy as np
+import pandas as pd
 import seaborn as sns
 from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from robust_ham.analysis.statistics import Values
 from robust_ham.store import writing
 
 WINDOW_LABELS = {
@@ -58,6 +62,50 @@ def legend_below(figure: Figure) -> None:
         loc="outside lower center",
         ncols=max(1, min(len(found), int(figure.get_figwidth() / (0.6 + 0.075 * longest)))),
         frameon=False,
+    )
+
+
+def panel_grid(
+    count: int,
+    most_columns: int,
+    width: float,
+    height: float,
+    *,
+    sharex: bool = False,
+    sharey: bool = False,
+) -> tuple[Figure, list[Axes]]:
+    """A figure of ``count`` panels of that size in inches, in rows as equal as can be."""
+    rows = -(-count // most_columns)
+    columns = -(-count // rows)
+    figure = Figure(figsize=(width * columns, height * rows + 0.5), layout="constrained")
+    panels = list(figure.subplots(rows, columns, squeeze=False, sharex=sharex, sharey=sharey).flat)
+    for axes in panels[count:]:
+        axes.set_axis_off()
+    return figure, panels[:count]
+
+
+def draw_arm(axes: Axes, x: Values, arm: pd.DataFrame, families: list[str], size: float) -> None:
+    """Estimates and intervals of the rows of one family and window, those that are finite, at x.
+
+    Colour and marker tell the window, line and filling the family; ``size`` of the markers.
+    """
+    family, window = str(arm["family"].iloc[0]), str(arm["window"].iloc[0])
+    values = arm[["estimate", "low", "high"]].to_numpy(dtype=np.float64)
+    known = np.isfinite(values).all(axis=1) & np.isfinite(x)
+    (y, low, high), place = values[known].T, families.index(family)
+    axes.errorbar(
+        x[known],
+        y,
+        yerr=np.maximum([y - low, high - y], 0),
+        color=window_colour(window),
+        marker=window_marker(window),
+        markersize=size,
+        linewidth=0.28 * size,
+        capsize=size / 2,
+        linestyle=FAMILY_LINES[place % len(FAMILY_LINES)],
+        fillstyle=FAMILY_FILLS[place % len(FAMILY_FILLS)],
+        markerfacecoloralt="white",
+        label=WINDOW_LABELS[window] + (f" ({family})" if len(families) > 1 else ""),
     )
 
 

@@ -32,12 +32,14 @@ def verdict_table(run: Run, effects: pd.DataFrame) -> list[dict[str, str]]:
             size += f" against {row['versus_kernel_size']}"
         budget = None if pd.isna(row["budget"]) else float(row["budget"])
         label = metric_label(run, row["attack"], row["metric"], budget)
+        values = [row[name] for name in ("effect", "simultaneous_low", "simultaneous_high")]
+        effect = _with_interval(values, row["scale"], share=row["metric"] in SHARES)
         rows.append(
             {
                 "window": window,
                 "size": size,
                 "figure": f"{title}: {label}",
-                "effect": _effect(row),
+                "effect": "–" if pd.isna(values).any() else effect,
                 "p": "–" if pd.isna(row["p_holm"]) else f"{row['p_holm']:.2g}",
                 "verdict": row["verdict"],
                 "decide": _what_would_decide(row),
@@ -47,15 +49,14 @@ def verdict_table(run: Run, effects: pd.DataFrame) -> list[dict[str, str]]:
     return rows
 
 
-def _effect(row: dict[Hashable, Any]) -> str:
-    """Effect and simultaneous interval: percentage points, a factor, or a plain number."""
-    points = row["metric"] in SHARES
-    number = "×{:.3f}" if row["scale"] == "ratio" else "{:+.1f}" if points else "{:+.3f}"
-    values = [row[name] for name in ("effect", "simultaneous_low", "simultaneous_high")]
-    if pd.isna(values).any():
-        return "–"
-    effect, low, high = (number.format(100 * value if points else value) for value in values)
-    return f"{effect} [{low}, {high}]".replace("-", "−") + (" points" if points else "")
+def _with_interval(values: list[float], scale: str, *, share: bool) -> str:
+    """Effect, low and high end: percentage points, a factor, or plain numbers; ?: not known."""
+    number = "×{:.3f}" if scale == "ratio" else "{:+.1f}" if share else "{:+.3f}"
+    effect, low, high = (
+        "?" if pd.isna(value) else number.format(100 * value if share else value)
+        for value in values
+    )
+    return f"{effect} [{low}, {high}]".replace("-", "−") + (" points" if share else "")
 
 
 def _what_would_decide(row: dict[Hashable, Any]) -> str:
@@ -74,30 +75,20 @@ def claim_table(answers: pd.DataFrame) -> list[dict[str, Any]]:
     """Per claim its statement, source, answer and scope, and its pieces of evidence in words."""
     claims = []
     for _, rows in answers.groupby("claim", sort=False):
-        first = rows.iloc[0]
-        evidence = [
-            {
-                "part": row["part"],
-                "answer": row["part_answer"],
-                "effect": _claim_effect(row),
-                "seeds": "" if not row["num_seeds"] else f"{int(row['num_seeds'])} seeds",
-            }
-            for row in rows.to_dict(orient="records")
-            if pd.notna(row["part"])
-        ]
+        first, told = rows.iloc[0], rows[rows["part"].notna()]
         known = {key: first[key] for key in ("statement", "source", "answer", "scope")}
+        evidence = [_evidence(row) for row in told.to_dict(orient="records")]
         claims.append(known | {"evidence": evidence})
     return claims
 
 
-def _claim_effect(row: dict[Hashable, Any]) -> str:
-    """What was expected, and the effect with its interval, in the units of its scale."""
-    points = row["scale"] == "difference" and "accuracy" in row["part"]
-    number = "×{:.3f}" if row["scale"] == "ratio" else "{:+.1f}" if points else "{:+.3f}"
-
-    def shown(value: float) -> str:
-        return "?" if pd.isna(value) else number.format(100 * value if points else value)
-
-    effect, low, high = (shown(row[name]) for name in ("effect", "low", "high"))
-    text = f"{effect} [{low}, {high}]".replace("-", "−") + (" points" if points else "")
-    return f"{text}; claimed: {row['expected']}"
+def _evidence(row: dict[Hashable, Any]) -> dict[str, str]:
+    share = row["scale"] == "difference" and "accuracy" in row["part"]
+    effect = _with_interval([row["effect"], row["low"], row["high"]], row["scale"], share=share)
+    seeds = "" if pd.isna(row["num_seeds"]) else f"{int(row['num_seeds'])} seeds"
+    return {
+        "part": row["part"],
+        "answer": row["part_answer"],
+        "effect": f"{effect}; claimed: {row['expected']}",
+        "about": "; ".join(filter(None, [seeds, row["note"]])),
+    }

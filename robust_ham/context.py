@@ -1,0 +1,44 @@
+"""What all cells of a run share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import pandas as pd
+import torch
+
+from robust_ham.plan import Plan
+from robust_ham.run_folder import RunFolder
+from robust_ham.store import content_key
+
+Done = Literal["done", "already there"]
+
+
+@dataclass(frozen=True)
+class Context:
+    """A run: what it is to do, where, and on which device."""
+
+    plan: Plan
+    run: RunFolder
+    device: torch.device
+
+    @cached_property
+    def inputs(self) -> pd.DataFrame:
+        """Labels and hashes of the attacked images."""
+        return self.plan.attacked.table()
+
+    @cached_property
+    def inputs_key(self) -> str:
+        """One hash of all attacked images, their labels and order."""
+        return self.inputs_key_of(None)
+
+    def inputs_key_of(self, count: int | None) -> str:
+        """The same of the first ``count`` of them; None: of all."""
+        return content_key(self.inputs.iloc[:count].to_dict(orient="list"))
+
+    @property
+    def where(self) -> dict[str, Any]:
+        """What decides the rounding of results: device kind and threads."""
+        return {"device": self.device.type, "threads": self.plan.config.evaluation.threads}

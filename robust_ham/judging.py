@@ -1,0 +1,148 @@
+"""What a model answers, and whether an image fools it: measured here, whatever an attack says."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from attacks import AttackOutcome, margins_of
+from attacks.prepare import BOX_TOLERANCE, attack_mode
+from robust_ham.checkpoints import describe
+from robust_ham.config import RequestError
+from robust_ham.model_groups import ModelGroup
+from robust_ham.models import measure
+from robust_ham.splits import Split, to_float
+
+ACCURACY_TOLERANCE = 0.001
+NO_PREDICTION = -1  # where logits are not finite
+_BATCH = {"cpu": 125, "cuda": 1000}  # cpu: activations stay in the cache
+
+
+@torch.no_grad()
+def logits_of(model: nn.Module, images: Tensor, device: torch.device) -> Tensor:
+    """float32 logits (n, K) on the CPU, model in eval mode, autocast off.
+
+    ``images`` are uint8, or floats in [0, 1].
+    """
+    with attack_mode(model):
+        parts = []
+        for part in images.split(_BATCH[device.type]):
+            batch = part.to(device)
+            parts.append(model(to_float(batch) if batch.dtype == torch.uint8 else batch).cpu())
+    return torch.cat(parts)
+
+
+def predictions(model: nn.Module, split: Split, device: torch.device) -> pd.DataFrame:
+    """Clean prediction and margin of every image: ``sample_id label prediction margin``.
+
+    Raises:
+        RequestError: the model does not give one logit per class.
+    """
+    logits = logits_of(model, split.images, device)
+    if logits.ndim != 2 or logits.shape[1] < split.num_classes:
+        raise RequestError(
+            f"model: expected logits (N, {split.num_classes}), got {tuple(logits.shape)}"
+        )
+    return pd.DataFrame(
+        {
+            "sample_id": np.arange(len(split)),
+            "label": split.labels.numpy(),
+            "prediction": logits.argmax(1)
+            .masked_fill(~torch.isfinite(logits).all(1), NO_PREDICTION)
+            .numpy(),
+            "margin": margins_of(logits, split.labels).numpy(),
+        }
+    )
+
+
+def accuracy(table: pd.DataFrame) -> float:
+    """Share of right predictions in a ``predictions`` table."""
+    return float((table["prediction"] == table["label"]).mean())
+
+
+def model_card(
+    spec: ModelGroup,
+    model: nn.Module,
+    test: Split,
+    test_sha256: str,
+    num_classes: int,
+    device: torch.device,
+) -> dict[str, Any]:
+    """What every model's card says, however it was come by; ``model`` goes to ``device``."""
+    table = predictions(model.to(device), test, device)
+    size = asdict(measure(model, spec, test.image_shape))
+    return {
+        "model_id": spec.model_id,
+        "model": describe(spec),
+        "in_channels": test.image_shape[0],
+        "num_classes": num_classes,
+        "test_accuracy": accuracy(table),
+        "test_sha256": test_sha256,
+    } | {k: v if np.isfinite(v) else None for k, v in size.items()}
+
+
+def judge(
+    model: nn.Module, images: Tensor, labels: Tensor, outcome: AttackOutcome, device: torch.device
+) -> pd.DataFrame:
+    """One row per image, from fresh forward passes on the clean and the returned images.
+
+    ``status``: ``already_wrong`` (distance 0), ``fooled``, ``survived`` (distance ∞) or
+    ``invalid`` (pixels or logits not finite, or pixels outside [0, 1] by more than 1e-6: distance
+    ∞, but 0 where the clean image was not classified right).
+    """
+    adversarial = outcome.images.cpu()
+    clean_logits = logits_of(model, images, device)
+    logits = logits_of(model, adversarial, device)
+    clean_prediction, prediction = clean_logits.argmax(1), logits.argmax(1)
+    clean_prediction[~torch.isfinite(clean_logits).all(1)] = NO_PREDICTION
+    inside = (
+        ((adversarial >= -BOX_TOLERANCE) & (adversarial <= 1 + BOX_TOLERANCE)).flatten(1).all(1)
+    )
+    finite = torch.isfinite(adversarial).flatten(1).all(1) & torch.isfinite(logits).all(1)
+    valid = inside & finite & torch.isfinite(clean_logits).all(1)
+    wrong = (clean_prediction != labels).numpy()
+    status = np.where(
+        ~valid,
+        "invalid",
+        np.where(wrong, "already_wrong", np.where(prediction != labels, "fooled", "survived")),
+    )
+    difference = (adversarial - images).double().flatten(1)
+    l2 = difference.norm(dim=1).numpy()
+    linf = difference.abs().amax(1).numpy()
+    relative = l2 / images.double().flatten(1).norm(dim=1).clamp_min(1e-12).numpy()
+    spatial = outcome.transform is not None
+
+    def distance(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        if spatial:
+            return np.full(len(labels), np.nan)
+        censored = np.where(status == "fooled", values, np.inf)
+        return np.where(wrong, 0.0, censored)
+
+    transform = (
+        outcome.transform.cpu().double().numpy()
+        if outcome.transform is not None
+        else np.full((len(labels), 3), np.nan)
+    )
+    return pd.DataFrame(
+        {
+            "label": labels.numpy(),
+            "clean_prediction": clean_prediction.numpy(),
+            "clean_margin": margins_of(clean_logits, labels).double().numpy(),
+            "adversarial_prediction": prediction.numpy(),
+            "status": status,
+            "l2": distance(l2),
+            "linf": distance(linf),
+            "l2_relative": distance(relative),
+            "forwards": outcome.forwards.cpu().numpy(),
+            "backwards": outcome.backwards.cpu().numpy(),
+            "angle": transform[:, 0],
+            "dx": transform[:, 1],
+            "dy": transform[:, 2],
+            "margin": margins_of(logits, labels).double().numpy(),
+        }
+    )

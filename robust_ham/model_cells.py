@@ -1,0 +1,229 @@
+"""The cell of a model: trained, or taken from where it is; its card, and what it predicts."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from robust_ham import checkpoints, distributed, evaluation, judging, training
+from robust_ham.config import RequestError
+from robust_ham.context import Context, Done
+from robust_ham.model_groups import FactoryGroup, ModelGroup
+from robust_ham.plan import source_folder
+from robust_ham.progress import Progress, unseen
+from robust_ham.store import (
+    content_key,
+    read_csv,
+    read_metadata,
+    reading,
+    write_json,
+    write_table,
+    writing_folder,
+)
+from robust_ham.unfinished import Unfinished
+
+
+def obtain_model(context: Context, spec: ModelGroup, progress: Progress) -> Done:
+    """Train a model, or take it from where it is, and note what it predicts.
+
+    Raises:
+        RequestError: a checkpoint is not what was asked for.
+        TrainingError: the loss is no longer finite.
+    """
+    source = source_folder(context.plan.config, spec)
+    if source is not None:
+        done = _copy_card(context, spec, source)
+    elif isinstance(spec, FactoryGroup):
+        done = _describe_factory(context, spec)
+    else:
+        done = _train(context, spec, progress)
+    predicted = _predict(context, spec)
+    return "done" if "done" in (done, predicted) else "already there"
+
+
+def model_identity(context: Context, spec: ModelGroup) -> dict[str, Any]:
+    """All that decides a trained model and its card; its hash is the model's key."""
+    config, dataset = context.plan.config, context.plan.dataset
+    asked = config.training_of(spec).precision
+    precision = training.resolve_precision(asked, context.device)
+    identity = checkpoints.training_identity(config, spec)
+    identity["training"]["precision"] = precision
+    if spec.accuracy_of is not None:  # which of them decides the epoch
+        specs = {s.model_id: s for s in config.model_specs()}
+        twins = [specs[twin.model_id] for twin in spec.accuracy_twins()]
+        identity["twins"] = [checkpoints.training_identity(config, twin) for twin in twins]
+    data = dataset.hashes | {"test": dataset.test_hash}
+    return identity | context.where | {"data": data, "version": training.VERSION}
+
+
+def _train(context: Context, spec: ModelGroup, progress: Progress) -> Done:
+    config, dataset = context.plan.config, context.plan.dataset
+    identity = model_identity(context, spec)
+    folder = context.run.model(spec.model_id)
+    there = folder.is_dir()  # what is no longer asked for was set aside
+    if distributed.agreed(there, context.device):
+        return "already there"
+    unfinished = Unfinished(context.run.unfinished(spec.model_id), content_key(identity))
+    last_epoch = _epoch_like_twin(context, spec)
+    model, curve = training.train(
+        spec,
+        config.training_of(spec),
+        dataset.train,
+        dataset.validation,
+        device=context.device,
+        precision=identity["training"]["precision"],
+        progress=progress,
+        unfinished=unfinished,
+        last_epoch=last_epoch,
+    )
+    if distributed.rank() > 0:
+        return "done"  # the first process writes
+    model = model.cpu()
+    last = curve.iloc[-1].to_dict()
+    card = _card(context, spec, model, dataset.train.num_classes) | {
+        "key": content_key(identity),
+        "training": identity["training"],
+        "data": {
+            "name": Path(config.dataset.name).name,
+            "image_shape": list(dataset.train.image_shape),
+            "num_train": len(dataset.train),
+            "num_validation": config.dataset.num_validation,
+            "sha256": dataset.hashes,
+        },
+        "trained_on": context.where
+        | {"torch": torch.__version__, "processes": distributed.num_processes()},
+        "train_loss": last["train_loss"],
+        "train_accuracy": last["train_accuracy"],
+        "validation_loss": last["validation_loss"],
+        "validation_accuracy": last["validation_accuracy"],
+    }
+    checkpoints.save(folder, model, card, curve)
+    unfinished.remove()
+    return "done"
+
+
+def _epoch_like_twin(context: Context, spec: ModelGroup) -> int | None:
+    """The epoch after which a network classified most nearly as well as its twin in the end does.
+
+    Of validation accuracies, the last of two as near; None where all epochs count.
+    """
+    if spec.accuracy_of is None:
+        return None
+    curves = []
+    for twin in spec.accuracy_twins():
+        path = context.run.model(twin.model_id) / checkpoints.CURVE
+        if not path.is_file():
+            raise training.TrainingError(f"its twin {twin.model_id} was not trained")
+        with reading(path):
+            curves.append(read_csv(path)["validation_accuracy"].astype(float))
+    own, other = curves
+    distance = (own - other.iloc[-1]).abs().to_numpy()
+    return len(distance) - int(distance[::-1].argmin())
+
+
+def help_train(context: Context) -> None:
+    """What all processes but the first do: their share of every training, and nothing else."""
+    for cell in context.plan.cells:
+        if cell.attack_id is None and cell.spec.is_trained_here:
+            with contextlib.suppress(training.TrainingError):  # the first process notes it
+                _train(context, cell.spec, unseen)
+
+
+def _card(context: Context, spec: ModelGroup, model: nn.Module, num_classes: int) -> dict[str, Any]:
+    """What every model's card says."""
+    dataset = context.plan.dataset
+    return judging.model_card(
+        spec, model, dataset.test, dataset.test_hash, num_classes, context.device
+    )
+
+
+def _copy_card(context: Context, spec: ModelGroup, source: Path) -> Done:
+    """Card and training curve, if any, of a model made elsewhere; its weights stay there.
+
+    Raises:
+        RequestError: the curve is none: a link in a folder of a stranger's may be to anything.
+    """
+    target = context.run.model(spec.model_id)
+    if target.is_dir():  # what is no longer asked for was set aside
+        return "already there"
+    curve = source / checkpoints.CURVE
+    if curve.is_file():
+        with reading(curve):
+            read_csv(curve).astype(float)["epoch"]
+    with writing_folder(target) as temporary:
+        for name in checkpoints.described(source):
+            (temporary / name).write_bytes((source / name).read_bytes())
+    return "done"
+
+
+def _describe_factory(context: Context, spec: FactoryGroup) -> Done:
+    """A user's model is known by its weights and by what it answers, for its code may change."""
+    model = checkpoints.load_factory(spec)
+    test = context.plan.dataset.test
+    answers = judging.predictions(model.to(context.device), test, context.device)
+    margins = hashlib.sha256(answers["margin"].to_numpy().tobytes()).hexdigest()
+    weights = content_key({"weights": checkpoints.state_hash(model), "margins": margins})
+    target = context.run.model(spec.model_id)
+    if (target / checkpoints.CARD).is_file():
+        card = checkpoints.read_card(target)
+        same = card["weights_sha256"] == weights
+        if same and card["test_sha256"] == context.plan.dataset.test_hash:
+            return "already there"
+        context.run.set_aside(target)
+    card = _card(context, spec, model, test.num_classes) | {"weights_sha256": weights}
+    with writing_folder(target) as temporary:
+        write_json(temporary / checkpoints.CARD, card)
+    return "done"
+
+
+def finished_models(context: Context, failed: Collection[str]) -> list[ModelGroup]:
+    """The models of the run that have a card, those called in ``failed`` left out."""
+    return [
+        spec
+        for spec in context.plan.config.model_specs()
+        if spec.model_id not in failed
+        and (context.run.model(spec.model_id) / checkpoints.CARD).is_file()
+    ]
+
+
+def load_model(context: Context, spec: ModelGroup) -> tuple[nn.Module, dict[str, Any]]:
+    """The network of a finished model cell, on the run's device, and its card."""
+    source, own = source_folder(context.plan.config, spec), context.run.model(spec.model_id)
+    if source is None and isinstance(spec, FactoryGroup):
+        model, card = checkpoints.load_factory(spec), checkpoints.read_card(own)
+    else:
+        factory = spec.factory if isinstance(spec, FactoryGroup) else None
+        model, card = checkpoints.load(source or own, factory)
+    return model.to(context.device), card
+
+
+def _predict(context: Context, spec: ModelGroup) -> Done:
+    """Predictions of the whole test split; they must confirm the card's accuracy."""
+    card = checkpoints.read_card(context.run.model(spec.model_id))
+    path = context.run.predictions(spec.model_id)
+    key = content_key(
+        context.where
+        | {
+            "weights": card["weights_sha256"],
+            "test": context.plan.dataset.test_hash,
+            "version": evaluation.VERSION,
+        }
+    )
+    if (read_metadata(path) or {}).get("key") == key:
+        return "already there"
+    model, card = load_model(context, spec)
+    table = judging.predictions(model, context.plan.dataset.test, context.device)
+    found = judging.accuracy(table)
+    if abs(found - card["test_accuracy"]) > judging.ACCURACY_TOLERANCE:
+        raise RequestError(
+            f"{spec.model_id}: test accuracy {found:.4f}, but its card says "
+            f"{card['test_accuracy']:.4f}: not the model that the card describes"
+        )
+    write_table(path, table, {"key": key, "weights": card["weights_sha256"]})
+    return "done"

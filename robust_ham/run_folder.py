@@ -1,0 +1,162 @@
+"""Where the files of a run are (contract 3)."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from robust_ham.config import RequestError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths inside one run's folder."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """The complete, resolved configuration."""
+        return self.root / "config.yaml"
+
+    @property
+    def manifest(self) -> Path:
+        """Versions, seeds, hashes."""
+        return self.root / "manifest.json"
+
+    @property
+    def inputs(self) -> Path:
+        """Labels and hashes of the attacked images."""
+        return self.root / "inputs.parquet"
+
+    @property
+    def summary(self) -> Path:
+        """One row per model and attack."""
+        return self.root / "summary.csv"
+
+    @property
+    def curves(self) -> Path:
+        """Robust accuracy against budget."""
+        return self.root / "curves.csv"
+
+    @property
+    def kernels(self) -> Path:
+        """What the learned kernels are like: one row per model and layer."""
+        return self.root / "kernels.csv"
+
+    @property
+    def contrasts(self) -> Path:
+        """Windowed against baseline: effects and verdicts."""
+        return self.root / "contrasts.csv"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Tests of single networks against each other."""
+        return self.root / "checkpoints.csv"
+
+    @property
+    def claims(self) -> Path:
+        """How the run answers what the reference works state."""
+        return self.root / "claims.csv"
+
+    @property
+    def mechanisms(self) -> Path:
+        """Robustness beside what the learned kernels are like, per model."""
+        return self.root / "mechanisms.csv"
+
+    @property
+    def transfer(self) -> Path:
+        """How often one model's adversarial images fool another."""
+        return self.root / "transfer.csv"
+
+    @property
+    def gate(self) -> Path:
+        """What the checks of models and attacks have found."""
+        return self.root / "gate.csv"
+
+    @property
+    def timings(self) -> Path:
+        """Seconds per cell."""
+        return self.root / "timings.csv"
+
+    @property
+    def failures(self) -> Path:
+        """One line per failed cell."""
+        return self.root / "failures.jsonl"
+
+    @property
+    def log(self) -> Path:
+        """What happened, line by line."""
+        return self.root / "run.log"
+
+    @property
+    def figures(self) -> Path:
+        """Figures as SVG and PNG."""
+        return self.root / "figures"
+
+    @property
+    def report(self) -> Path:
+        """The page."""
+        return self.root / "report.html"
+
+    def refuse_links(self) -> None:
+        """Nothing that is written into the folder may end up elsewhere.
+
+        Raises:
+            RequestError: the folder holds a symbolic link; it may be one itself.
+        """
+        for folder, folders, files in os.walk(self.root):
+            for name in (*folders, *files):
+                path = Path(folder, name)
+                if path.is_symlink():
+                    raise RequestError(f"{path}: a symbolic link; a run folder must not hold any")
+
+    def model(self, model_id: str) -> Path:
+        """Folder of a model's weights, card and training curve."""
+        return self.root / "models" / model_id
+
+    def unfinished(self, model_id: str) -> Path:
+        """State of an interrupted training after its last whole epoch."""
+        return self.root / "unfinished" / f"{model_id}.safetensors"
+
+    def predictions(self, model_id: str) -> Path:
+        """Clean prediction and margin of every image of the split."""
+        return self.root / "predictions" / f"{model_id}.parquet"
+
+    def samples(self, model_id: str, attack_id: str) -> Path:
+        """One row per attacked image."""
+        return self.root / "samples" / model_id / f"{attack_id}.parquet"
+
+    def gallery(self, model_id: str, attack_id: str) -> Path:
+        """Eight images with their adversarials."""
+        return self.root / "gallery" / model_id / f"{attack_id}.npz"
+
+    def margins(self, model_id: str, attack_id: str) -> Path:
+        """Margin of every attacked image under every candidate."""
+        return self.root / "margins" / model_id / f"{attack_id}.npz"
+
+    def grid(self, model_id: str, attack_id: str) -> Path:
+        """Images fooled per candidate."""
+        return self.root / "grids" / model_id / f"{attack_id}.csv"
+
+    def spectrum(self, model_id: str, attack_id: str) -> Path:
+        """Radial spectrum of the perturbations that fool."""
+        return self.root / "spectra" / model_id / f"{attack_id}.csv"
+
+    def adversarials(self, model_id: str, attack_id: str) -> Path:
+        """All adversarial images."""
+        return self.root / "adversarials" / model_id / f"{attack_id}.npz"
+
+    def set_aside(self, path: Path) -> None:
+        """Move a file or folder of the run to the first free place under ``superseded/``."""
+        place = self.root / "superseded" / path.relative_to(self.root)
+        free = (place.with_name(f"{place.name}.{i}") for i in itertools.count(1))
+        target = next(p for p in free if not p.exists())
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.replace(target)
+        log.warning("%s is damaged or not what is asked for now: moved to %s", path.name, target)
