@@ -2,86 +2,156 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import torch
 
-from robust_ham import evaluation
-from robust_ham.catalogue import attack_options
+from robust_ham.catalogue import attack_options, shared_transforms
+from robust_ham.cell import Cell
 from robust_ham.checkpoints import read_card
 from robust_ham.context import Context, Done
+from robust_ham.evaluation import VERSION, Evaluation, evaluate
+from robust_ham.locks import locked
 from robust_ham.model_cells import load_model
 from robust_ham.model_groups import ModelGroup
 from robust_ham.progress import Progress
-from robust_ham.store import content_key, read_metadata, write_csv, write_table, writing
+from robust_ham.receipts import check, is_finished, sign
+from robust_ham.store import (
+    content_key,
+    read_arrays,
+    read_table,
+    write_csv,
+    write_table,
+    writing,
+    writing_folder,
+)
+
+_ROWS, _ARRAYS = "samples.parquet", "arrays.npz"
+"""Files of a shard."""
 
 
-def attack_model(context: Context, spec: ModelGroup, attack_id: str, progress: Progress) -> Done:
+def attack_model(context: Context, cell: Cell, attack_id: str, progress: Progress) -> Done:
     """Attack a model that has been obtained, and write one row per image.
+
+    Of several shards, each is kept until all are there; the last one makes the whole.
 
     Raises:
         RequestError: a checkpoint or an option is not what was asked for.
     """
-    config = context.plan.config
-    attack = config.attacks[attack_id]
-    card = read_card(context.run.model(spec.model_id))
-    recipe = attack_recipe(context, attack_id)
-    key = content_key({"recipe": recipe, "weights": card["weights_sha256"]})
-    path = context.run.samples(spec.model_id, attack_id)
-    if (read_metadata(path) or {}).get("key") == key:
+    run, spec = context.run, cell.spec
+    key, recipe = attack_key(context, spec, attack_id), attack_recipe(context, attack_id)
+    made = run.samples(spec.model_id, attack_id)
+    if is_finished(run, made, key):
         return "already there"
-    model, _ = load_model(context, spec)
-    found = evaluation.evaluate(
-        model,
-        context.plan.attacked_by(attack_id),
-        attack,
-        attack_id,
-        batch_size=config.evaluation.batch_size,
-        device=context.device,
-        progress=progress,
-    )
-    if config.evaluation.gallery:
-        with writing(context.run.gallery(spec.model_id, attack_id)) as temporary:
-            _save_arrays(temporary, **found.gallery)
-    if config.evaluation.keep_adversarials:
-        with writing(context.run.adversarials(spec.model_id, attack_id)) as temporary:
-            ids = found.samples["sample_id"].to_numpy()
-            _save_arrays(temporary, sample_id=ids, adversarial=found.adversarials.numpy())
-    _write_margins(context, spec, attack_id, found)
-    if found.spectrum is not None:
-        write_csv(context.run.spectrum(spec.model_id, attack_id), found.spectrum)
-    samples = found.samples
-    samples.insert(0, "split", config.evaluation.split)
-    samples.insert(0, "dataset", Path(config.dataset.name).name)
-    samples.insert(0, "model_id", spec.model_id)
-    about = {
-        "key": key,
-        "recipe": recipe,
-        "weights": card["weights_sha256"],
-        "attack": attack.attack,
-    }
-    write_table(path, samples, about)
+    shard = run.shard(spec.model_id, attack_id, cell.shard)
+    if cell.num_shards == 1 or not is_finished(run, shard, key):
+        config = context.plan.config
+        found = evaluate(
+            load_model(context, spec)[0],
+            context.plan.shard_of(cell),
+            config.attacks[attack_id],
+            attack_id,
+            batch_size=config.evaluation.batch_size,
+            device=context.device,
+            progress=progress,
+        )
+        if is_finished(run, made, key):  # by another process that took this one for dead
+            return "already there"
+        if cell.num_shards == 1:
+            _write(context, spec, attack_id, found, key, recipe)
+            return "done"
+        _write_shard(context, shard, found, key, recipe)
+    join_shards(context, cell, attack_id)
     return "done"
 
 
-def _write_margins(
-    context: Context, spec: ModelGroup, attack_id: str, found: evaluation.Evaluation
+def _write(
+    context: Context, spec: ModelGroup, attack_id: str, found: Evaluation, key: str, recipe: str
 ) -> None:
-    """Where all margins were asked for: one float16 array, and images fooled per candidate."""
-    if found.margins is None:
-        return
-    with writing(context.run.margins(spec.model_id, attack_id)) as temporary:
-        arrays = {
-            "sample_id": found.samples["sample_id"].to_numpy(),
-            "margins": halved(found.margins.numpy()),
-        }
+    """Write what an attack has found on all images, and its receipt."""
+    run, config = context.run, context.plan.config
+    attack, place = config.attacks[attack_id], (spec.model_id, attack_id)
+    samples, files = found.samples, [run.samples(*place)]
+    ids = samples["sample_id"].to_numpy()
+    if config.evaluation.gallery:
+        files.append(run.gallery(*place))
+        _save_arrays(files[-1], **found.gallery())
+    if config.evaluation.keep_adversarials:
+        files.append(run.adversarials(*place))
+        _save_arrays(files[-1], sample_id=ids, adversarial=found.adversarials.numpy())
+    if found.margins is not None:
+        files.append(run.margins(*place))
+        arrays = {"sample_id": ids, "margins": halved(found.margins.numpy())}
         if found.transforms is not None:
             arrays["transforms"] = found.transforms.numpy()
-        _save_arrays(temporary, **arrays)
+        _save_arrays(files[-1], **arrays)
     grid = found.grid()
     if grid is not None:
-        write_csv(context.run.grid(spec.model_id, attack_id), grid)
+        files.append(run.grid(*place))
+        write_csv(files[-1], grid)
+    if attack.has_budget:
+        files.append(run.spectrum(*place))
+        write_csv(files[-1], found.spectrum())
+    samples.insert(0, "split", config.evaluation.split)
+    samples.insert(0, "dataset", Path(config.dataset.name).name)
+    samples.insert(0, "model_id", spec.model_id)
+    weights = read_card(run.model(spec.model_id))["weights_sha256"]
+    about = {"key": key, "recipe": recipe, "weights": weights, "attack": attack.attack}
+    write_table(files[0], samples, about)
+    sign(run, files[0], key, files, recipe=recipe, weights=weights)
+
+
+def _write_shard(context: Context, folder: Path, found: Evaluation, key: str, recipe: str) -> None:
+    shutil.rmtree(folder, ignore_errors=True)  # of a process killed before it signed
+    with writing_folder(folder) as temporary:
+        found.samples.to_parquet(temporary / _ROWS)
+        arrays = {"adversarials": found.adversarials.numpy()}
+        if found.margins is not None:
+            arrays["margins"] = found.margins.numpy()
+        np.savez(temporary / _ARRAYS, allow_pickle=False, **arrays)
+    sign(context.run, folder, key, list(folder.iterdir()), recipe=recipe)
+
+
+def join_shards(context: Context, cell: Cell, attack_id: str) -> None:
+    """Make the whole of all shards, once they are there."""
+    key, recipe = attack_key(context, cell.spec, attack_id), attack_recipe(context, attack_id)
+    run, model_id = context.run, cell.spec.model_id
+    shards = [run.shard(model_id, attack_id, i) for i in range(cell.num_shards)]
+    with locked(run.lock(f"{model_id}/{attack_id}")):
+        if is_finished(run, run.samples(model_id, attack_id), key):
+            return
+        if not all(is_finished(run, shard, key) for shard in shards):
+            return
+        found = _read_shards(context, attack_id, shards)
+        _write(context, cell.spec, attack_id, found, key, recipe)
+        shutil.rmtree(run.receipt(shards[0]).parent)
+        shutil.rmtree(shards[0].parent)
+
+
+def _read_shards(context: Context, attack_id: str, shards: list[Path]) -> Evaluation:
+    tables, arrays = [], []
+    for shard in shards:
+        for name in (_ROWS, _ARRAYS):
+            check(context.run, shard, shard / name)
+        tables.append(read_table(shard / _ROWS))
+        arrays.append(read_arrays(shard / _ARRAYS))
+    attacked, attack = context.plan.attacked_by(attack_id), context.plan.config.attacks[attack_id]
+
+    def joined(name: str) -> torch.Tensor:
+        return torch.from_numpy(np.concatenate([a[name] for a in arrays]))
+
+    options = attack_options(attack, attack_id)
+    return Evaluation(
+        attacked,
+        pd.concat(tables, ignore_index=True),
+        joined("adversarials"),
+        joined("margins") if "margins" in arrays[0] else None,
+        shared_transforms(attack.attack, options, attacked.images.shape),
+    )
 
 
 def halved(margins: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -96,7 +166,7 @@ def halved(margins: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 def attack_recipe(context: Context, attack_id: str) -> str:
     """Hash of all that decides an attack's rows but the model."""
     config = context.plan.config
-    attack = config.attacks[attack_id]
+    attack, size = config.attacks[attack_id], config.evaluation.shard_size
     return content_key(
         context.where
         | {
@@ -106,11 +176,18 @@ def attack_recipe(context: Context, attack_id: str) -> str:
             "batch_size": config.evaluation.batch_size,
             "gallery": config.evaluation.gallery,
             "keep_adversarials": config.evaluation.keep_adversarials,
-            "version": evaluation.VERSION,
+            "version": VERSION,
         }
+        | ({"shard_size": size} if size is not None else {})
     )
 
 
+def attack_key(context: Context, spec: ModelGroup, attack_id: str) -> str:
+    """Hash of all that decides an attack's rows on a model that has been obtained."""
+    weights = read_card(context.run.model(spec.model_id))["weights_sha256"]
+    return content_key({"recipe": attack_recipe(context, attack_id), "weights": weights})
+
+
 def _save_arrays(path: Path, **arrays: np.ndarray[Any, Any]) -> None:
-    with path.open("wb") as file:
+    with writing(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)

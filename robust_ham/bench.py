@@ -29,9 +29,10 @@ from robust_ham.checkpoints import read_card
 from robust_ham.config import OURS, RequestError
 from robust_ham.context import Context
 from robust_ham.evaluation import AttackedImages
-from robust_ham.executors import Monitor, run_inline
+from robust_ham.executors import run_plan
 from robust_ham.judging import judge, logits_of
 from robust_ham.model_cells import load_model
+from robust_ham.monitor import Monitor
 from robust_ham.peers import Options
 from robust_ham.plan import Plan
 from robust_ham.profiling import WARM_UP_IMAGES, Job, Passes, profile
@@ -70,7 +71,7 @@ def measure_all(
             have = ", ".join(versions)
             raise RequestError(f"--libraries: expected some of {have}, got {name!r}{hint}")
     chosen = [OURS, *(name for name in libraries if name != OURS)]
-    if run_inline(plan, folder, device, monitor).num_failed:
+    if run_plan(plan, folder, device, monitor).num_failed:
         raise RequestError(f"a model failed: {RunFolder(folder).failures}")
     context = Context(plan, RunFolder(folder), device)
     every: Rows = []

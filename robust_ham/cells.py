@@ -5,19 +5,63 @@ A result carries the key of everything that decides it; only a result with the r
 
 from __future__ import annotations
 
+import json
+import logging
+import time
+import traceback
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 
 from robust_ham.attack_cells import attack_model
+from robust_ham.cell import Cell
+from robust_ham.config import RequestError
 from robust_ham.context import Context, Done
+from robust_ham.locks import locked, try_lock
 from robust_ham.model_cells import obtain_model
 from robust_ham.perturbations import high_frequency_share
-from robust_ham.plan import Cell
 from robust_ham.progress import Progress
 from robust_ham.run_folder import RunFolder
 from robust_ham.splits import to_float
-from robust_ham.store import read_rows, write_csv, write_table, writing
+from robust_ham.store import read_rows, write_csv, write_table
+
+log = logging.getLogger(__name__)
+
+
+class Attempt(NamedTuple):
+    """How a cell has ended."""
+
+    outcome: str
+    """``done``, ``already there``, or ``failed: `` and why."""
+    seconds: float
+    error: str | None = None
+    """Of a failed cell: the kind of the error."""
+
+
+def attempt_cell(context: Context, cell: Cell, progress: Progress) -> Attempt | None:
+    """Run a cell, unless another process is at it: None.
+
+    Raises:
+        RequestError: a checkpoint or an option is not what was asked for.
+        OSError: the folder cannot be written.
+    """
+    start = time.monotonic()
+    lock = try_lock(context.run.lock(cell.name))
+    if lock is None:
+        return None
+    try:
+        outcome: str = run_cell(context, cell, progress)
+        error = None
+    except (RequestError, OSError):
+        raise
+    except Exception as fault:  # one cell's fault is noted; the others go on
+        outcome = f"failed: {' '.join(str(fault).split()) or type(fault).__name__}"
+        error = type(fault).__name__
+        log.debug("%s", traceback.format_exc())
+    finally:
+        lock.release()
+    return Attempt(outcome, time.monotonic() - start, error)
 
 
 def run_cell(context: Context, cell: Cell, progress: Progress) -> Done:
@@ -29,11 +73,11 @@ def run_cell(context: Context, cell: Cell, progress: Progress) -> Done:
     """
     if cell.attack_id is None:
         return obtain_model(context, cell.spec, progress)
-    return attack_model(context, cell.spec, cell.attack_id, progress)
+    return attack_model(context, cell, cell.attack_id, progress)
 
 
 def write_inputs(context: Context) -> None:
-    """Write ``inputs.parquet`` and ``config.yaml`` of the run.
+    """Write ``inputs.parquet`` of the run.
 
     Beside what identifies an image stands its share of high frequencies, and that before it was
     subsampled, where it was.
@@ -46,14 +90,19 @@ def write_inputs(context: Context) -> None:
         images = to_float(stored.images[table["sample_id"].tolist()])
         table["high_frequency_original"] = high_frequency_share(images)
     write_table(context.run.inputs, table, {"dataset": Path(plan.config.dataset.name).name})
-    with writing(context.run.config) as temporary:
-        temporary.write_text(plan.config.to_yaml(), encoding="utf-8")
 
 
 def write_timings(run: RunFolder, name: str, seconds: float) -> None:
     """Note how long a cell took; a later run of the same cell replaces the line."""
     columns = ["cell", "seconds"]
-    table = read_rows(run.timings, columns)
-    line = pd.DataFrame([[name, round(seconds, 3)]], columns=columns)
-    others = table[table["cell"] != name]
-    write_csv(run.timings, pd.concat([others, line]) if len(others) else line)
+    with locked(run.lock("timings")):
+        table = read_rows(run.timings, columns)
+        line = pd.DataFrame([[name, round(seconds, 3)]], columns=columns)
+        others = table[table["cell"] != name]
+        write_csv(run.timings, pd.concat([others, line]) if len(others) else line)
+
+
+def note_failure(run: RunFolder, name: str, error: str, reason: str) -> None:
+    """Add a line to ``failures.jsonl``."""
+    with run.failures.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"cell": name, "error": error, "reason": reason}) + "\n")

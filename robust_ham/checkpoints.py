@@ -82,9 +82,9 @@ def read_card(folder: Path) -> dict[str, Any]:
     return card
 
 
-def described(folder: Path) -> list[str]:
+def described(folder: Path) -> list[Path]:
     """Files that say what a model is: its card and, unless it was imported, its training curve."""
-    return [name for name in (CARD, CURVE) if name == CARD or (folder / name).is_file()]
+    return [folder / name for name in (CARD, CURVE) if name == CARD or (folder / name).is_file()]
 
 
 def load(folder: Path, factory: str | None = None) -> tuple[nn.Module, dict[str, Any]]:

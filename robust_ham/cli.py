@@ -20,9 +20,12 @@ from robust_ham import stopping
 from robust_ham.explain import EXPERIMENTS
 
 if TYPE_CHECKING:
+    from rich.progress import TaskID
+
     from robust_ham.config import Config
-    from robust_ham.executors import Monitor
+    from robust_ham.monitor import Monitor
     from robust_ham.plan import Plan
+    from robust_ham.status import Status
 
 EXIT_ENVIRONMENT, EXIT_REQUEST, EXIT_CELLS, EXIT_GATE = 1, 2, 3, 4
 
@@ -40,6 +43,13 @@ class StopAfter(enum.StrEnum):
 
     train = "train"
     attack = "attack"
+
+
+class ExecutorName(enum.StrEnum):
+    """Who runs the cells."""
+
+    inline = "inline"
+    ray = "ray"
 
 
 class Topic(enum.StrEnum):
@@ -87,6 +97,18 @@ def run(
     data_root: DataRoot = None,
     device: Device = "auto",
     threads: Threads = None,
+    executor: Annotated[
+        ExecutorName, typer.Option(help="This process, or workers on a Ray cluster.")
+    ] = ExecutorName.inline,
+    address: Annotated[
+        str | None, typer.Option(help="Of a running Ray cluster; default: Ray on this machine.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Cells at a time on Ray; default: all there is room.")
+    ] = None,
+    gpus_per_cell: Annotated[
+        float | None, typer.Option(min=0.01, help="On Ray and CUDA; a fraction shares a GPU.")
+    ] = None,
     stop_after: Annotated[
         StopAfter | None, typer.Option(help="Stop after training, or before the report.")
     ] = None,
@@ -103,9 +125,14 @@ def run(
     folder = out or Path("results") / loaded.name
     _check_attacks_package()
     from robust_ham import distributed
-    from robust_ham.executors import choose_device, run_inline
+    from robust_ham.executors import Executor, choose_device, inline, run_plan
     from robust_ham.plan import make_plan
 
+    if executor == ExecutorName.inline and (address or workers or gpus_per_cell):
+        raise RequestError(
+            "--address, --workers, --gpus-per-cell: for --executor ray; without it, the same "
+            "command in another terminal shares the work"
+        )
     if distributed.launched() and stop_after != StopAfter.train:
         raise RequestError("torchrun is for training: add --stop-after train, then run without it")
     if not sys.stdout.isatty() and not distributed.launched():
@@ -117,11 +144,16 @@ def run(
         return 0
     with distributed.joined(chosen) as own:
         if distributed.rank() > 0:
-            run_inline(plan, folder, own)
+            run_plan(plan, folder, own)
             return 0
         folder.mkdir(parents=True, exist_ok=True)
         with _log_file(folder / "run.log"), _monitor() as monitor:
-            outcome = run_inline(plan, folder, own, monitor)
+            execute: Executor = inline
+            if executor == ExecutorName.ray:
+                from robust_ham.ray_executor import on_ray
+
+                execute = on_ray(data_root, address, workers, gpus_per_cell)
+            outcome = run_plan(plan, folder, own, monitor, execute)
     if outcome.num_failed:
         failures = folder / "failures.jsonl"
         _complain(f"{outcome.num_failed} of {len(plan.cells)} cells failed: {failures}")
@@ -146,6 +178,68 @@ def report(
     """Rebuild summary, curves, figures and report.html from the per-image tables."""
     for folder in run_dirs:
         _report(folder)
+
+
+@app.command()
+def status(
+    run_dir: Annotated[Path, typer.Argument(help="Folder that `run` writes.")],
+    watch: Annotated[bool, typer.Option("--watch", help="Until nobody is at work.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For other programs.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Cells of a run: done, at work, failed, left; and how long the rest will take."""
+    from robust_ham.status import read_status
+
+    before = ""
+    while True:
+        found = read_status(run_dir)
+        if as_json:
+            _say(json.dumps({"run": str(run_dir)} | found.as_dict()))
+        else:
+            lines = "\n".join(_status_lines(run_dir, found))
+            if lines != before:
+                _say(lines)
+            before = lines
+        if not watch or not found.running:
+            return
+        time.sleep(2)
+
+
+@app.command()
+def verify(
+    run_dir: Annotated[Path, typer.Argument(help="Folder that `run` has written.")],
+    cells: Annotated[int, typer.Option(min=0, help="Attacks made once more.")] = 3,
+    data_root: DataRoot = None,
+    device: Device = "auto",
+    debug: Debug = False,
+) -> int:
+    """Check every file, judge stored adversarial images again, make some attacks once more."""
+    _check_attacks_package()
+    import torch
+
+    from robust_ham.analysis.run import Run
+    from robust_ham.context import Context
+    from robust_ham.executors import choose_device
+    from robust_ham.plan import make_plan
+    from robust_ham.run_folder import RunFolder
+    from robust_ham.verify import verify as checks
+
+    chosen, folder = choose_device(device), RunFolder(run_dir)
+
+    def context() -> Context:
+        config = Run(folder).config
+        torch.set_num_threads(config.evaluation.threads)
+        return Context(make_plan(config, data_root), folder, chosen)
+
+    num_faults = 0
+    for check in checks(folder, context, cells, _say):
+        missing = f", {check.not_here} not here" if check.not_here else ""
+        verdict = f"{len(check.faults)} faults" if check.faults else "ok"
+        _say(f"{check.name}: {verdict} ({check.num_checked} checked{missing})")
+        for fault in check.faults:
+            _complain(fault)
+        num_faults += len(check.faults)
+    return EXIT_CELLS if num_faults else 0
 
 
 @app.command("list")
@@ -403,6 +497,28 @@ def _show_plan(plan: Plan, folder: Path) -> None:
     )
 
 
+def _status_lines(folder: Path, found: Status) -> Iterator[str]:
+    left = len(found.left)
+    rest = found.seconds_left
+    expected = f"; about {_duration(rest)} of one worker" if rest else ""
+    yield (
+        f"{folder}: {len(found.done)} of {found.num_cells} cells done, {len(found.running)} at "
+        f"work, {len(found.failed)} failed, {left} left{expected}"
+    )
+    for name, at_work in found.running.items():
+        since = _duration(max(0.0, time.time() - at_work.get("since", time.time())))
+        yield f"  {name}: at work on {at_work.get('host')} ({at_work.get('pid')}) for {since}"
+    for name, reason in found.failed.items():
+        yield f"  {name}: failed: {reason}"
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
 def _report(folder: Path) -> None:
     from robust_ham.report.page import build_report
 
@@ -473,6 +589,9 @@ class _Lines:
         self.num_done += 1
         _say(f"[{self.num_done}/{self.num_cells}] {name}: {outcome} ({seconds:.1f} s)")
 
+    def note(self, line: str) -> None:
+        _say(line)
+
 
 class _Bars:
     """One bar for the run, one for the cell."""
@@ -495,7 +614,7 @@ class _Bars:
             TimeRemainingColumn(),
         )
         self.run = self.progress.add_task("cells")
-        self.cell = self.progress.add_task("")
+        self.cells: dict[str, TaskID] = {}
 
     def __enter__(self) -> _Bars:
         self.progress.start()
@@ -508,18 +627,23 @@ class _Bars:
         self.progress.update(self.run, total=num_cells)
 
     def cell_started(self, name: str) -> Callable[[int, int], None]:
-        self.progress.reset(self.cell, description=name, total=None)
+        bar = self.cells.setdefault(name, self.progress.add_task(name, total=None))
         last = 0.0
 
         def step(done: int, total: int) -> None:
             nonlocal last
-            if done == total or time.monotonic() - last > 0.1:
+            if name in self.cells and (done == total or time.monotonic() - last > 0.1):
                 last = time.monotonic()
-                self.progress.update(self.cell, completed=done, total=total)
+                self.progress.update(bar, completed=done, total=total)
 
         return step
 
     def cell_ended(self, name: str, outcome: str, seconds: float) -> None:
         self.progress.advance(self.run)
+        if name in self.cells:
+            self.progress.remove_task(self.cells.pop(name))
         if outcome.startswith("failed"):
-            self.progress.console.print(f"{name}: {outcome}", markup=False, highlight=False)
+            self.note(f"{name}: {outcome}")
+
+    def note(self, line: str) -> None:
+        self.progress.console.print(line, markup=False, highlight=False)

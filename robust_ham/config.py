@@ -6,6 +6,7 @@ A leaf: imports its sections only and no torch, so that reports and ``--help`` s
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from typing import Annotated, Any, Literal
@@ -243,6 +244,12 @@ class EvaluationConfig(Section):
     split: Literal["test", "train"] = Field("test", description="split that is attacked")
     seed: int = Field(0, ge=0, lt=2**31, description="seed of the balanced order")
     batch_size: int = Field(250, ge=1, description="images handed to an attack at once")
+    shard_size: int | None = Field(
+        None,
+        ge=1,
+        description="images of one cell, so that several workers share an attack on a model; "
+        "null: all of them",
+    )
     threads: int = Field(2, ge=1, description="CPU threads of training and attacks; part of keys")
     keep_adversarials: bool = Field(False, description="store all adversarial images")
     gate: bool = Field(
@@ -428,6 +435,11 @@ class Config(Section):
     def model_specs(self) -> list[ModelGroup]:
         """All models of the run, sweeps expanded."""
         return [spec for group in self.models for spec in group.expand()]
+
+    def num_shards(self, attack_id: str) -> int:
+        """Into how many cells an attack on one model is divided."""
+        num_images = self.attacks[attack_id].num_images or self.evaluation.num_images
+        return math.ceil(num_images / (self.evaluation.shard_size or num_images))
 
     def to_yaml(self) -> str:
         """The complete configuration as YAML that ``load_config`` reads back."""

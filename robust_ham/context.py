@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ class Context:
     plan: Plan
     run: RunFolder
     device: torch.device
+    _inputs_keys: dict[int | None, str] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def inputs(self) -> pd.DataFrame:
@@ -36,7 +37,17 @@ class Context:
 
     def inputs_key_of(self, count: int | None) -> str:
         """The same of the first ``count`` of them; None: of all."""
-        return content_key(self.inputs.iloc[:count].to_dict(orient="list"))
+        if count not in self._inputs_keys:
+            self._inputs_keys[count] = content_key(self.inputs.iloc[:count].to_dict(orient="list"))
+        return self._inputs_keys[count]
+
+    @cached_property
+    def key(self) -> str:
+        """Hash of all that the run is asked for: processes with the same one can share its work."""
+        config, data = self.plan.config, self.plan.dataset
+        trains = any(spec.is_trained_here for spec in config.model_specs())
+        hashes = {"test": data.test_hash} | (data.hashes if trains else {})
+        return content_key(self.where | {"config": config.to_yaml(), "data": hashes})
 
     @property
     def where(self) -> dict[str, Any]:

@@ -46,11 +46,9 @@ class AttackedImages:
     labels: Tensor
     sample_ids: list[int]
 
-    def first(self, count: int | None) -> AttackedImages:
-        """The first ``count`` of them; None: all."""
-        if count is None:
-            return self
-        return AttackedImages(self.images[:count], self.labels[:count], self.sample_ids[:count])
+    def __getitem__(self, rows: slice) -> AttackedImages:
+        """Some of them."""
+        return AttackedImages(self.images[rows], self.labels[rows], self.sample_ids[rows])
 
     def table(self) -> pd.DataFrame:
         """``sample_id label sha256`` of the decoded uint8 pixels."""
@@ -78,17 +76,37 @@ def attacked_images(split: Split, num_images: int, seed: int) -> AttackedImages:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One attack on one model: rows, adversarial images, and what the gallery shows."""
+    """One attack on one model: a row and an adversarial image (n, C, H, W) per attacked image."""
 
+    attacked: AttackedImages
     samples: pd.DataFrame
     adversarials: Tensor
-    gallery: dict[str, np.ndarray[Any, Any]]
     margins: Tensor | None
     """Where an attack keeps them: the margin under every candidate (n, T); NaN: wrong already."""
     transforms: Tensor | None
     """The candidates that all images share (T, 3): degrees, pixels right, pixels down."""
-    spectrum: pd.DataFrame | None
-    """Of an attack with a distance: radial spectrum of the perturbations that fool."""
+
+    def gallery(self) -> dict[str, np.ndarray[Any, Any]]:
+        """The first fooled images, filled up with others, as small arrays."""
+        samples, adversarials = self.samples, self.adversarials
+        fooled = (samples["status"] == "fooled").to_numpy()
+        rows = np.concatenate([np.flatnonzero(fooled), np.flatnonzero(~fooled)])[:GALLERY_IMAGES]
+        clean = self.attacked.images[rows]
+        columns = ["sample_id", "label", "clean_prediction", "adversarial_prediction"]
+        shown = {name: samples[name].to_numpy()[rows].astype(np.int64) for name in columns}
+        return shown | {
+            "clean": clean.mul(255).round().to(torch.uint8).numpy(),
+            "adversarial": adversarials[rows].numpy().astype(np.float16),
+            "perturbation": (adversarials[rows] - clean).numpy().astype(np.float16),
+            "fooled": fooled[rows],
+            "l2": samples["l2"].to_numpy()[rows],
+            "transform": samples[["angle", "dx", "dy"]].to_numpy()[rows],
+        }
+
+    def spectrum(self) -> pd.DataFrame:
+        """Radial spectrum of the perturbations that fool; of an attack with a distance."""
+        rows = torch.from_numpy(np.flatnonzero(self.samples["status"] == "fooled"))
+        return radial_spectrum(self.adversarials[rows] - self.attacked.images[rows])
 
     def grid(self) -> pd.DataFrame | None:
         """``angle dx dy num_images num_fooled`` per candidate; images right at first only."""
@@ -138,22 +156,20 @@ def evaluate(
     samples, outcomes = _rows(parts), [part.outcome for part in parts]
     samples.insert(0, "sample_id", attacked.sample_ids)
     found = torch.cat([outcome.images.cpu() for outcome in outcomes])
-    samples["normal_cosine"], spectrum = np.nan, None
+    samples["normal_cosine"] = np.nan
     if config.has_budget:
         fooled = np.flatnonzero(samples["status"] == "fooled")
         rows = torch.from_numpy(fooled)
         clean, moved, labels = attacked.images[rows], found[rows], attacked.labels[rows]
         angles = normal_cosines(model, clean, moved, labels, config.norm, device, work.batch_size)
         samples.loc[fooled, "normal_cosine"] = angles
-        spectrum = radial_spectrum(moved - clean)
     margins = [outcome.margins.cpu() for outcome in outcomes if outcome.margins is not None]
     return Evaluation(
+        attacked,
         samples,
         found,
-        _gallery(attacked, found, samples),
         torch.cat(margins) if margins else None,
         shared_transforms(config.attack, options, attacked.images.shape),
-        spectrum,
     )
 
 
@@ -228,22 +244,3 @@ def same_answer(pruned: pd.DataFrame, full: pd.DataFrame, norm: str) -> bool:
         return True
     ratio = pruned.loc[fooled, norm].mean() / full.loc[fooled, norm].mean()
     return bool(abs(ratio - 1) <= PRUNE_TOLERANCE)
-
-
-def _gallery(
-    attacked: AttackedImages, adversarials: Tensor, samples: pd.DataFrame
-) -> dict[str, np.ndarray[Any, Any]]:
-    """The first fooled images, filled up with others, as small arrays."""
-    fooled = (samples["status"] == "fooled").to_numpy()
-    rows = np.concatenate([np.flatnonzero(fooled), np.flatnonzero(~fooled)])[:GALLERY_IMAGES]
-    clean = attacked.images[rows]
-    columns = ["sample_id", "label", "clean_prediction", "adversarial_prediction"]
-    shown = {name: samples[name].to_numpy()[rows].astype(np.int64) for name in columns}
-    return shown | {
-        "clean": clean.mul(255).round().to(torch.uint8).numpy(),
-        "adversarial": adversarials[rows].numpy().astype(np.float16),
-        "perturbation": (adversarials[rows] - clean).numpy().astype(np.float16),
-        "fooled": fooled[rows],
-        "l2": samples["l2"].to_numpy()[rows],
-        "transform": samples[["angle", "dx", "dy"]].to_numpy()[rows],
-    }

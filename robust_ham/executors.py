@@ -1,61 +1,40 @@
-"""Who runs the cells of a plan: here, this process, one after the other."""
+"""A run from its first cell to its last table; who runs the cells: here, this process in turn.
+
+Several processes may run the same plan in the same folder: each takes what no other is at.
+"""
 
 from __future__ import annotations
 
-import json
+import contextlib
 import logging
+import secrets
 import time
-import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import torch
 
 from robust_ham import distributed, stopping
-from robust_ham.cells import run_cell, write_inputs, write_timings
-from robust_ham.config import RequestError, TransferConfig
+from robust_ham.cell import Cell
+from robust_ham.cells import Attempt, attempt_cell, note_failure, write_inputs, write_timings
+from robust_ham.config import RequestError
 from robust_ham.context import Context
 from robust_ham.gate import write_gate
 from robust_ham.kernels import write_kernels
+from robust_ham.locks import locked, owner, try_lock
 from robust_ham.manifest import write_manifest
 from robust_ham.model_cells import help_train
+from robust_ham.monitor import Monitor, Silent
 from robust_ham.plan import Plan
-from robust_ham.progress import unseen
 from robust_ham.run_folder import RunFolder
 from robust_ham.stale import set_aside_stale
+from robust_ham.store import write_text
 from robust_ham.transfer import write_transfer
 
 log = logging.getLogger(__name__)
 
-
-class Monitor(Protocol):
-    """Is told what happens; the command line shows it."""
-
-    def started(self, num_cells: int) -> None:
-        """Before the first cell."""
-
-    def cell_started(self, name: str) -> Callable[[int, int], None]:
-        """Returns what is called with (steps done, steps in all) of this cell."""
-        ...
-
-    def cell_ended(self, name: str, outcome: str, seconds: float) -> None:
-        """``outcome``: done, already there, or failed: reason."""
-
-
-class Silent:
-    """A monitor that shows nothing."""
-
-    def started(self, num_cells: int) -> None:
-        """Show nothing."""
-
-    def cell_started(self, name: str) -> Callable[[int, int], None]:
-        """Show nothing."""
-        return unseen
-
-    def cell_ended(self, name: str, outcome: str, seconds: float) -> None:
-        """Show nothing."""
+_POLL_SECONDS = 0.2
 
 
 def choose_device(name: str) -> torch.device:
@@ -85,11 +64,79 @@ class Outcome:
     distrusted: tuple[str, ...] = ()
 
 
-def run_inline(
+class Ledger:
+    """What has become of each cell of a run."""
+
+    def __init__(self, context: Context, monitor: Monitor) -> None:
+        self.context = context
+        self.monitor = monitor
+        self.ended: dict[str, Attempt] = {}
+
+    def is_ready(self, cell: Cell) -> bool:
+        """Whether what comes before the cell has ended."""
+        return all(name in self.ended for name in cell.needs)
+
+    def fails_with(self, cell: Cell) -> Attempt | None:
+        """How a cell ends that needs one that failed."""
+        for name in cell.needs:
+            if name in self.failed:
+                return Attempt(f"failed: its model {name} failed", 0.0, "RuntimeError")
+        return None
+
+    @property
+    def failed(self) -> set[str]:
+        """Names of the cells that failed."""
+        return {name for name, attempt in self.ended.items() if attempt.error is not None}
+
+    @property
+    def seconds(self) -> float:
+        """Spent in cells that were computed here."""
+        return sum(a.seconds for a in self.ended.values() if a.outcome == "done")
+
+    def note(self, cell: Cell, attempt: Attempt) -> None:
+        """A cell has ended: write it down, and tell the user."""
+        self.ended[cell.name] = attempt
+        run = self.context.run
+        if attempt.error is not None:
+            note_failure(run, cell.name, attempt.error, attempt.outcome.removeprefix("failed: "))
+        elif attempt.outcome == "done":
+            write_timings(run, cell.name, attempt.seconds)
+        log.info("%s: %s (%.1f s)", cell.name, attempt.outcome, attempt.seconds)
+        self.monitor.cell_ended(cell.name, attempt.outcome, attempt.seconds)
+
+
+Executor = Callable[[Context, Ledger], None]
+"""Sees to it that every cell of the plan ends."""
+
+
+def inline(context: Context, ledger: Ledger) -> None:
+    """Run the cells here, one after the other; what other processes are at is waited for."""
+    waiting, told = list(context.plan.cells), False
+    while waiting:
+        left = []
+        for cell in waiting:
+            stopping.check()
+            attempt = ledger.fails_with(cell)
+            if attempt is None and ledger.is_ready(cell):
+                attempt = attempt_cell(context, cell, ledger.monitor.cell_started(cell.name))
+            if attempt is None:
+                left.append(cell)
+            else:
+                ledger.note(cell, attempt)
+        if len(left) == len(waiting):
+            if not told:
+                ledger.monitor.note(f"{len(left)} cells wait for another process")
+                told = True
+            time.sleep(_POLL_SECONDS)
+        waiting = left
+
+
+def run_plan(
     plan: Plan,
     folder: Path,
     device: torch.device,
     monitor: Monitor | None = None,
+    executor: Executor = inline,
 ) -> Outcome:
     """Run every cell whose result is not there yet.
 
@@ -104,78 +151,105 @@ def run_inline(
         OSError: the folder cannot be written.
     """
     monitor = monitor or Silent()
-    run = RunFolder(folder)
-    context = Context(plan, run, device)
+    context = Context(plan, RunFolder(folder), device)
     torch.set_num_threads(plan.config.evaluation.threads)
     if distributed.rank() > 0:
         help_train(context)
         return Outcome()
-    run.refuse_links()
-    set_aside_stale(context)
-    write_inputs(context)
-    write_manifest(context)
-    run.failures.unlink(missing_ok=True)
+    context.run.refuse_links()
     begin = time.monotonic()
-    broken: set[str] = set()
-    num_failed = 0
-    attacked = any(cell.attack_id is not None for cell in plan.cells)
-    asked = plan.config.transfer if attacked else None
-    gate = attacked and plan.config.evaluation.gate
-    monitor.started(len(plan.cells) + (asked is not None) + gate)
-    for cell in plan.cells:
-        stopping.check()
-        start = time.monotonic()
-        step = monitor.cell_started(cell.name)
+    ledger = Ledger(context, monitor)
+    with _joined(context, monitor):
+        write_inputs(context)
+        write_manifest(context)
+        attacked = any(cell.attack_id is not None for cell in plan.cells)
+        num_last = attacked * ((plan.config.transfer is not None) + plan.config.evaluation.gate)
+        monitor.started(len(plan.cells) + num_last)
+        executor(context, ledger)
+        _tell_overhead(ledger, time.monotonic() - begin)
+        with locked(context.run.lock("tables"), stopping.check):
+            distrusted = _write_tables(context, ledger, attacked)
+            write_manifest(context, time.monotonic() - begin)
+    return Outcome(len(ledger.failed), distrusted)
+
+
+@contextlib.contextmanager
+def _joined(context: Context, monitor: Monitor) -> Iterator[None]:
+    """Take part in the run of a folder; who finds nobody there puts it in order first.
+
+    Raises:
+        RequestError: others are at work there with another configuration, other data or devices.
+    """
+    run, asked = context.run, context.run.locks / "asked.key"
+    with contextlib.ExitStack() as starting:
+        starting.enter_context(locked(run.lock("start"), stopping.check))
+        if not _others(run):
+            run.remove_leftovers()
+            run.failures.unlink(missing_ok=True)
+            for line in set_aside_stale(context):
+                monitor.note(f"{line}: computed again")
+            write_text(run.config, context.plan.config.to_yaml())
+            write_text(asked, context.key)
+        elif asked.read_text() != context.key:
+            raise RequestError(
+                f"{run.root}: another process runs another configuration there, or other data"
+            )
+        mine = try_lock(run.lock(f"process-{secrets.token_hex(4)}"))
+        assert mine is not None
+        if distributed.num_processes() == 1:  # else nobody may join
+            starting.close()
         try:
-            if cell.spec.model_id in broken:
-                raise RuntimeError(f"its model {cell.spec.model_id} failed")
-            outcome: str = run_cell(context, cell, step)
-        except (RequestError, OSError):
-            raise
-        except Exception as error:  # one cell's fault is noted; the others go on
-            reason = " ".join(str(error).split()) or type(error).__name__
-            outcome = f"failed: {reason}"
-            num_failed += 1
-            if cell.attack_id is None:
-                broken.add(cell.spec.model_id)
-            with run.failures.open("a", encoding="utf-8") as file:
-                line = {"cell": cell.name, "error": type(error).__name__, "reason": reason}
-                file.write(json.dumps(line) + "\n")
-            log.debug("%s", traceback.format_exc())
-        seconds = time.monotonic() - start
-        if outcome == "done":
-            write_timings(run, cell.name, seconds)
-        log.info("%s: %s (%.1f s)", cell.name, outcome, seconds)
-        monitor.cell_ended(cell.name, outcome, seconds)
-    write_kernels(context, broken)
-    if asked is not None:
-        _run_transfer(context, asked, broken, monitor)
-    distrusted = _run_gate(context, broken, monitor) if gate else ()
-    write_manifest(context, time.monotonic() - begin)
-    return Outcome(num_failed, distrusted)
+            yield
+        finally:
+            mine.release()
+    last = try_lock(run.lock("start"))
+    if last is not None:
+        if not _others(run):
+            asked.unlink(missing_ok=True)
+        last.release()
+        with contextlib.suppress(OSError):  # others are there
+            run.locks.rmdir()
 
 
-def _run_transfer(
-    context: Context, asked: TransferConfig, broken: set[str], monitor: Monitor
-) -> None:
-    """Write ``transfer.csv``."""
+def _others(run: RunFolder) -> bool:
+    """Whether another process takes part in the run of a folder."""
+    return any(owner(path) is not None for path in run.locks.glob("process-*.lock"))
+
+
+def _tell_overhead(ledger: Ledger, seconds: float) -> None:
+    """Say what a cell costs beside its own work."""
+    num_done = sum(a.outcome == "done" for a in ledger.ended.values())
+    if num_done:
+        beside = max(0.0, seconds - ledger.seconds) / len(ledger.ended)
+        ledger.monitor.note(
+            f"{num_done} cells in {seconds:.1f} s, of which {1000 * beside:.0f} ms per cell "
+            "beside its work"
+        )
+
+
+def _write_tables(context: Context, ledger: Ledger, attacked: bool) -> tuple[str, ...]:
+    """Write what is known once all cells have ended; a line for each model not to be trusted."""
+    monitor, failed = ledger.monitor, ledger.failed
+    write_kernels(context, failed)
+    asked = context.plan.config.transfer
+    if attacked and asked is not None:
+        start = time.monotonic()
+        write_transfer(context, asked, failed, monitor.cell_started("transfer"))
+        _note_step(context, monitor, "transfer", "done", start)
+    if not attacked or not context.plan.config.evaluation.gate:
+        return ()
     start = time.monotonic()
-    write_transfer(context, asked, broken, monitor.cell_started("transfer"))
-    seconds = time.monotonic() - start
-    write_timings(context.run, "transfer", seconds)
-    monitor.cell_ended("transfer", "done", seconds)
-
-
-def _run_gate(context: Context, broken: set[str], monitor: Monitor) -> tuple[str, ...]:
-    """Write ``gate.csv``; a line for each *fail*."""
-    start = time.monotonic()
-    findings = write_gate(context, broken, monitor.cell_started("gate"))
+    findings = write_gate(context, failed, monitor.cell_started("gate"))
     fails = findings[findings["severity"] == "fail"]
     warns = int((findings["severity"] == "warn").sum())
-    seconds = time.monotonic() - start
-    write_timings(context.run, "gate", seconds)
-    monitor.cell_ended("gate", f"{len(fails)} fail, {warns} warn", seconds)
+    _note_step(context, monitor, "gate", f"{len(fails)} fail, {warns} warn", start)
     return tuple(
         f"{row['model_id']}{'/' if row['attack'] else ''}{row['attack']}: {row['reason']}"
         for row in fails.to_dict(orient="records")
     )
+
+
+def _note_step(context: Context, monitor: Monitor, name: str, outcome: str, start: float) -> None:
+    seconds = time.monotonic() - start
+    write_timings(context.run, name, seconds)
+    monitor.cell_ended(name, outcome, seconds)

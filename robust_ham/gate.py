@@ -25,7 +25,8 @@ from robust_ham.judging import accuracy, judge
 from robust_ham.model_cells import finished_models, load_model
 from robust_ham.model_groups import ModelGroup
 from robust_ham.progress import Progress, unseen
-from robust_ham.store import content_key, read_metadata, read_rows, read_table, write_csv
+from robust_ham.receipts import check, kept_rows, receipt_of, write_kept
+from robust_ham.store import content_key, read_table
 
 VERSION = 4
 """Raised when the same model gets other findings; part of every key."""
@@ -65,16 +66,22 @@ class CheckedModel:
         """Keys of the tables of its finished minimum-norm attacks, by their ids."""
         found = {}
         for attack_id, attack in self.context.plan.config.attacks.items():
-            about = read_metadata(self._table(attack_id)) or {}
-            found_least = attack.has_budget and not attack.in_band
-            if found_least and about.get("weights") == self.card["weights_sha256"]:
-                found[attack_id] = str(about["key"])
+            receipt = receipt_of(self.context.run, self._table(attack_id))
+            if receipt is None or attack.in_band or not attack.has_budget:
+                continue
+            if receipt.about.get("weights") == self.card["weights_sha256"]:
+                found[attack_id] = receipt.key
         return found
 
     @cached_property
     def samples(self) -> dict[str, pd.DataFrame]:
         """Rows of all attacked images under these attacks."""
-        return {attack_id: read_table(self._table(attack_id)) for attack_id in self.keys}
+        found = {}
+        for attack_id in self.keys:
+            path = self._table(attack_id)
+            check(self.context.run, path, path)
+            found[attack_id] = read_table(path)
+        return found
 
     def _table(self, attack_id: str) -> Path:
         return self.context.run.samples(self.spec.model_id, attack_id)
@@ -213,7 +220,7 @@ def write_gate(
 
     Models called in ``failed`` and attacks that are not finished are left out.
     """
-    before = read_rows(context.run.gate, COLUMNS)
+    before = kept_rows(context.run, context.run.gate, COLUMNS)
     models = [CheckedModel(context, spec) for spec in finished_models(context, failed)]
     tables = []
     for i, checked in enumerate(models):
@@ -227,7 +234,7 @@ def write_gate(
         checked.forget()
         progress(i + 1, len(models))
     gate = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=COLUMNS)
-    write_csv(context.run.gate, gate)
+    write_kept(context.run, context.run.gate, gate)
     return gate
 
 

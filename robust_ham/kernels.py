@@ -12,7 +12,7 @@ from robust_ham.context import Context
 from robust_ham.model_cells import finished_models, load_model
 from robust_ham.model_groups import ModelGroup
 from robust_ham.models.spectra import TABLE_COLUMNS, kernel_table
-from robust_ham.store import read_rows, write_csv
+from robust_ham.receipts import kept_rows, write_kept
 
 COLUMNS = ["model_id", "window", "kernel_size", "seed", *TABLE_COLUMNS, "weights"]
 """``weights`` is the SHA-256 that the model's card names."""
@@ -25,7 +25,7 @@ def write_kernels(context: Context, failed: Collection[str] = ()) -> None:
     1×1 has no row.
     """
     path = context.run.kernels
-    before = read_rows(path, COLUMNS)
+    before = kept_rows(context.run, path, COLUMNS)
     tables = [pd.DataFrame(columns=COLUMNS)]
     for spec in finished_models(context, failed):
         weights = read_card(context.run.model(spec.model_id))["weights_sha256"]
@@ -33,7 +33,8 @@ def write_kernels(context: Context, failed: Collection[str] = ()) -> None:
         if kept.empty:
             kept = kernel_rows(spec, load_model(context, spec)[0], weights)
         tables.append(kept)
-    write_csv(path, pd.concat([table for table in tables if len(table)] or tables))
+    kept = pd.concat([table for table in tables if len(table)] or tables)
+    write_kept(context.run, path, kept)
 
 
 def kernel_rows(spec: ModelGroup, model: nn.Module, weights: str) -> pd.DataFrame:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,11 @@ from robust_ham.context import Context, Done
 from robust_ham.model_groups import FactoryGroup, ModelGroup
 from robust_ham.plan import source_folder
 from robust_ham.progress import Progress, unseen
+from robust_ham.receipts import is_finished, sign
 from robust_ham.store import (
     content_key,
+    file_hash,
     read_csv,
-    read_metadata,
     reading,
     write_json,
     write_table,
@@ -47,6 +48,27 @@ def obtain_model(context: Context, spec: ModelGroup, progress: Progress) -> Done
     return "done" if "done" in (done, predicted) else "already there"
 
 
+def model_key(context: Context, spec: ModelGroup) -> str | None:
+    """Hash of all that decides a model's folder; None: it has to be made to know."""
+    source = source_folder(context.plan.config, spec)
+    if source is not None:
+        return key_of_files(checkpoints.described(source))
+    if isinstance(spec, FactoryGroup):
+        return None
+    return content_key(model_identity(context, spec))
+
+
+def key_of_files(paths: Iterable[Path]) -> str:
+    """Hash of files by name and content: the key of a model made elsewhere."""
+    return content_key({path.name: file_hash(path) for path in paths})
+
+
+def sign_model(context: Context, spec: ModelGroup, key: str) -> None:
+    """Write the receipt of a model's folder."""
+    folder = context.run.model(spec.model_id)
+    sign(context.run, folder, key, list(folder.iterdir()))
+
+
 def model_identity(context: Context, spec: ModelGroup) -> dict[str, Any]:
     """All that decides a trained model and its card; its hash is the model's key."""
     config, dataset = context.plan.config, context.plan.dataset
@@ -65,11 +87,11 @@ def model_identity(context: Context, spec: ModelGroup) -> dict[str, Any]:
 def _train(context: Context, spec: ModelGroup, progress: Progress) -> Done:
     config, dataset = context.plan.config, context.plan.dataset
     identity = model_identity(context, spec)
+    key = content_key(identity)
     folder = context.run.model(spec.model_id)
-    there = folder.is_dir()  # what is no longer asked for was set aside
-    if distributed.agreed(there, context.device):
+    if distributed.agreed(is_finished(context.run, folder, key), context.device):
         return "already there"
-    unfinished = Unfinished(context.run.unfinished(spec.model_id), content_key(identity))
+    unfinished = Unfinished(context.run.unfinished(spec.model_id), key)
     last_epoch = _epoch_like_twin(context, spec)
     model, curve = training.train(
         spec,
@@ -87,7 +109,7 @@ def _train(context: Context, spec: ModelGroup, progress: Progress) -> Done:
     model = model.cpu()
     last = curve.iloc[-1].to_dict()
     card = _card(context, spec, model, dataset.train.num_classes) | {
-        "key": content_key(identity),
+        "key": key,
         "training": identity["training"],
         "data": {
             "name": Path(config.dataset.name).name,
@@ -103,7 +125,10 @@ def _train(context: Context, spec: ModelGroup, progress: Progress) -> Done:
         "validation_loss": last["validation_loss"],
         "validation_accuracy": last["validation_accuracy"],
     }
+    if is_finished(context.run, folder, key):  # by another that took this process for dead
+        return "already there"
     checkpoints.save(folder, model, card, curve)
+    sign_model(context, spec, key)
     unfinished.remove()
     return "done"
 
@@ -149,16 +174,17 @@ def _copy_card(context: Context, spec: ModelGroup, source: Path) -> Done:
     Raises:
         RequestError: the curve is none: a link in a folder of a stranger's may be to anything.
     """
-    target = context.run.model(spec.model_id)
-    if target.is_dir():  # what is no longer asked for was set aside
+    target, key = context.run.model(spec.model_id), key_of_files(checkpoints.described(source))
+    if is_finished(context.run, target, key) or (target.is_dir() and source.samefile(target)):
         return "already there"
     curve = source / checkpoints.CURVE
     if curve.is_file():
         with reading(curve):
             read_csv(curve).astype(float)["epoch"]
     with writing_folder(target) as temporary:
-        for name in checkpoints.described(source):
-            (temporary / name).write_bytes((source / name).read_bytes())
+        for path in checkpoints.described(source):
+            (temporary / path.name).write_bytes(path.read_bytes())
+    sign_model(context, spec, key)
     return "done"
 
 
@@ -169,16 +195,16 @@ def _describe_factory(context: Context, spec: FactoryGroup) -> Done:
     answers = judging.predictions(model.to(context.device), test, context.device)
     margins = hashlib.sha256(answers["margin"].to_numpy().tobytes()).hexdigest()
     weights = content_key({"weights": checkpoints.state_hash(model), "margins": margins})
+    key = content_key({"weights": weights, "test": context.plan.dataset.test_hash})
     target = context.run.model(spec.model_id)
-    if (target / checkpoints.CARD).is_file():
-        card = checkpoints.read_card(target)
-        same = card["weights_sha256"] == weights
-        if same and card["test_sha256"] == context.plan.dataset.test_hash:
-            return "already there"
+    if is_finished(context.run, target, key):
+        return "already there"
+    if target.is_dir():
         context.run.set_aside(target)
     card = _card(context, spec, model, test.num_classes) | {"weights_sha256": weights}
     with writing_folder(target) as temporary:
         write_json(temporary / checkpoints.CARD, card)
+    sign_model(context, spec, key)
     return "done"
 
 
@@ -215,7 +241,7 @@ def _predict(context: Context, spec: ModelGroup) -> Done:
             "version": evaluation.VERSION,
         }
     )
-    if (read_metadata(path) or {}).get("key") == key:
+    if is_finished(context.run, path, key):
         return "already there"
     model, card = load_model(context, spec)
     table = judging.predictions(model, context.plan.dataset.test, context.device)
@@ -226,4 +252,5 @@ def _predict(context: Context, spec: ModelGroup) -> Done:
             f"{card['test_accuracy']:.4f}: not the model that the card describes"
         )
     write_table(path, table, {"key": key, "weights": card["weights_sha256"]})
+    sign(context.run, path, key, [path], weights=card["weights_sha256"])
     return "done"

@@ -12,6 +12,7 @@ import torch
 
 from robust_ham import checkpoints
 from robust_ham.catalogue import check_attack
+from robust_ham.cell import Cell, list_cells
 from robust_ham.config import Config, RequestError
 from robust_ham.data import Dataset
 from robust_ham.evaluation import AttackedImages, attacked_images
@@ -21,19 +22,6 @@ from robust_ham.models.matching import resolve_matches
 from robust_ham.splits import Split
 
 ZOO = Path(__file__).parent / "zoo"
-
-
-@dataclass(frozen=True)
-class Cell:
-    """The smallest unit of work: ``attack_id`` None obtains the model."""
-
-    spec: ModelGroup
-    attack_id: str | None = None
-
-    @property
-    def name(self) -> str:
-        """``model-id`` or ``model-id/attack-id``."""
-        return self.spec.model_id + (f"/{self.attack_id}" if self.attack_id else "")
 
 
 @dataclass(frozen=True)
@@ -47,7 +35,13 @@ class Plan:
 
     def attacked_by(self, attack_id: str) -> AttackedImages:
         """The images that an attack is run on: all that are attacked, or the first of them."""
-        return self.attacked.first(self.config.attacks[attack_id].num_images)
+        return self.attacked[: self.config.attacks[attack_id].num_images]
+
+    def shard_of(self, cell: Cell) -> AttackedImages:
+        """Those of them that a cell is for."""
+        assert cell.attack_id is not None
+        attacked, size = self.attacked_by(cell.attack_id), self.config.evaluation.shard_size
+        return attacked if size is None else attacked[cell.shard * size : (cell.shard + 1) * size]
 
 
 def source_folder(config: Config, spec: ModelGroup) -> Path | None:
@@ -81,12 +75,7 @@ def make_plan(config: Config, data_root: Path | None = None, *, attack: bool = T
     if not isinstance(split, Split):
         raise RequestError("evaluation.split: train is not for dataset.stream: true")
     attacked = attacked_images(split, config.evaluation.num_images, config.evaluation.seed)
-    cells = []
-    for spec in sorted(specs, key=lambda spec: spec.accuracy_of is not None):  # after their twins
-        cells.append(Cell(spec))
-        asked = [a for a, c in config.attacks.items() if attack and c.attacks(spec)]
-        cells += [Cell(spec, attack_id) for attack_id in asked]
-    return Plan(config, dataset, attacked, cells)
+    return Plan(config, dataset, attacked, list_cells(config, attack=attack))
 
 
 def _check_splits_agree(config: Config, dataset: Dataset) -> None:

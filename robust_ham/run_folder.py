@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -152,6 +153,37 @@ class RunFolder:
         """All adversarial images."""
         return self.root / "adversarials" / model_id / f"{attack_id}.npz"
 
+    def shard(self, model_id: str, attack_id: str, shard: int) -> Path:
+        """What an attack has made of some of the images, until all of them are there."""
+        return self.root / "shards" / model_id / attack_id / str(shard)
+
+    @property
+    def receipts(self) -> Path:
+        """What proves that results are whole."""
+        return self.root / "receipts"
+
+    def receipt(self, made: Path) -> Path:
+        """Receipt of a file or folder of the run."""
+        inside = made.relative_to(self.root)
+        return self.receipts / inside.with_name(f"{inside.name}.json")
+
+    @property
+    def locks(self) -> Path:
+        """Who works on what, as long as somebody does."""
+        return self.root / "locks"
+
+    def lock(self, name: str) -> Path:
+        """Lock of a cell or of a step of the run."""
+        return self.locks / f"{name.replace('/', '+')}.lock"
+
+    def remove_leftovers(self) -> None:
+        """Remove what a killed process had half-written; nobody else may be at work."""
+        for path in sorted(self.root.rglob(".*.tmp*")):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
     def set_aside(self, path: Path) -> None:
         """Move a file or folder of the run to the first free place under ``superseded/``."""
         place = self.root / "superseded" / path.relative_to(self.root)
@@ -159,4 +191,5 @@ class RunFolder:
         target = next(p for p in free if not p.exists())
         target.parent.mkdir(parents=True, exist_ok=True)
         path.replace(target)
-        log.warning("%s is damaged or not what is asked for now: moved to %s", path.name, target)
+        self.receipt(path).unlink(missing_ok=True)
+        log.warning("%s: moved to %s", path.relative_to(self.root), target)

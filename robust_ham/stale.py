@@ -2,56 +2,122 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from robust_ham import checkpoints
 from robust_ham.attack_cells import attack_recipe
 from robust_ham.config import RequestError
 from robust_ham.context import Context
-from robust_ham.model_cells import model_identity
-from robust_ham.model_groups import FactoryGroup, ModelGroup
+from robust_ham.model_cells import key_of_files, model_key, sign_model
+from robust_ham.model_groups import ModelGroup
 from robust_ham.plan import source_folder
-from robust_ham.store import content_key, file_hash, read_metadata
+from robust_ham.receipts import fault, receipt_of
+from robust_ham.store import file_hash, read_metadata
 
 
-def set_aside_stale(context: Context) -> None:
+def set_aside_stale(context: Context) -> list[str]:
     """Move what another configuration has left, or what is damaged, to ``superseded/``.
 
     Afterwards the tables of the folder belong to the present configuration, so that a report never
-    mixes two.
+    mixes two. Nobody else may be at work in the folder.
+
+    Returns:
+        A line for each damaged result.
     """
+    config = context.plan.config
+    found = list[str]()
+    for spec in config.model_specs():
+        found += _set_aside_model(context, spec)
+        for attack_id, attack in config.attacks.items():
+            asked = attack.attacks(spec)
+            found += _set_aside_attack(context, spec.model_id, attack_id, asked)
+    return found
+
+
+def _set_aside_model(context: Context, spec: ModelGroup) -> Iterator[str]:
     run = context.run
-    for spec in context.plan.config.model_specs():
-        folder = run.model(spec.model_id)
-        if folder.is_dir() and not _is_wanted(context, spec, folder):
-            run.set_aside(folder)
-        for attack_id in context.plan.config.attacks:
-            path = run.samples(spec.model_id, attack_id)
-            metadata = read_metadata(path) or {}
-            attack = context.plan.config.attacks[attack_id]
-            recipe = attack_recipe(context, attack_id)
-            wanted = attack.attacks(spec) and metadata.get("recipe") == recipe
-            if path.exists() and not wanted:
-                run.set_aside(path)
-                for made in (run.gallery, run.grid, run.margins, run.spectrum, run.adversarials):
-                    made(spec.model_id, attack_id).unlink(missing_ok=True)
-
-
-def _is_wanted(context: Context, spec: ModelGroup, folder: Path) -> bool:
-    """Whether a model's folder is what the configuration asks for, and whole."""
+    folder, predictions = run.model(spec.model_id), run.predictions(spec.model_id)
     source = source_folder(context.plan.config, spec)
-    if source is not None:
-        names = checkpoints.described(source)
-        return source.samefile(folder) or (
-            {p.name for p in folder.iterdir()} == set(names)
-            and all(file_hash(folder / name) == file_hash(source / name) for name in names)
-        )
-    if isinstance(spec, FactoryGroup):
-        return True  # judged when the model is there
+    own = source is None or not folder.is_dir() or not source.samefile(folder)
+    if own and not _is_signed(context, spec, folder):
+        if not folder.is_dir():
+            run.receipt(folder).unlink(missing_ok=True)
+        elif (reason := _why_not(context, spec, folder)) is not None:
+            run.set_aside(folder)
+            if reason:
+                yield reason
+    receipt = receipt_of(run, predictions)
+    damage = fault(run, receipt) if receipt else None
+    if damage:
+        yield damage
+        _remove(run.receipt(predictions), predictions)
+
+
+def _is_signed(context: Context, spec: ModelGroup, folder: Path) -> bool:
+    """Whether a model's folder is finished, what is asked for, and as it was written."""
+    receipt = receipt_of(context.run, folder)
+    if receipt is None or fault(context.run, receipt) is not None:
+        return False
+    return model_key(context, spec) in (None, receipt.key)
+
+
+def _why_not(context: Context, spec: ModelGroup, folder: Path) -> str | None:
+    """What is wrong with a model's folder; empty: it is another's; None: only its receipt missed.
+
+    A process may have been killed between the two; a training is not lost for that.
+    """
+    receipt, key = receipt_of(context.run, folder), model_key(context, spec)
+    if receipt is not None:
+        return fault(context.run, receipt) if receipt.key == key or key is None else ""
+    if key is None or _key_of_unsigned(context, spec, folder) != key:
+        return ""
+    sign_model(context, spec, key)
+    return None
+
+
+def _key_of_unsigned(context: Context, spec: ModelGroup, folder: Path) -> str | None:
+    """The key of a folder without a receipt, by what is in it."""
+    if source_folder(context.plan.config, spec) is not None:
+        return key_of_files(folder.iterdir())
     try:
         card = checkpoints.read_card(folder)
     except RequestError:
-        return False
+        return None
     weights = folder / checkpoints.WEIGHTS
     whole = weights.is_file() and file_hash(weights) == card["weights_sha256"]
-    return whole and card.get("key") == content_key(model_identity(context, spec))
+    return str(card.get("key")) if whole else None
+
+
+def _set_aside_attack(
+    context: Context, model_id: str, attack_id: str, asked: bool
+) -> Iterator[str]:
+    run, recipe = context.run, attack_recipe(context, attack_id)
+    path = run.samples(model_id, attack_id)
+    receipt = receipt_of(run, path)
+    about = receipt.about if receipt is not None else read_metadata(path) or {}
+    wanted = asked and about.get("recipe") == recipe
+    damage = fault(run, receipt) if receipt is not None and wanted else None
+    if damage:
+        yield damage
+    if not wanted or damage:
+        if path.exists():
+            run.set_aside(path)
+        made = (run.gallery, run.grid, run.margins, run.spectrum, run.adversarials)
+        _remove(run.receipt(path), *(place(model_id, attack_id) for place in made))
+    shards = run.shard(model_id, attack_id, 0).parent
+    for shard in sorted(shards.iterdir()) if shards.is_dir() else ():
+        receipt = receipt_of(run, shard)
+        wanted = asked and receipt is not None and receipt.about.get("recipe") == recipe
+        damage = fault(run, receipt) if receipt is not None and wanted else None
+        if damage:
+            yield damage
+        if not wanted or damage:
+            _remove(run.receipt(shard))
+            shutil.rmtree(shard)
+
+
+def _remove(*paths: Path) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)

@@ -13,6 +13,7 @@ import json
 import logging
 import math
 import os
+import secrets
 import shutil
 import zipfile
 import zlib
@@ -91,7 +92,7 @@ def check_size(path: Path, limit: int) -> None:
 def writing(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path`` that becomes ``path`` if nothing raises."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{path.suffix}")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp{path.suffix}")
     with uninterrupted():
         try:
             yield temporary
@@ -106,14 +107,14 @@ def writing(path: Path) -> Iterator[Path]:
 def writing_folder(folder: Path) -> Iterator[Path]:
     """Like ``writing`` for a folder, which must not be there yet."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
     with uninterrupted():
-        shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         try:
             yield temporary
             for path in temporary.iterdir():
                 _flush(path)
+            _flush(temporary)
             temporary.replace(folder)
             _flush(folder.parent)
         finally:

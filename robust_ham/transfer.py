@@ -16,15 +16,8 @@ from robust_ham.context import Context
 from robust_ham.judging import logits_of
 from robust_ham.model_cells import finished_models, load_model
 from robust_ham.progress import Progress, unseen
-from robust_ham.store import (
-    content_key,
-    read_arrays,
-    read_metadata,
-    read_rows,
-    read_table,
-    reading,
-    write_csv,
-)
+from robust_ham.receipts import check, kept_rows, receipt_of, write_kept
+from robust_ham.store import content_key, read_arrays, read_table, reading
 
 VERSION = 1
 """Raised when the same pair gets another row; part of every key."""
@@ -53,7 +46,7 @@ def write_transfer(
     and shown to every model. Only images count that the source was fooled on and the target gets
     right without the perturbation.
     """
-    before = read_rows(context.run.transfer, COLUMNS)
+    before = kept_rows(context.run, context.run.transfer, COLUMNS)
     known: dict[str, dict[str, str]] = dict(zip(before["key"], _records(before), strict=True))
     models = _attacked_models(context, asked, failed)
     specs = {spec.model_id: spec for spec in context.plan.config.model_specs()}
@@ -70,7 +63,7 @@ def write_transfer(
                 about = {"attack": asked.attack, "budget": str(asked.budget), "key": key}
                 rows[key] = about | row
             done = [rows[key] for key in wanted if key in rows]
-            write_csv(context.run.transfer, pd.DataFrame(done, columns=COLUMNS))
+            write_kept(context.run, context.run.transfer, pd.DataFrame(done, columns=COLUMNS))
         progress(i + 1, len(models))
 
 
@@ -101,14 +94,15 @@ def _attacked_models(
     for spec in finished_models(context, failed):
         path = context.run.samples(spec.model_id, asked.attack)
         weights = read_card(context.run.model(spec.model_id))["weights_sha256"]
-        about = read_metadata(path) or {}
-        if about.get("weights") != weights:
+        receipt = receipt_of(context.run, path)
+        if receipt is None or receipt.about.get("weights") != weights:
             continue
+        check(context.run, path, path)
         samples = read_table(path)
         right = np.array(samples["clean_prediction"] == samples["label"])
         fooled = np.array(samples["status"] == "fooled")
         masks = torch.from_numpy(right), torch.from_numpy(fooled)
-        found.append(_Attacked(spec.model_id, str(about["key"]), *masks))
+        found.append(_Attacked(spec.model_id, receipt.key, *masks))
     return found
 
 
@@ -127,6 +121,7 @@ def rescaled(context: Context, asked: TransferConfig, model_id: str) -> Tensor:
     attacked = context.plan.attacked
     if not path.is_file():
         raise RequestError(f"{path}: no such file; remove the attack's samples to make it again")
+    check(context.run, context.run.samples(model_id, asked.attack), path)
     with reading(path):
         arrays = read_arrays(path)
         stored = torch.from_numpy(arrays["adversarial"])

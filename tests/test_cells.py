@@ -10,7 +10,7 @@ from robust_ham.analysis.run import Run
 from robust_ham.config import RequestError
 from robust_ham.config_files import parse_config
 from robust_ham.context import Context
-from robust_ham.executors import run_inline
+from robust_ham.executors import run_plan
 from robust_ham.model_cells import _epoch_like_twin, model_identity
 from robust_ham.plan import make_plan
 from robust_ham.run_folder import RunFolder
@@ -36,7 +36,7 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("twins")
     plan = make_plan(parse_config(TWINS), attack=False)
     assert [cell.name for cell in plan.cells][-1] == LIKE  # after its twins
-    assert run_inline(plan, folder, CPU).num_failed == 0
+    assert run_plan(plan, folder, CPU).num_failed == 0
     return Context(plan, RunFolder(folder), CPU)
 
 
@@ -97,7 +97,7 @@ def test_an_attack_on_some_images_and_models(tmp_path):
     names = [cell.name for cell in plan.cells]
     assert "cnn2-w4-k3-none-s1/shift" in names
     assert "cnn2-w4-k3-none-s0/shift" not in names
-    assert run_inline(plan, tmp_path, CPU).num_failed == 0
+    assert run_plan(plan, tmp_path, CPU).num_failed == 0
     folder = RunFolder(tmp_path)
     many, few = (
         read_table(folder.samples("cnn2-w4-k3-none-s0", a)) for a in ("deepfool_l2", "few")
@@ -125,7 +125,10 @@ def run_again(plan, folder):
         def cell_ended(self, name, outcome, seconds):
             outcomes.append(outcome)
 
-    run_inline(plan, folder, CPU, Listening())
+        def note(self, line):
+            raise AssertionError(line)
+
+    run_plan(plan, folder, CPU, Listening())
     return outcomes
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -87,7 +88,9 @@ def test_a_damaged_model_is_trained_again_and_kept(run_cli, config, tmp_path):
     assert "cnn2-w4-k3-none-s0: done" in printed
     after = {k: v for k, v in tables(out).items() if not k.startswith("superseded")}
     assert after == before
-    assert "cnn2-w4-k3-none-s0 is damaged or not what" in (out / "run.log").read_text()
+    damaged = "models/cnn2-w4-k3-none-s0/model.safetensors is not as it was written"
+    assert f"{damaged} (SHA-256 differs): computed again" in printed
+    assert "models/cnn2-w4-k3-none-s0: moved to" in (out / "run.log").read_text()
 
 
 def test_a_training_goes_on_from_its_last_whole_epoch(run_cli, config, tmp_path, monkeypatch):
@@ -156,7 +159,7 @@ def test_a_failing_cell_does_not_stop_the_others(run_cli, config, tmp_path, monk
             raise RuntimeError("the loss\nis nan")
         return real(context, cell, progress)
 
-    monkeypatch.setattr("robust_ham.executors.run_cell", fails_once)
+    monkeypatch.setattr("robust_ham.cells.run_cell", fails_once)
     out = tmp_path / "out"
     code, printed, errors = run_cli("run", config, "--out", out)
     assert code == 3
@@ -169,7 +172,7 @@ def test_a_failing_cell_does_not_stop_the_others(run_cli, config, tmp_path, monk
         "cnn2-w4-k3-none-s0/spatial_shift",
     ]
     assert "Failed: cnn2-w4-k3-none-s0: the loss is nan" in (out / "report.html").read_text()
-    monkeypatch.setattr("robust_ham.executors.run_cell", real)
+    monkeypatch.setattr("robust_ham.cells.run_cell", real)
     assert run_cli("run", config, "--out", out)[0] == 0
     assert not (out / "failures.jsonl").exists()
 
@@ -249,7 +252,7 @@ def test_a_card_that_tells_another_accuracy_is_refused(run_cli, config, tmp_path
     content = json.loads(card.read_text())
     content["test_accuracy"] = 0.99
     card.write_text(json.dumps(content))
-    (out / "predictions/cnn2-w4-k3-none-s0.parquet").unlink()
+    shutil.rmtree(out / "receipts")
     code, _, errors = run_cli("run", config, "--out", out)
     assert code == 2
     assert "its card says 0.9900: not the model that the card describes" in errors

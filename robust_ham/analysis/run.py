@@ -14,6 +14,7 @@ from robust_ham.analysis.statistics import Values
 from robust_ham.config import BEST, AttackConfig, Config, RequestError
 from robust_ham.config_files import config_text, parse_config
 from robust_ham.model_groups import ModelGroup
+from robust_ham.receipts import check
 from robust_ham.run_folder import RunFolder
 from robust_ham.store import read_csv, read_json, read_metadata, read_table, reading
 
@@ -53,6 +54,7 @@ class Run:
         cards = {}
         for spec in self.specs:
             path = self.folder.model(spec.model_id) / "model.json"
+            check(self.folder, path.parent, path)
             with reading(path):
                 cards[spec.model_id] = _checked_card(read_json(path))
         return cards
@@ -65,6 +67,7 @@ class Run:
             for attack_id in self.config.attacks:
                 path = self.folder.samples(model_id, attack_id)
                 if path.is_file() and self._of_this_model(path, model_id):
+                    check(self.folder, path, path)
                     found[model_id, attack_id] = _read_samples(path)
             for attack_id, members in self.members_of_best.items():
                 tables = [found.get((model_id, member)) for member in members]
@@ -116,6 +119,7 @@ class Run:
         path = self.folder.gate
         if not path.is_file():
             return pd.DataFrame(columns=["model_id", "attack", "check", "severity", "reason"])
+        check(self.folder, path, path)
         with reading(path):
             table = read_csv(path, keep_default_na=False)
             _ = table[["model_id", "attack", "check", "severity", "reason"]]
@@ -140,6 +144,7 @@ class Run:
         path = self.folder.model(model_id) / "training.csv"
         if not path.is_file():
             return None
+        check(self.folder, path.parent, path)
         with reading(path):
             return _with_numbers(read_csv(path), ["epoch", *HISTORY_COLUMNS])
 
@@ -148,6 +153,7 @@ class Run:
         path = self.folder.spectrum(model_id, attack_id)
         if not path.is_file() or (model_id, attack_id) not in self.samples:
             return None
+        check(self.folder, self.folder.samples(model_id, attack_id), path)
         with reading(path):
             return _with_numbers(read_csv(path), ["frequency", "num_bins", "share"])
 
@@ -158,6 +164,7 @@ class Run:
         columns = ["model_id", "layer", *KERNEL_MEASURES]
         if not path.is_file():
             return pd.DataFrame(columns=columns)
+        check(self.folder, path, path)
         with reading(path):
             table = read_csv(path, keep_default_na=False, na_values="")[columns]
             table = _with_numbers(table, KERNEL_MEASURES)
@@ -170,6 +177,7 @@ class Run:
         columns = "source_id target_id attack budget num_images num_fooled".split()
         if not path.is_file() or asked is None:
             return pd.DataFrame(columns=columns)
+        check(self.folder, path, path)
         with reading(path):
             table = read_csv(path)[columns]
             table = _with_numbers(table, ["budget", "num_images", "num_fooled"])
@@ -191,6 +199,7 @@ class Run:
         path = self.folder.predictions(model_id)
         if not path.is_file() or not self._of_this_model(path, model_id):
             return None
+        check(self.folder, path, path)
         table = _read(path, ["prediction", "label"])
         return np.asarray(table["prediction"] == table["label"], dtype=np.float64)
 

@@ -10,13 +10,8 @@ import jinja2
 import numpy as np
 import pandas as pd
 
-from robust_ham.analysis.checkpoint_pairs import checkpoint_pairs
-from robust_ham.analysis.claims import answer_claims
-from robust_ham.analysis.contrasts import contrasts
-from robust_ham.analysis.curves import budget_curves, kernel_size_curves, summarise
-from robust_ham.analysis.mechanism import mechanisms
 from robust_ham.analysis.run import Run
-from robust_ham.config import RequestError
+from robust_ham.analysis.tables import make_tables
 from robust_ham.report import figures
 from robust_ham.report.pictures import Picture, draw_pictures
 from robust_ham.report.style import WINDOW_LABELS
@@ -28,7 +23,6 @@ from robust_ham.store import (
     parse_json,
     read_json,
     reading,
-    write_csv,
     write_text,
 )
 
@@ -67,32 +61,17 @@ class Report:
 def build_report(folder: Path) -> Report:
     """Write the tables that are made from others, ``figures/`` and ``report.html``.
 
-    These are ``summary.csv``, ``curves.csv``, ``contrasts.csv``, ``checkpoints.csv``,
-    ``claims.csv`` and ``mechanisms.csv``.
-
     Raises:
         RequestError: not a run folder, a damaged table, or nothing to report yet.
     """
     run = Run(RunFolder(folder))
     run.folder.refuse_links()
-    summary = summarise(run)
-    if summary.empty:
-        raise RequestError(f"{folder}: no attack has been evaluated yet; run it first")
-    budgets = budget_curves(run)
-    curves = kernel_size_curves(run)
-    write_csv(run.folder.summary, summary)
-    write_csv(run.folder.curves, budgets)
-    effects = contrasts(run)
-    write_csv(run.folder.contrasts, effects)
-    write_csv(run.folder.checkpoints, checkpoint_pairs(run))
-    answers = answer_claims(run)
-    write_csv(run.folder.claims, answers)
-    causes = mechanisms(run)
-    write_csv(run.folder.mechanisms, causes)
-    pictures = draw_pictures(run, curves, budgets, causes)
-    made = Report(run.folder.report, *_arm_table(run, curves))
-    verdicts = verdict_table(run, effects)
-    write_text(made.page, _page(run, summary, made, verdicts, claim_table(answers), pictures))
+    tables = make_tables(run)
+    tables.write()
+    pictures = draw_pictures(run, tables.curves, tables.budgets, tables.mechanisms)
+    made = Report(run.folder.report, *_arm_table(run, tables.curves))
+    verdicts, answers = verdict_table(run, tables.contrasts), claim_table(tables.claims)
+    write_text(made.page, _page(run, tables.summary, made, verdicts, answers, pictures))
     return made
 
 

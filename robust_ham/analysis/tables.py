@@ -1,0 +1,71 @@
+"""All tables that are made from others, in one go."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from robust_ham.analysis.checkpoint_pairs import checkpoint_pairs
+from robust_ham.analysis.claims import answer_claims
+from robust_ham.analysis.contrasts import contrasts
+from robust_ham.analysis.curves import budget_curves, kernel_size_curves, summarise
+from robust_ham.analysis.mechanism import mechanisms
+from robust_ham.analysis.run import Run
+from robust_ham.config import RequestError
+from robust_ham.store import write_csv
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What a run's per-image rows and cards say."""
+
+    run: Run
+    summary: pd.DataFrame
+    budgets: pd.DataFrame
+    """Robust accuracy against budget."""
+    curves: pd.DataFrame
+    """Against kernel size; shown, not written."""
+    contrasts: pd.DataFrame
+    checkpoints: pd.DataFrame
+    claims: pd.DataFrame
+    mechanisms: pd.DataFrame
+
+    def files(self) -> dict[Path, pd.DataFrame]:
+        """Where each that is written belongs."""
+        folder = self.run.folder
+        return {
+            folder.summary: self.summary,
+            folder.curves: self.budgets,
+            folder.contrasts: self.contrasts,
+            folder.checkpoints: self.checkpoints,
+            folder.claims: self.claims,
+            folder.mechanisms: self.mechanisms,
+        }
+
+    def write(self) -> None:
+        """Write ``summary.csv``, ``curves.csv``, ``contrasts.csv`` and the others."""
+        for path, table in self.files().items():
+            write_csv(path, table)
+
+
+def make_tables(run: Run) -> Tables:
+    """All tables of a run that are made from others.
+
+    Raises:
+        RequestError: not a run folder, a damaged table, or nothing to report yet.
+    """
+    summary = summarise(run)
+    if summary.empty:
+        raise RequestError(f"{run.folder.root}: no attack has been evaluated yet; run it first")
+    return Tables(
+        run,
+        summary,
+        budget_curves(run),
+        kernel_size_curves(run),
+        contrasts(run),
+        checkpoint_pairs(run),
+        answer_claims(run),
+        mechanisms(run),
+    )

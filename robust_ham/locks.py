@@ -1,0 +1,201 @@
+"""Locks on files: who works on what where several processes share a folder.
+
+The kernel frees a lock when its owner dies. Where a file system knows no locks, an owner touches
+its file every few seconds instead, and a file that has not been touched for a minute may be taken.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+HEARTBEAT_SECONDS, SILENT_SECONDS = 5.0, 60.0
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+_held: set[int] = set()
+
+
+def _close_in_child() -> None:
+    """A forked child would keep its parent's locks alive after the parent's death."""
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_close_in_child)
+
+
+class Lock:
+    """A lock that this process holds until it lets it go or dies."""
+
+    def __init__(self, release: Callable[[], None]) -> None:
+        self._release = release
+
+    def release(self) -> None:
+        """Let it go; the file disappears."""
+        self._release()
+
+
+def try_lock(path: Path) -> Lock | None:
+    """Lock a file, which is made where it is missing; None: somebody else holds it.
+
+    The file says who holds it: host, process, and since when.
+    """
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except FileNotFoundError:  # the last of others has removed the folder in between
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        except OSError as error:
+            os.close(descriptor)
+            if error.errno in _NO_LOCKS:
+                return _try_heartbeat(path)
+            raise
+        if _is_file(descriptor, path):
+            break
+        os.close(descriptor)  # its last owner has removed it in between
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, _about().encode())
+    _held.add(descriptor)
+
+    def release() -> None:
+        path.unlink(missing_ok=True)  # before it is free: nobody can hold what is not there
+        _held.discard(descriptor)
+        os.close(descriptor)
+
+    return Lock(release)
+
+
+def _is_file(descriptor: int, path: Path) -> bool:
+    try:
+        there = path.stat()
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(os.fstat(descriptor), there)
+
+
+def _about() -> str:
+    return json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()})
+
+
+@contextlib.contextmanager
+def locked(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Hold a lock; ``waiting`` is called again and again while somebody else does."""
+    while (lock := try_lock(path)) is None:
+        waiting()
+        time.sleep(0.05)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def owner(path: Path) -> dict[str, Any] | None:
+    """Who holds a lock: ``host pid since``; None: nobody. The lock is left as it is."""
+    try:
+        with path.open() as file:
+            text = file.read()
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return _parsed(text)
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise
+    except FileNotFoundError:
+        return None
+    place = _heartbeat_file(path)
+    try:
+        silent = _silence(place)
+        return _parsed(place.read_text()) if silent < SILENT_SECONDS else None
+    except FileNotFoundError:
+        return None
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    try:
+        about = json.loads(text)
+    except ValueError:  # its owner is just about to write it
+        about = None
+    return about if isinstance(about, dict) else {}
+
+
+# --- file systems without locks --------------------------------------------------------------
+
+
+def _heartbeat_file(path: Path) -> Path:
+    return path.with_name(f"{path.name}.held")
+
+
+def _silence(path: Path) -> float:
+    """Seconds since a file was touched, by the clock of the file system, not of this machine."""
+    probe = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    probe.touch()
+    try:
+        return probe.stat().st_mtime - path.stat().st_mtime
+    finally:
+        probe.unlink()
+
+
+def _try_heartbeat(path: Path) -> Lock | None:
+    place = _heartbeat_file(path)
+    mine = _about()
+    try:
+        descriptor = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    except FileExistsError:
+        _remove_if_silent(place)
+        return None  # free from now on, perhaps
+    with os.fdopen(descriptor, "w") as file:
+        file.write(mine)
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(HEARTBEAT_SECONDS):
+            try:
+                if place.read_text() != mine:
+                    return  # taken over: this process was thought dead
+                os.utime(place)
+            except OSError:
+                return
+
+    thread = threading.Thread(target=beat, daemon=True, name=f"heartbeat of {path.name}")
+    thread.start()
+
+    def release() -> None:
+        ended.set()
+        thread.join()
+        with contextlib.suppress(OSError):
+            if place.read_text() == mine:
+                place.unlink()
+        path.unlink(missing_ok=True)
+
+    return Lock(release)
+
+
+def _remove_if_silent(place: Path) -> None:
+    """Remove the file of an owner that is dead; of several that try, one does."""
+    grave = place.with_name(f".{place.name}.{secrets.token_hex(4)}.tmp")
+    with contextlib.suppress(FileNotFoundError):
+        before = place.read_text()
+        if _silence(place) < SILENT_SECONDS:
+            return
+        place.rename(grave)
+        if grave.read_text() != before:  # another was quicker, and a third has it already
+            with contextlib.suppress(FileExistsError):
+                os.link(grave, place)
+        grave.unlink()

@@ -1,0 +1,154 @@
+"""Cells of a run on the machines of a Ray cluster; one whose worker dies is run again elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import time
+from pathlib import Path
+from typing import Any
+
+from robust_ham.attack_cells import join_shards
+from robust_ham.cell import Cell
+from robust_ham.cells import Attempt
+from robust_ham.context import Context
+from robust_ham.executors import Executor, Ledger
+from robust_ham.receipts import read_signed, write_signed
+from robust_ham.remote import Files, Job, run_there
+from robust_ham.store import write_text
+
+_POLL_SECONDS = 0.5
+_RETRIES = 3
+"""How often a cell is run again whose worker has died."""
+
+
+def on_ray(
+    data_root: Path | None,
+    address: str | None = None,
+    num_workers: int | None = None,
+    gpus_per_cell: float | None = None,
+) -> Executor:
+    """An executor of at most ``num_workers`` cells at a time; None: as many as there is room for.
+
+    A cell takes as many CPUs as ``evaluation.threads`` says and, on CUDA, one GPU or the share of
+    it that ``gpus_per_cell`` says. ``address``: of a running cluster; None: this machine.
+    """
+
+    def execute(context: Context, ledger: Ledger) -> None:
+        import ray
+
+        started = not ray.is_initialized()
+        if started:
+            ray.init(address, logging_level="warning", log_to_driver=False)
+        token = context.run.lock(f"ray-{secrets.token_hex(8)}")
+        try:
+            write_text(token, "")
+            gpus = 0.0 if context.device.type == "cpu" else gpus_per_cell or 1.0
+            job = Job(
+                context.plan.config.to_yaml(),
+                str(data_root.resolve()) if data_root else None,
+                str(context.run.root.resolve()),
+                context.device.type,
+                token.name,
+            )
+            _Driver(context, ledger, job, gpus).run(num_workers)
+        finally:
+            token.unlink(missing_ok=True)
+            if started:
+                ray.shutdown()
+
+    return execute
+
+
+class _Driver:
+    """Hands cells out, writes down how they end, and tells how far they are."""
+
+    def __init__(self, context: Context, ledger: Ledger, job: Job, gpus: float) -> None:
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        self.context, self.ledger, self.job, self.ray = context, ledger, job, ray
+        cpus = context.plan.config.evaluation.threads
+        options = {"num_cpus": cpus, "num_gpus": gpus, "max_retries": _RETRIES}
+        self.remote = ray.remote(**options)(_run_cell)
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self.board = ray.remote(num_cpus=0, scheduling_strategy=here)(_Board).remote()
+        self.at_work: dict[Any, Cell] = {}
+        self.steps: dict[str, Any] = {}
+
+    def run(self, num_workers: int | None) -> None:
+        """Until every cell has ended."""
+        waiting = list(self.context.plan.cells)
+        while waiting or self.at_work:
+            waiting = [cell for cell in waiting if not self._taken(cell, num_workers)]
+            ended, _ = self.ray.wait(list(self.at_work), timeout=_POLL_SECONDS)
+            self._show_progress()
+            for reference in ended:
+                cell = self.at_work.pop(reference)
+                attempt = self._result(cell, reference)
+                if attempt is None:  # another process is at it
+                    waiting.append(cell)
+                    time.sleep(_POLL_SECONDS)
+                else:
+                    self.ledger.note(cell, attempt)
+
+    def _taken(self, cell: Cell, num_workers: int | None) -> bool:
+        """Whether a cell needs no more waiting: it was handed out, or cannot be run."""
+        broken = self.ledger.fails_with(cell)
+        if broken is not None:
+            self.ledger.note(cell, broken)
+            return True
+        full = num_workers is not None and len(self.at_work) >= num_workers
+        if full or not self.ledger.is_ready(cell):
+            return False
+        run = self.context.run
+        needed = read_signed(run, [run.model(name) for name in cell.needs])
+        self.at_work[self.remote.remote(self.job, cell.name, needed, self.board)] = cell
+        return True
+
+    def _result(self, cell: Cell, reference: Any) -> Attempt | None:  # noqa: ANN401
+        try:
+            attempt, files = self.ray.get(reference)
+        except self.ray.exceptions.RayTaskError as error:
+            raise error.cause from None
+        except self.ray.exceptions.RayError as error:  # its worker died, again and again
+            return Attempt(f"failed: {type(error).__name__}", 0.0, type(error).__name__)
+        write_signed(self.context.run, files)
+        if files and cell.attack_id is not None and cell.num_shards > 1:
+            join_shards(self.context, cell, cell.attack_id)
+        found: Attempt | None = attempt
+        return found
+
+    def _show_progress(self) -> None:
+        with contextlib.suppress(self.ray.exceptions.RayError):
+            for name, (done, total) in self.ray.get(self.board.read.remote()).items():
+                if name not in self.steps:
+                    self.steps[name] = self.ledger.monitor.cell_started(name)
+                self.steps[name](done, total)
+
+
+class _Board:
+    """Where workers write how far they are; read by the driver."""
+
+    def __init__(self) -> None:
+        self.news: dict[str, tuple[int, int]] = {}
+
+    def write(self, name: str, done: int, total: int) -> None:
+        self.news[name] = done, total
+
+    def read(self) -> dict[str, tuple[int, int]]:
+        news, self.news = self.news, {}
+        return news
+
+
+def _run_cell(job: Job, name: str, needed: Files, board: Any) -> tuple[Attempt | None, Files]:  # noqa: ANN401
+    """On a worker: run one cell, and tell how far it is twice a second."""
+    told = 0.0
+
+    def progress(done: int, total: int) -> None:
+        nonlocal told
+        if time.monotonic() - told > _POLL_SECONDS:
+            told = time.monotonic()
+            board.write.remote(name, done, total)
+
+    return run_there(job, name, needed, progress)

@@ -1,0 +1,121 @@
+"""What proves that a result is whole: the key of all that decides it, a checksum of each file.
+
+A receipt is written after the files of its result. A result without one is not finished; a file
+that is not as its receipt says is never believed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from robust_ham.config import RequestError
+from robust_ham.run_folder import RunFolder
+from robust_ham.store import file_hash, read_json, read_rows, write_csv, write_json, writing
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """Of one result."""
+
+    key: str
+    files: dict[str, str]
+    """Path inside the run folder to SHA-256."""
+    about: dict[str, Any]
+
+
+def sign(run: RunFolder, made: Path, key: str, files: Iterable[Path], **about: str) -> None:
+    """Say that ``made``, of which ``files`` are all, is finished."""
+    hashes = {path.relative_to(run.root).as_posix(): file_hash(path) for path in sorted(files)}
+    write_json(run.receipt(made), {"key": key, "files": hashes} | about)
+
+
+def receipt_of(run: RunFolder, made: Path) -> Receipt | None:
+    """The receipt of a result; None: it is not finished, or the receipt itself is damaged."""
+    try:
+        about = read_json(run.receipt(made))
+        key, files = about.pop("key"), about.pop("files")
+    except (OSError, ValueError, KeyError, RequestError):
+        return None
+    if not isinstance(key, str) or not isinstance(files, dict):
+        return None
+    return Receipt(key, files, about)
+
+
+def is_finished(run: RunFolder, made: Path, key: str) -> bool:
+    """Whether a result is there, and the one that the key asks for."""
+    receipt = receipt_of(run, made)
+    return receipt is not None and receipt.key == key
+
+
+def fault(run: RunFolder, receipt: Receipt) -> str | None:
+    """The first file that is not as it was written; None: all are."""
+    for name, expected in receipt.files.items():
+        path = run.root / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if file_hash(path) != expected:
+            return f"{name} is not as it was written (SHA-256 differs)"
+    return None
+
+
+def check(run: RunFolder, made: Path, path: Path) -> None:
+    """Refuse a file that is not as the receipt of its result says.
+
+    A result without a receipt is somebody else's, or of a run that was killed just now; its files
+    have appeared whole.
+
+    Raises:
+        RequestError: the checksum differs.
+    """
+    receipt = receipt_of(run, made)
+    name = path.relative_to(run.root).as_posix()
+    expected = receipt.files.get(name) if receipt else None
+    if expected is not None and file_hash(path) != expected:
+        raise RequestError(
+            f"{path}: not as it was written (SHA-256 differs); "
+            "the command that made this folder makes it anew"
+        )
+
+
+def read_signed(run: RunFolder, made: Iterable[Path]) -> dict[str, bytes]:
+    """Finished results as they are to be written elsewhere: path inside the folder to content."""
+    found = {}
+    for path in made:
+        receipt = receipt_of(run, path)
+        if receipt is not None:
+            for name in receipt.files:
+                found[name] = (run.root / name).read_bytes()
+            place = run.receipt(path)
+            found[place.relative_to(run.root).as_posix()] = place.read_bytes()
+    return found
+
+
+def write_signed(run: RunFolder, files: dict[str, bytes]) -> None:
+    """Write what another process has made, each receipt after its files."""
+    receipts = run.receipts.relative_to(run.root).as_posix()
+    for name in sorted(files, key=lambda name: name.startswith(f"{receipts}/")):
+        with writing(run.root / name) as temporary:
+            temporary.write_bytes(files[name])
+
+
+def kept_rows(run: RunFolder, path: Path, columns: list[str]) -> pd.DataFrame:
+    """Rows of a table that is kept up to date; none where it is not as it was written."""
+    receipt = receipt_of(run, path)
+    found = fault(run, receipt) if receipt else None
+    if found:
+        log.warning("%s: made anew", found)
+    return read_rows(path, columns) if receipt and not found else pd.DataFrame(columns=columns)
+
+
+def write_kept(run: RunFolder, path: Path, table: pd.DataFrame) -> None:
+    """Write a table that is kept up to date."""
+    write_csv(path, table)
+    sign(run, path, "", [path])

@@ -1,0 +1,144 @@
+"""How far a run is: which of its cells are done, at work, failed or left. Needs no torch."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from robust_ham.analysis.run import Run
+from robust_ham.cell import Cell, list_cells
+from robust_ham.locks import owner
+from robust_ham.receipts import receipt_of
+from robust_ham.run_folder import RunFolder
+from robust_ham.store import read_rows
+
+
+@dataclass(frozen=True)
+class Status:
+    """Of a run folder, at one moment."""
+
+    done: list[str]
+    running: dict[str, dict[str, Any]]
+    """Name of a cell to ``host pid since`` of the process that is at it."""
+    failed: dict[str, str]
+    """Name of a cell to why, in the last run."""
+    left: list[str]
+    seconds_left: float | None
+    """Of one worker, by the time that like cells took; None: no like cell is done."""
+
+    @property
+    def num_cells(self) -> int:
+        """How many there are."""
+        return len(self.done) + len(self.running) + len(self.failed) + len(self.left)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For other programs."""
+        return {
+            "num_cells": self.num_cells,
+            "done": self.done,
+            "running": self.running,
+            "failed": self.failed,
+            "left": self.left,
+            "seconds_left": self.seconds_left,
+        }
+
+
+def read_status(root: Path) -> Status:
+    """How far the run of a folder is.
+
+    Raises:
+        RequestError: not a run folder.
+    """
+    folder = RunFolder(root)
+    cells = list_cells(Run(folder).config)
+    failures = _failures(folder)
+    done, left = list[str](), list[str]()
+    running, failed = dict[str, dict[str, Any]](), dict[str, str]()
+    for cell in cells:
+        at_work = owner(folder.lock(cell.name))
+        if _is_done(folder, cell):
+            done.append(cell.name)
+        elif at_work is not None:
+            running[cell.name] = at_work
+        elif cell.name in failures:
+            failed[cell.name] = failures[cell.name]
+        else:
+            left.append(cell.name)
+    times = Times(folder)
+    waiting = [cell for cell in cells if cell.name in running or cell.name in left]
+    return Status(done, running, failed, left, times.expected(waiting))
+
+
+def _is_done(folder: RunFolder, cell: Cell) -> bool:
+    """Whether a cell has its receipt; with another configuration it may be made anew."""
+    model_id = cell.spec.model_id
+    if cell.attack_id is None:
+        made = [folder.model(model_id), folder.predictions(model_id)]
+        return all(receipt_of(folder, path) is not None for path in made)
+    whole, shard = (
+        folder.samples(model_id, cell.attack_id),
+        folder.shard(model_id, cell.attack_id, cell.shard),
+    )
+    return any(receipt_of(folder, path) is not None for path in (whole, shard))
+
+
+def _failures(folder: RunFolder) -> dict[str, str]:
+    """Name of a cell to why it failed; a line that makes no sense is passed over."""
+    found = {}
+    try:
+        lines = folder.failures.read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return {}
+    for line in lines:
+        try:
+            about = json.loads(line)
+            found[str(about["cell"])] = str(about["reason"])
+        except (ValueError, KeyError, TypeError, RecursionError):
+            continue
+    return found
+
+
+class Times:
+    """What cells of a run took, and what others will."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+
+    @cached_property
+    def seconds(self) -> dict[str, float]:
+        """Name of a cell to seconds."""
+        table = read_rows(self.folder.timings, ["cell", "seconds"])
+        seconds = pd.to_numeric(table["seconds"], errors="coerce")
+        return dict(zip(table["cell"], seconds, strict=True))
+
+    def expected(self, waiting: list[Cell]) -> float | None:
+        """Seconds that cells will take together: as long as like ones took, on average.
+
+        Like is the same step on a network of the same kernel size, else the same step.
+        """
+        if not waiting:
+            return 0.0
+        groups: dict[tuple[object, ...], list[float]] = {}
+        for cell in list_cells(Run(self.folder).config):
+            seconds = self.seconds.get(cell.name)
+            if seconds is not None and seconds >= 0:
+                for group in _groups(cell):
+                    groups.setdefault(group, []).append(seconds)
+        total = 0.0
+        for cell in waiting:
+            known = next((groups[group] for group in _groups(cell) if group in groups), None)
+            if known is None:
+                return None
+            total += sum(known) / len(known)
+        return total
+
+
+def _groups(cell: Cell) -> list[tuple[object, ...]]:
+    """From the likest cells to all that do the same."""
+    step = cell.attack_id, cell.num_shards
+    return [(step, cell.spec.family, cell.spec.kernel_size), (step, cell.spec.family), (step,)]
