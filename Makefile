@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: quickstart test test-slow lint zoo bench bench-training reference schema readme-picture clean
+.PHONY: quickstart test test-slow test-faults lint zoo bench bench-training reference schema readme-picture clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/robust-ham run quickstart
@@ -14,6 +14,10 @@ test: $(INSTALLED) lint
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
+
+# Kills, full disks, damaged files, dying nodes, a thousand cells: the long versions (about 20 minutes).
+test-faults: $(INSTALLED)
+	$(BIN)/python -m pytest -m "slow or not slow" tests/test_faults.py tests/test_locks.py tests/test_ray.py tests/test_soak.py tests/test_verify.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -24,6 +24,7 @@ from robust_ham.store import (
     content_key,
     read_arrays,
     read_table,
+    remove_empty,
     write_csv,
     write_table,
     writing,
@@ -48,7 +49,8 @@ def attack_model(context: Context, cell: Cell, attack_id: str, progress: Progres
     if is_finished(run, made, key):
         return "already there"
     shard = run.shard(spec.model_id, attack_id, cell.shard)
-    if cell.num_shards == 1 or not is_finished(run, shard, key):
+    there = cell.num_shards > 1 and is_finished(run, shard, key)
+    if not there:
         config = context.plan.config
         found = evaluate(
             load_model(context, spec)[0],
@@ -66,7 +68,7 @@ def attack_model(context: Context, cell: Cell, attack_id: str, progress: Progres
             return "done"
         _write_shard(context, shard, found, key, recipe)
     join_shards(context, cell, attack_id)
-    return "done"
+    return "already there" if there else "done"
 
 
 def _write(
@@ -128,8 +130,9 @@ def join_shards(context: Context, cell: Cell, attack_id: str) -> None:
             return
         found = _read_shards(context, attack_id, shards)
         _write(context, cell.spec, attack_id, found, key, recipe)
-        shutil.rmtree(run.receipt(shards[0]).parent)
-        shutil.rmtree(shards[0].parent)
+        for folder in (run.receipt(shards[0]).parent, shards[0].parent):
+            shutil.rmtree(folder)
+            remove_empty(folder, run.root)
 
 
 def _read_shards(context: Context, attack_id: str, shards: list[Path]) -> Evaluation:

@@ -89,9 +89,10 @@ def _train(context: Context, spec: ModelGroup, progress: Progress) -> Done:
     identity = model_identity(context, spec)
     key = content_key(identity)
     folder = context.run.model(spec.model_id)
-    if distributed.agreed(is_finished(context.run, folder, key), context.device):
-        return "already there"
     unfinished = Unfinished(context.run.unfinished(spec.model_id), key)
+    if distributed.agreed(is_finished(context.run, folder, key), context.device):
+        unfinished.remove()  # of a process that was killed just before it did
+        return "already there"
     last_epoch = _epoch_like_twin(context, spec)
     model, curve = training.train(
         spec,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import secrets
 import time
 from pathlib import Path
@@ -13,13 +12,14 @@ from robust_ham.cell import Cell
 from robust_ham.cells import Attempt
 from robust_ham.context import Context
 from robust_ham.executors import Executor, Ledger
+from robust_ham.progress import Progress
 from robust_ham.receipts import read_signed, write_signed
 from robust_ham.remote import Files, Job, run_there
+from robust_ham.run_folder import RunFolder
 from robust_ham.store import write_text
 
 _POLL_SECONDS = 0.5
-_RETRIES = 3
-"""How often a cell is run again whose worker has died."""
+_RETRIES = 3  # of a cell whose worker has died
 
 
 def on_ray(
@@ -39,18 +39,12 @@ def on_ray(
 
         started = not ray.is_initialized()
         if started:
-            ray.init(address, logging_level="warning", log_to_driver=False)
+            ray.init(address, logging_level="error", log_to_driver=False)
         token = context.run.lock(f"ray-{secrets.token_hex(8)}")
         try:
             write_text(token, "")
             gpus = 0.0 if context.device.type == "cpu" else gpus_per_cell or 1.0
-            job = Job(
-                context.plan.config.to_yaml(),
-                str(data_root.resolve()) if data_root else None,
-                str(context.run.root.resolve()),
-                context.device.type,
-                token.name,
-            )
+            job = Job.of(context, data_root, token.name)
             _Driver(context, ledger, job, gpus).run(num_workers)
         finally:
             token.unlink(missing_ok=True)
@@ -61,7 +55,7 @@ def on_ray(
 
 
 class _Driver:
-    """Hands cells out, writes down how they end, and tells how far they are."""
+    """Hands cells out, writes down how they end, and shows how far they are."""
 
     def __init__(self, context: Context, ledger: Ledger, job: Job, gpus: float) -> None:
         import ray
@@ -69,18 +63,19 @@ class _Driver:
 
         self.context, self.ledger, self.job, self.ray = context, ledger, job, ray
         cpus = context.plan.config.evaluation.threads
-        options = {"num_cpus": cpus, "num_gpus": gpus, "max_retries": _RETRIES}
-        self.remote = ray.remote(**options)(_run_cell)
+        self.remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=_RETRIES)(_run_cell)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self.board = ray.remote(num_cpus=0, scheduling_strategy=here)(_Board).remote()
+        self.desk = ray.remote(num_cpus=0, scheduling_strategy=here)(_Desk).remote(context.run)
         self.at_work: dict[Any, Cell] = {}
-        self.steps: dict[str, Any] = {}
+        self.steps: dict[str, Progress] = {}
 
     def run(self, num_workers: int | None) -> None:
         """Until every cell has ended."""
         waiting = list(self.context.plan.cells)
         while waiting or self.at_work:
             waiting = [cell for cell in waiting if not self._taken(cell, num_workers)]
+            if not self.at_work:
+                continue
             ended, _ = self.ray.wait(list(self.at_work), timeout=_POLL_SECONDS)
             self._show_progress()
             for reference in ended:
@@ -93,7 +88,7 @@ class _Driver:
                     self.ledger.note(cell, attempt)
 
     def _taken(self, cell: Cell, num_workers: int | None) -> bool:
-        """Whether a cell needs no more waiting: it was handed out, or cannot be run."""
+        """Whether a cell waits no more: it is handed out, or cannot be run."""
         broken = self.ledger.fails_with(cell)
         if broken is not None:
             self.ledger.note(cell, broken)
@@ -101,12 +96,11 @@ class _Driver:
         full = num_workers is not None and len(self.at_work) >= num_workers
         if full or not self.ledger.is_ready(cell):
             return False
-        run = self.context.run
-        needed = read_signed(run, [run.model(name) for name in cell.needs])
-        self.at_work[self.remote.remote(self.job, cell.name, needed, self.board)] = cell
+        self.at_work[self.remote.remote(self.job, cell, self.desk)] = cell
         return True
 
     def _result(self, cell: Cell, reference: Any) -> Attempt | None:  # noqa: ANN401
+        attempt: Attempt | None
         try:
             attempt, files = self.ray.get(reference)
         except self.ray.exceptions.RayTaskError as error:
@@ -116,39 +110,42 @@ class _Driver:
         write_signed(self.context.run, files)
         if files and cell.attack_id is not None and cell.num_shards > 1:
             join_shards(self.context, cell, cell.attack_id)
-        found: Attempt | None = attempt
-        return found
+        return attempt
 
     def _show_progress(self) -> None:
-        with contextlib.suppress(self.ray.exceptions.RayError):
-            for name, (done, total) in self.ray.get(self.board.read.remote()).items():
-                if name not in self.steps:
-                    self.steps[name] = self.ledger.monitor.cell_started(name)
-                self.steps[name](done, total)
+        for name, (done, total) in self.ray.get(self.desk.read_news.remote()).items():
+            if name not in self.steps:
+                self.steps[name] = self.ledger.monitor.cell_started(name)
+            self.steps[name](done, total)
 
 
-class _Board:
-    """Where workers write how far they are; read by the driver."""
+class _Desk:
+    """Beside the driver: takes news of workers, and gives them files of models."""
 
-    def __init__(self) -> None:
-        self.news: dict[str, tuple[int, int]] = {}
+    def __init__(self, run: RunFolder) -> None:
+        self.run, self.news = run, dict[str, tuple[int, int]]()
 
-    def write(self, name: str, done: int, total: int) -> None:
+    def write_news(self, name: str, done: int, total: int) -> None:
         self.news[name] = done, total
 
-    def read(self) -> dict[str, tuple[int, int]]:
+    def read_news(self) -> dict[str, tuple[int, int]]:
         news, self.news = self.news, {}
         return news
 
+    def models(self, names: list[str]) -> Files:
+        return read_signed(self.run, [self.run.model(name) for name in names])
 
-def _run_cell(job: Job, name: str, needed: Files, board: Any) -> tuple[Attempt | None, Files]:  # noqa: ANN401
+
+def _run_cell(job: Job, cell: Cell, desk: Any) -> tuple[Attempt | None, Files]:  # noqa: ANN401
     """On a worker: run one cell, and tell how far it is twice a second."""
+    import ray
+
     told = 0.0
 
     def progress(done: int, total: int) -> None:
         nonlocal told
         if time.monotonic() - told > _POLL_SECONDS:
             told = time.monotonic()
-            board.write.remote(name, done, total)
+            desk.write_news.remote(cell.name, done, total)
 
-    return run_there(job, name, needed, progress)
+    return run_there(job, cell, lambda: ray.get(desk.models.remote(cell.needs)), progress)

@@ -6,9 +6,10 @@ own and hands its files back.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,22 +39,29 @@ class Job:
     token: str
     """Name of a file among the locks: who does not see it does not see the folder."""
 
+    @classmethod
+    def of(cls, context: Context, data_root: Path | None, token: str) -> Job:
+        """The cells of a run."""
+        config, folder = context.plan.config.to_yaml(), str(context.run.root.resolve())
+        root = str(data_root.resolve()) if data_root else None
+        return cls(config, root, folder, context.device.type, token)
+
 
 def run_there(
-    job: Job, name: str, needed: Files, progress: Progress
+    job: Job, cell: Cell, fetch_models: Callable[[], Files], progress: Progress
 ) -> tuple[Attempt | None, Files]:
-    """Run a cell by its name; the files it made, where the run folder cannot be seen.
+    """Run a cell; the files it made, where the run folder cannot be seen.
 
-    ``needed``: files of the models that the cell needs.
+    ``fetch_models`` gets the files of the models that the cell needs.
     """
-    context, shared = _context(job)
-    cell = _cells(job)[name]
-    if not shared:
-        write_signed(context.run, needed)
-    attempt = attempt_cell(context, cell, progress)
-    if shared or attempt is None or attempt.error is not None:
-        return attempt, {}
-    return attempt, read_signed(context.run, _made(context.run, cell))
+    context = _context(job)
+    if (context.run.locks / job.token).is_file():
+        return attempt_cell(context, cell, progress), {}
+    with tempfile.TemporaryDirectory(prefix="robust-ham-") as folder:
+        own = dataclasses.replace(context, run=RunFolder(Path(folder)))
+        write_signed(own.run, fetch_models())
+        attempt = attempt_cell(own, cell, progress)
+        return attempt, read_signed(own.run, _made(own.run, cell))
 
 
 def _made(run: RunFolder, cell: Cell) -> Iterable[Path]:
@@ -66,16 +74,9 @@ def _made(run: RunFolder, cell: Cell) -> Iterable[Path]:
 
 
 @functools.lru_cache(maxsize=1)
-def _context(job: Job) -> tuple[Context, bool]:
-    """A worker's own context, and whether it sees the run folder; made once per worker."""
+def _context(job: Job) -> Context:
+    """A worker's own; made once per worker."""
     config = parse_config(job.config, origin="the run's configuration")
     torch.set_num_threads(config.evaluation.threads)
     plan = make_plan(config, Path(job.data_root) if job.data_root else None)
-    shared = (RunFolder(Path(job.folder)).locks / job.token).is_file()
-    folder = job.folder if shared else tempfile.mkdtemp(prefix="robust-ham-")
-    return Context(plan, RunFolder(Path(folder)), torch.device(job.device)), shared
-
-
-@functools.lru_cache(maxsize=1)
-def _cells(job: Job) -> dict[str, Cell]:
-    return {cell.name: cell for cell in _context(job)[0].plan.cells}
+    return Context(plan, RunFolder(Path(job.folder)), torch.device(job.device))

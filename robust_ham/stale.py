@@ -14,7 +14,7 @@ from robust_ham.model_cells import key_of_files, model_key, sign_model
 from robust_ham.model_groups import ModelGroup
 from robust_ham.plan import source_folder
 from robust_ham.receipts import fault, receipt_of
-from robust_ham.store import file_hash, read_metadata
+from robust_ham.store import file_hash, read_metadata, remove_empty
 
 
 def set_aside_stale(context: Context) -> list[str]:
@@ -108,14 +108,17 @@ def _set_aside_attack(
         _remove(run.receipt(path), *(place(model_id, attack_id) for place in made))
     shards = run.shard(model_id, attack_id, 0).parent
     for shard in sorted(shards.iterdir()) if shards.is_dir() else ():
-        receipt = receipt_of(run, shard)
+        whole, receipt = receipt_of(run, path) is not None, receipt_of(run, shard)
         wanted = asked and receipt is not None and receipt.about.get("recipe") == recipe
+        wanted = wanted and not whole
         damage = fault(run, receipt) if receipt is not None and wanted else None
         if damage:
             yield damage
         if not wanted or damage:
             _remove(run.receipt(shard))
             shutil.rmtree(shard)
+            remove_empty(shard, run.root)
+            remove_empty(run.receipt(shard), run.root)
 
 
 def _remove(*paths: Path) -> None:

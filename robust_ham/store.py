@@ -121,6 +121,15 @@ def writing_folder(folder: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+def remove_empty(path: Path, root: Path) -> None:
+    """Remove the folders above what was removed, up to ``root``, as far as they are empty."""
+    with contextlib.suppress(OSError):  # one is not, or another process was quicker
+        for folder in path.parents:
+            if folder == root:
+                return
+            folder.rmdir()
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole."""
     with writing(path) as temporary:

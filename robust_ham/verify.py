@@ -160,8 +160,8 @@ def check_adversarials(context: Context) -> Check:
 def _as_found(images: torch.Tensor, rows: pd.DataFrame) -> AttackOutcome:
     """What the attack had returned, as far as it is judged."""
     none = torch.zeros(len(rows), dtype=torch.int64)
-    moved = torch.from_numpy(rows[["angle", "dx", "dy"]].to_numpy(np.float32))
-    fooled = torch.from_numpy((rows["status"] == "fooled").to_numpy())
+    moved = torch.from_numpy(np.array(rows[["angle", "dx", "dy"]], np.float32))
+    fooled = torch.from_numpy(np.array(rows["status"] == "fooled"))
     return AttackOutcome(images, fooled, none, none, None if rows["l2"].notna().any() else moved)
 
 
@@ -206,7 +206,7 @@ def differ(before: pd.DataFrame, after: pd.DataFrame) -> str | None:
     """How two tables of one attack differ beyond contract 1's tolerance; None: they do not."""
     if before["sample_id"].tolist() != after["sample_id"].tolist():
         return "other images"
-    same = (before["status"] == after["status"]).to_numpy()
+    same = np.array(before["status"] == after["status"])
     for norm in ("l2", "linf"):
         one, two = (t[norm].to_numpy(np.float64) for t in (before, after))
         same &= np.isclose(one, two, rtol=RELATIVE, atol=0, equal_nan=True)

@@ -1,0 +1,330 @@
+"""Whatever happens to a run: nothing finished is lost, nothing damaged is believed.
+
+The short versions; `make test-faults` runs the long ones.
+"""
+
+import errno
+import multiprocessing
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from faulty_runs import (
+    CONFIG,
+    NUM_CELLS,
+    results,
+    run_as_nobody,
+    run_here,
+    run_in_child,
+    run_until_killed,
+)
+from test_data import write_idx
+
+from robust_ham import store
+from robust_ham.config import DatasetConfig, RequestError
+from robust_ham.data import load_split
+from robust_ham.status import read_status
+
+FORKS = multiprocessing.get_context("forkserver")
+
+
+def write_data(root, first=0):
+    """Some images of the package as a data set of its own, which is read at once."""
+    for split, stem, count in (("train", "train", 1000), ("test", "t10k", 40)):
+        found = load_split(DatasetConfig(), split)
+        rows = slice(first, first + count)
+        images, labels = found.images[rows, 0].numpy(), found.labels[rows].numpy()
+        write_idx(root / "FashionMNIST" / "raw", stem, images, labels)
+    return root
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    """An uninterrupted run: its folder, and its results."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert list(run_here(folder, data).outcomes.values()).count("done") == NUM_CELLS + 1
+    return folder, results(folder)
+
+
+@pytest.fixture(scope="module")
+def children():
+    """Starts processes that have imported everything, but computed nothing."""
+    FORKS.set_forkserver_preload(["faulty_runs"])
+
+    def start(function, *args):
+        process = FORKS.Process(target=function, args=args)
+        process.start()
+        return process
+
+    start(time.sleep, 0).join()
+    return start
+
+
+def finished_files(folder):
+    """Inode of every result that has its receipt."""
+    receipts = folder / "receipts"
+    made = [p.relative_to(receipts).with_suffix("") for p in receipts.rglob("*.json")]
+    places = [folder / p for p in made if p.parts[0] in ("models", "samples", "predictions")]
+    return {place: place.stat().st_ino for place in places if place.exists()}
+
+
+# --- killed --------------------------------------------------------------------------------------
+
+
+def test_killed_at_every_rename(whole, data, tmp_path, monkeypatch):
+    """What a killed process leaves is what the disk holds then: here, before each rename."""
+    _, expected = whole
+    folder, real, states = tmp_path / "run", os.replace, []
+
+    def replace(source, target):
+        states.append(tmp_path / f"state{len(states)}")
+        shutil.copytree(folder, states[-1])
+        return real(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", replace)
+        run_here(folder, data)
+    assert results(folder) == expected
+    assert len(states) > 60
+    for state in states:
+        kept = finished_files(state)
+        monitor = run_here(state, data)
+        assert results(state) == expected
+        assert finished_files(state).items() >= kept.items()  # nothing finished was made anew
+        assert monitor.notes[-1:] == [] or " cells in " in monitor.notes[-1]
+        assert not list(state.rglob(".*tmp*"))
+        shutil.rmtree(state)
+
+
+def kill_at_random_moments(count, whole, data, tmp_path, children, seed):
+    _, expected = whole
+    moments = random.Random(seed)
+    print(f"seed {seed}")
+    start = time.monotonic()
+    children(run_in_child, tmp_path / "timed", data).join()
+    duration, lost = time.monotonic() - start, 0
+    for i in range(count):
+        folder = tmp_path / str(i)
+        process = children(run_until_killed, folder, data)
+        process.join(moments.uniform(0.1, 1.0) * duration)
+        process.kill()
+        process.join()
+        lost += process.exitcode == -signal.SIGKILL
+        folder.mkdir(exist_ok=True)
+        kept = finished_files(folder)
+        children(run_in_child, folder, data, folder / "report").join()
+        done = store.read_json(folder / "report")["outcomes"]
+        (folder / "report").unlink()
+        assert results(folder) == expected
+        assert finished_files(folder).items() >= kept.items()
+        attacks = [f for f in kept if f.suffix == ".parquet" and "samples" in f.parts]
+        there = sum(outcome == "already there" for outcome in done.values())
+        assert there >= 2 * len(attacks)  # both shards of each
+        shutil.rmtree(folder)
+    assert lost > count / 3  # most were killed before they had ended
+
+
+def test_killed_at_random_moments(whole, data, tmp_path, children):
+    kill_at_random_moments(10, whole, data, tmp_path, children, seed=time.time_ns())
+
+
+@pytest.mark.slow
+def test_killed_at_a_hundred_random_moments(whole, data, tmp_path, children):
+    kill_at_random_moments(100, whole, data, tmp_path, children, seed=time.time_ns())
+
+
+# --- shared --------------------------------------------------------------------------------------
+
+
+def test_processes_share_a_folder_and_make_each_result_once(whole, data, tmp_path, children):
+    _, expected = whole
+    folder = tmp_path / "run"
+    places = [tmp_path / f"{i}.json" for i in range(3)]
+    processes = [children(run_in_child, folder, data, place) for place in places]
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    assert results(folder) == expected
+    done = [store.read_json(place)["outcomes"] for place in places]
+    for name in done[0]:
+        if name != "transfer":
+            assert sum(outcomes[name] == "done" for outcomes in done) == 1
+    assert not (folder / "locks").exists()
+
+
+def test_one_of_two_processes_is_killed(whole, data, tmp_path, children):
+    _, expected = whole
+    folder = tmp_path / "run"
+    first = children(run_until_killed, folder, data)
+    second = children(run_in_child, folder, data)
+    first.join(1)
+    first.kill()
+    second.join()
+    assert second.exitcode == 0
+    assert results(folder) == expected
+
+
+def test_another_configuration_is_refused_while_one_is_run(data, tmp_path, children):
+    folder = tmp_path / "run"
+    process = children(run_until_killed, folder, data)
+    try:
+        while not (folder / "manifest.json").exists():
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGSTOP)
+        assert len(read_status(folder).running) <= 1
+        with pytest.raises(RequestError, match="another process runs another configuration there"):
+            run_here(folder, data, CONFIG.replace("steps: 10", "steps: 11"))
+        other = write_data(tmp_path / "other", first=50)
+        with pytest.raises(RequestError, match="or other data"):
+            run_here(folder, other)
+    finally:
+        process.kill()
+        process.join()
+
+
+# --- the disk ------------------------------------------------------------------------------------
+
+
+def test_no_space_left_at_any_write(whole, data, tmp_path, monkeypatch):
+    _, expected = whole
+    folder, real, left = tmp_path / "run", store._flush, 0
+
+    def flush(path):
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(path)
+
+    monkeypatch.setattr(store, "_flush", flush)
+    failures = 0
+    for tries in range(1, 1000):
+        left = 3 * tries  # a little farther each time
+        try:
+            run_here(folder, data)
+        except OSError as error:
+            failures += error.errno == errno.ENOSPC
+            half_written = list(folder.rglob(".*tmp*"))
+            assert half_written == []
+        else:
+            break
+    assert failures > 10
+    assert results(folder) == expected
+
+
+def test_files_that_may_not_grow_end_a_run_in_one_line(data, tmp_path):
+    def limit():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+
+    (tmp_path / "faults.yaml").write_text(CONFIG)
+    command = [sys.executable, "-m", "robust_ham", "run", str(tmp_path / "faults.yaml")]
+    command += ["--data-root", str(data), "--out", str(tmp_path / "run")]
+    ended = subprocess.run(command, preexec_fn=limit, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr.count("\n")) == (1, 1)
+    assert "File too large" in ended.stderr
+
+
+def test_a_folder_that_may_not_be_written(whole, data, children):
+    with tempfile.TemporaryDirectory() as place:  # one that any user may enter
+        os.chmod(place, 0o755)
+        folder = Path(place, "run")
+        shutil.copytree(whole[0], folder)
+        shutil.copytree(data, Path(place, "data"))
+        folders = [folder, *(p for p in folder.rglob("*") if p.is_dir())]
+        for path in folders:
+            path.chmod(0o555)
+        reading, writing = FORKS.Pipe(duplex=False)
+        process = children(run_as_nobody, folder, Path(place, "data"), writing)
+        assert reading.poll(60)
+        assert reading.recv() == "PermissionError"
+        process.join()
+        for path in folders:
+            path.chmod(0o755)
+        assert results(folder) == whole[1]
+
+
+# --- damage --------------------------------------------------------------------------------------
+
+
+def flipped(content):
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 4]) + content[middle + 1 :]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(flipped, id="a bit flipped"),
+        pytest.param(lambda c: c[: len(c) // 2], id="half", marks=pytest.mark.slow),
+        pytest.param(lambda c: b"", id="empty", marks=pytest.mark.slow),
+    ],
+)
+def test_a_damaged_file_is_made_anew(whole, data, tmp_path, damage):
+    original, expected = whole
+    folder = tmp_path / "run"
+    shutil.copytree(original, folder)
+    for name, content in expected.items():
+        (folder / name).write_bytes(damage(content))
+        monitor = run_here(folder, data)
+        assert results(folder) == expected, name
+        part = name.partition("/")[0]
+        if part in ("models", "predictions", "samples", "gallery", "adversarials", "grids"):
+            assert monitor.notes[0].startswith(f"{name} is not as it was written"), name
+            assert "done" in monitor.outcomes.values()
+
+
+@pytest.mark.slow
+def test_a_missing_file_is_made_anew(whole, data, tmp_path):
+    original, expected = whole
+    folder = tmp_path / "run"
+    shutil.copytree(original, folder)
+    for name in expected:
+        (folder / name).unlink()
+        run_here(folder, data)
+        assert results(folder) == expected, name
+
+
+def test_data_that_change_under_a_run_are_never_mixed(data, tmp_path):
+    folder, root = tmp_path / "run", tmp_path / "data"
+    shutil.copytree(data, root)
+    run_here(folder, root)
+    before = results(folder)
+    images = next(root.rglob("train-images-idx3-ubyte"))
+    content = bytearray(images.read_bytes())
+    content[16 + 784 * 3 + 400] ^= 255
+    images.write_bytes(content)
+    monitor = run_here(folder, root)
+    assert "already there" not in monitor.outcomes.values()
+    run_here(tmp_path / "fresh", root)
+    after = results(folder)
+    assert after == results(tmp_path / "fresh")
+    changed = [name for name in before if before[name] != after[name]]
+    assert any(name.endswith(".safetensors") for name in changed)
+
+
+def test_shards_give_what_one_cell_gives(whole, data, tmp_path):
+    """Contract 1: the same status, and norms within 1e-5, whatever is in a batch."""
+    run_here(tmp_path / "run", data, CONFIG.replace("shard_size: 6", "shard_size: null"))
+    for path in sorted((whole[0] / "samples").rglob("*.parquet")):
+        one, other = (
+            store.read_table(p) for p in (path, tmp_path / "run" / path.relative_to(whole[0]))
+        )
+        assert one["status"].tolist() == other["status"].tolist()
+        for norm in ("l2", "linf"):
+            np.testing.assert_allclose(one[norm], other[norm], rtol=1e-5)
+    assert not list((tmp_path / "run").rglob("shards"))

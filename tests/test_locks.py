@@ -1,0 +1,138 @@
+"""Locks: one owner at a time, freed by its death; where there are none, by its silence."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from robust_ham import locks
+from robust_ham.locks import locked, owner, try_lock
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from robust_ham.locks import try_lock
+assert try_lock(Path(sys.argv[1])) is not None
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture(params=["kernel", "heartbeat"])
+def kind(request, monkeypatch):
+    if request.param == "heartbeat":
+
+        def flock(*_):
+            raise OSError(errno.ENOLCK, "No locks available")
+
+        monkeypatch.setattr(locks.fcntl, "flock", flock)
+    return request.param
+
+
+def test_one_owner_at_a_time(kind, tmp_path):
+    path = tmp_path / "a" / "cell.lock"
+    assert owner(path) is None
+    lock = try_lock(path)
+    assert owner(path)["pid"] == os.getpid()
+    assert try_lock(path) is None
+    lock.release()
+    assert owner(path) is None
+    again = try_lock(path)
+    if again is None and kind == "heartbeat":
+        pytest.fail("a lock that was let go is free")
+    again.release()
+    assert list(path.parent.iterdir()) == []
+
+
+def test_a_lock_is_waited_for(kind, tmp_path):
+    path, waits = tmp_path / "cell.lock", []
+    lock = try_lock(path)
+    threading.Timer(0.3, lock.release).start()
+    with locked(path, lambda: waits.append(1)):
+        assert try_lock(path) is None
+    assert waits
+
+
+def test_the_kernel_frees_the_lock_of_a_dead_process(tmp_path):
+    path = tmp_path / "cell.lock"
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"held\n"
+    assert try_lock(path) is None
+    assert owner(path)["pid"] == process.pid
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert owner(path) is None
+    try_lock(path).release()
+
+
+def test_a_child_does_not_keep_the_lock_of_its_parent(tmp_path):
+    path = tmp_path / "cell.lock"
+    lock = try_lock(path)
+    child = os.fork()
+    if child == 0:
+        time.sleep(30)
+        os._exit(0)
+    try:
+        lock.release()
+        try_lock(path).release()
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_of_many_that_try_at_once_one_has_it(kind, tmp_path):
+    path, held, most = tmp_path / "cell.lock", [], []
+
+    def work():
+        for _ in range(20):
+            with locked(path):
+                held.append(1)
+                most.append(len(held))
+                time.sleep(0.0005)
+                held.pop()
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(most) == 160
+    assert max(most) == 1
+
+
+def test_a_silent_owner_is_taken_for_dead(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    monkeypatch.setattr(locks.fcntl, "flock", flock)
+    monkeypatch.setattr(locks, "HEARTBEAT_SECONDS", 0.05)
+    path = tmp_path / "cell.lock"
+    lock = try_lock(path)
+    place = tmp_path / "cell.lock.held"
+    long_ago = place.stat().st_mtime - 2 * locks.SILENT_SECONDS
+    time.sleep(0.2)
+    assert owner(path) is not None  # it has been heard of
+    lock.release()
+    place.write_text(json.dumps({"host": "gone", "pid": 1, "since": 0}))
+    os.utime(place, (long_ago, long_ago))
+    path.touch()
+    assert owner(path) is None
+    assert try_lock(path) is None  # the dead one is buried
+    taken = try_lock(path)
+    assert owner(path)["pid"] == os.getpid()
+    taken.release()
+
+
+def test_another_error_is_not_hidden(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(locks.fcntl, "flock", flock)
+    with pytest.raises(OSError, match="Input/output error"):
+        try_lock(tmp_path / "cell.lock")
