@@ -219,12 +219,10 @@ def _others(run: RunFolder) -> bool:
 def _tell_overhead(ledger: Ledger, seconds: float) -> None:
     """Say what a cell costs beside its own work."""
     num_done = sum(a.outcome == "done" for a in ledger.ended.values())
-    if num_done:
-        beside = max(0.0, seconds - ledger.seconds) / len(ledger.ended)
-        ledger.monitor.note(
-            f"{num_done} cells in {seconds:.1f} s, of which {1000 * beside:.0f} ms per cell "
-            "beside its work"
-        )
+    beside = 1000 * (seconds - ledger.seconds) / max(1, len(ledger.ended))
+    line = f"{num_done} cells in {seconds:.1f} s, {ledger.seconds:.1f} s of work"
+    if num_done:  # several at a time do more work than time passes
+        ledger.monitor.note(line + (f", {beside:.0f} ms beside it per cell" if beside > 0 else ""))
 
 
 def _write_tables(context: Context, ledger: Ledger, attacked: bool) -> tuple[str, ...]:

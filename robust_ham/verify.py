@@ -29,7 +29,7 @@ from robust_ham.store import read_arrays, read_table, write_csv
 
 RELATIVE, SHARE = 1e-5, 0.999
 """Distances agree within this, for at least this share of images (contract 1)."""
-_NOT_PASSED_ON = ("adversarials", "margins", "gallery")
+_NOT_PASSED_ON = ("adversarials", "margins", "gallery", "predictions")
 """Folders that a repository may leave out; weights may be left out too."""
 
 
