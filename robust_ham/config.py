@@ -150,8 +150,8 @@ class AttackConfig(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     attack: str = Field(
-        description="a name in the catalogue (robust-ham list attacks), or foolbox:NAME for an "
-        "attack of foolbox"
+        description="a name in the catalogue (robust-ham list attacks), foolbox:NAME for an "
+        "attack of foolbox, or module:function for one of your own; this runs that module's code"
     )
     budget: Number | None = Field(
         None, gt=0, description="distance of robust_accuracy; minimum-norm attacks"
@@ -189,7 +189,12 @@ class AttackConfig(BaseModel):
 
     @property
     def has_budget(self) -> bool:
-        """Whether the attack seeks the smallest distance; others fool or do not."""
+        """Whether the attack seeks the smallest distance; others fool or do not.
+
+        One of the user's own does where a budget is given.
+        """
+        if ":" in self.attack and not self.attack.startswith("foolbox:"):
+            return self.budget is not None or self.budgets is not None
         without = ("spatial_", "stadv", "foolbox:SpatialAttack")
         return not self.attack.startswith(without) and "epsilon" not in self.options
 
