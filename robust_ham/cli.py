@@ -20,9 +20,11 @@ from robust_ham import stopping
 from robust_ham.explain import EXPERIMENTS
 
 if TYPE_CHECKING:
+    import torch
     from rich.progress import TaskID
 
     from robust_ham.config import Config
+    from robust_ham.executors import Executor
     from robust_ham.monitor import Monitor
     from robust_ham.plan import Plan
     from robust_ham.status import Status
@@ -112,7 +114,10 @@ def run(
     stop_after: Annotated[
         StopAfter | None, typer.Option(help="Stop after training, or before the report.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and show the plan.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check, show the plan and how long it will take.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="The plan, for other programs.")] = False,
     debug: Debug = False,
 ) -> int:
     """Train or load the models, attack them, and write tables, figures and a report page.
@@ -125,22 +130,20 @@ def run(
     folder = out or Path("results") / loaded.name
     _check_attacks_package()
     from robust_ham import distributed
-    from robust_ham.executors import Executor, choose_device, inline, run_plan
+    from robust_ham.executors import choose_device, run_plan
     from robust_ham.plan import make_plan
 
-    if executor == ExecutorName.inline and (address or workers or gpus_per_cell):
-        raise RequestError(
-            "--address, --workers, --gpus-per-cell: for --executor ray; without it, the same "
-            "command in another terminal shares the work"
-        )
+    if as_json and not dry_run:
+        raise RequestError("--json: with --dry-run; `robust-ham status --json` tells of a run")
+    execute = _executor(executor, data_root, address, workers, gpus_per_cell)
     if distributed.launched() and stop_after != StopAfter.train:
         raise RequestError("torchrun is for training: add --stop-after train, then run without it")
-    if not sys.stdout.isatty() and not distributed.launched():
+    if not sys.stdout.isatty() and not distributed.launched() and not as_json:
         _say(f"{loaded.name}: {len(loaded.model_specs())} models, {len(loaded.attacks)} attacks")
     chosen = choose_device(device)
     plan = make_plan(loaded, data_root, attack=stop_after != StopAfter.train)
     if dry_run:
-        _show_plan(plan, folder)
+        _show_plan(plan, folder, chosen, as_json=as_json)
         return 0
     with distributed.joined(chosen) as own:
         if distributed.rank() > 0:
@@ -148,11 +151,6 @@ def run(
             return 0
         folder.mkdir(parents=True, exist_ok=True)
         with _log_file(folder / "run.log"), _monitor() as monitor:
-            execute: Executor = inline
-            if executor == ExecutorName.ray:
-                from robust_ham.ray_executor import on_ray
-
-                execute = on_ray(data_root, address, workers, gpus_per_cell)
             outcome = run_plan(plan, folder, own, monitor, execute)
     if outcome.num_failed:
         failures = folder / "failures.jsonl"
@@ -487,13 +485,49 @@ def _load_config(name: str, overrides: list[str] | None, threads: int | None) ->
     return load_config(name, [*(overrides or []), *extra])
 
 
-def _show_plan(plan: Plan, folder: Path) -> None:
+def _executor(
+    name: ExecutorName,
+    data_root: Path | None,
+    address: str | None,
+    workers: int | None,
+    gpus_per_cell: float | None,
+) -> Executor:
+    from robust_ham.config import RequestError
+    from robust_ham.executors import inline
+
+    if name == ExecutorName.ray:
+        from robust_ham.ray_executor import on_ray
+
+        return on_ray(data_root, address, workers, gpus_per_cell)
+    if address or workers or gpus_per_cell:
+        raise RequestError(
+            "--address, --workers, --gpus-per-cell: for --executor ray; without it, the same "
+            "command in another terminal shares the work"
+        )
+    return inline
+
+
+def _show_plan(plan: Plan, folder: Path, device: torch.device, *, as_json: bool) -> None:
+    from robust_ham.context import Context
+    from robust_ham.expected import expected_seconds
+    from robust_ham.run_folder import RunFolder
+
+    config = plan.config
+    expected = expected_seconds(Context(plan, RunFolder(folder), device))
+    if as_json:
+        cells = [cell.name for cell in plan.cells]
+        _say(json.dumps({"run": str(folder), "cells": cells, "seconds": expected._asdict()}))
+        return
     for cell in plan.cells:
         _say(f"  {cell.name}")
-    config = plan.config
     _say(
         f"{len(plan.cells)} cells: {len(config.model_specs())} models, {len(config.attacks)} "
         f"attacks on {config.evaluation.num_images} images each, into {folder}"
+    )
+    _say(
+        f"what is left will take about {_duration(sum(expected))}: training "
+        f"{_duration(expected.training)}, attacks {_duration(expected.attacks)} (a short pass of "
+        "each kind was measured now)"
     )
 
 

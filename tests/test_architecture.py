@@ -26,7 +26,7 @@ LAYERS = [  # each may import what stands before it
     {"stale", "checks", "kernels", "transfer"},
     {"gate"},
     {"explain", "executors"},
-    {"bench", "verify", "ray_executor", "api"},
+    {"bench", "verify", "ray_executor", "api", "expected"},
     {"listing"},
     {"cli"},
     {"__main__"},
