@@ -67,12 +67,13 @@ def panel_figure(run: Run, curves: pd.DataFrame, panel: Panel, *, legend: bool) 
     part = curves[(curves["attack"] == panel.attack) & (curves["metric"] == panel.metric)]
     label, across = metric_label(run, panel.attack, panel.metric), AXES[panel.axis]
     with figure_style():
-        figure = new_figure(3.6, 2.7)
+        by_family = panel.axis == "kernel_size" and compares_families(run)
+        networks = networks_of(part)
+        size = (5.2, 0.32 * len(networks) + 0.7) if by_family else (3.6, 2.7)
+        figure = new_figure(*size)
         axes = figure.subplots()
         axis: Axis = axes.yaxis
-        if panel.axis == "kernel_size" and compares_families(run):
-            networks = networks_of(part)
-            figure.set_figheight(max(2.7, 0.32 * len(networks) + 0.7))
+        if by_family:
             draw_by_family(axes, part, networks)
             label, across, axis = "", label, axes.xaxis
         else:
