@@ -171,11 +171,25 @@ def run(
 @app.command()
 def report(
     run_dirs: Annotated[list[Path], typer.Argument(help="Folders that `run` has written.")],
+    export: Annotated[
+        str | None,
+        typer.Option(
+            help="Also write, into the folder's export/, every figure as pdf, svg or png, or every "
+            "table as latex or markdown."
+        ),
+    ] = None,
+    width: Annotated[
+        float | None,
+        typer.Option(help="Of exported figures, in inches; default: what suits each."),
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Rebuild summary, curves, figures and report.html from the per-image tables."""
+    from robust_ham.report.export import check_export
+
+    check_export(export, width)
     for folder in run_dirs:
-        _report(folder)
+        _report(folder, export, width)
 
 
 @app.command()
@@ -553,12 +567,17 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def _report(folder: Path) -> None:
-    from robust_ham.report.page import build_report
+def _report(folder: Path, form: str | None = None, width: float | None = None) -> None:
+    from robust_ham.analysis.tables import write_tables
+    from robust_ham.report.export import export
+    from robust_ham.report.page import write_page
 
-    made = build_report(folder)
+    results = write_tables(folder)
+    made = write_page(results)
     _print_table(made.header, made.rows)
     _say(f"\nreport: {made.page}")
+    if form is not None:
+        _say(f"export: {len(export(results, form, width))} files in {folder / 'export'}")
 
 
 _WORDS = ("network", "window", "attack", "library", "layer", "filter", "measured", "contestant")
