@@ -162,6 +162,7 @@ class Run:
         path = self.folder.grid(model_id, attack_id)
         if not path.is_file() or (model_id, attack_id) not in self.samples:
             return None
+        check(self.folder, self.folder.samples(model_id, attack_id), path)
         with reading(path):
             columns = "angle dx dy num_images num_fooled".split()
             return _with_numbers(read_csv(path), columns)[columns]

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from robust_ham.analysis.curves import arms_of
 from robust_ham.analysis.run import Run
+from robust_ham.receipts import check
 from robust_ham.report.style import WINDOW_LABELS, columns_that_fit, figure_style, new_figure
 from robust_ham.store import read_arrays, reading
 
@@ -26,6 +27,7 @@ def load_gallery(run: Run, model_id: str, attack_id: str) -> Arrays | None:
     path = run.folder.gallery(model_id, attack_id)
     if not path.is_file() or not run.config.evaluation.gallery:
         return None
+    check(run.folder, run.folder.samples(model_id, attack_id), path)
     with reading(path):
         return _checked(read_arrays(path))
 
