@@ -254,6 +254,23 @@ def verify(
     return EXIT_CELLS if num_faults else 0
 
 
+@app.command()
+def compare(
+    run_dirs: Annotated[list[Path], typer.Argument(help="Two or more folders; the first is it.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder; default results/compare/<names>.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """What changed between runs: configurations, and every network that both have."""
+    from robust_ham.report.comparison import write_comparison
+
+    names = "_".join(folder.resolve().name for folder in run_dirs)
+    made = write_comparison(run_dirs, out or Path("results") / "compare" / names)
+    _print_table(made.header, made.rows)
+    _say(f"\ncomparison: {made.page}")
+
+
 @app.command("list")
 def list_(
     topic: Annotated[Topic | None, typer.Argument(help="Only this.")] = None,
@@ -580,7 +597,10 @@ def _report(folder: Path, form: str | None = None, width: float | None = None) -
         _say(f"export: {len(export(results, form, width))} files in {folder / 'export'}")
 
 
-_WORDS = ("network", "window", "attack", "library", "layer", "filter", "measured", "contestant")
+_WORDS = (
+    *("network", "window", "attack", "library", "layer", "filter", "measured", "contestant"),
+    *("run", "measure", "note"),
+)
 """Columns of words in printed tables; the others hold numbers."""
 
 

@@ -62,19 +62,24 @@ def compared_results(runs: list[Run]) -> pd.DataFrame:
     first, names = runs[0], run_names(runs)
     rows: list[dict[str, Any]] = []
     for other, name in zip(runs[1:], names[1:], strict=True):
+        seen = set[str]()
         for (model_id, attack_id), samples in first.samples.items():
             theirs = other.samples.get((model_id, attack_id))
             if theirs is None:
                 continue
             attack = first.attacks[attack_id]
             about = {"run": name, "model_id": model_id, "attack": attack_id}
-            metrics: list[tuple[Any, float | None]] = [("clean_accuracy", None)]
+            metrics: list[tuple[Any, float | None]] = []
+            if model_id not in seen:  # under every attack the same
+                metrics.append(("clean_accuracy", None))
+            seen.add(model_id)
             if attack.has_budget:
                 metrics.append(("robust_area", attack.curve_budgets[-1]))
             metrics.append(("robust_accuracy", attack.main_budget if attack.has_budget else None))
             for metric, budget in metrics:
                 row = about | {"metric": metric, "budget": budget}
                 try:
+                    _check_data(samples, theirs)
                     found = compare(theirs, samples, metric, budget=budget, norm=attack.norm)
                 except ValueError:
                     rows.append(row | {"note": "not the same images"})
@@ -83,6 +88,13 @@ def compared_results(runs: list[Run]) -> pd.DataFrame:
     if not rows:
         raise RequestError("the runs have no network and attack in common")
     return pd.DataFrame(rows, columns=RESULT_COLUMNS)
+
+
+def _check_data(one: pd.DataFrame, other: pd.DataFrame) -> None:
+    """Equal numbers of images of other data, or of another split, are not the same images."""
+    for column in {"dataset", "split"} & set(one.columns) & set(other.columns):
+        if set(one[column]) != set(other[column]):
+            raise ValueError(f"another {column}")
 
 
 def _in_a_row(found: PairedComparison) -> dict[str, Any]:

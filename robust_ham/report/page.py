@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from robust_ham.analysis.run import Run
@@ -18,6 +15,7 @@ from robust_ham.report.arms import AXES
 from robust_ham.report.cards import strips
 from robust_ham.report.explorer import Panel, panel_figure, panels, swatches
 from robust_ham.report.figures import METRIC_NAMES, attack_title
+from robust_ham.report.html import render_page
 from robust_ham.report.inline import data_uri, inline_svg
 from robust_ham.report.pictures import Picture, Section, draw_pictures
 from robust_ham.report.style import WINDOW_LABELS, render
@@ -61,17 +59,8 @@ def write_page(results: Tables) -> Report:
 
 
 def _page(results: Tables, pictures: list[Picture]) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "template"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    script = environment.get_template("page.js").render()
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return environment.get_template("page.html.j2").render(
-        script_hash=f"sha256-{digest}",
+    return render_page(
+        "page.html.j2",
         **_about(results),
         **_verdicts(results),
         **_trust(results.run),
