@@ -34,7 +34,14 @@ EXIT_ENVIRONMENT, EXIT_REQUEST, EXIT_CELLS, EXIT_GATE = 1, 2, 3, 4
 app = typer.Typer(
     name="robust-ham",
     help="Adversarial robustness of baseline and Hamming-windowed CNNs across kernel sizes.\n\n"
-    "Start with: robust-ham run quickstart",
+    "\b\n"
+    "  robust-ham run quickstart               attack 30 trained networks, write a report page\n"
+    "  robust-ham list configs                 what else is there to run, and how long it takes\n"
+    "  robust-ham run my.yaml --dry-run        check one of your own; how long will it take?\n"
+    "  robust-ham run my.yaml                  run it; the same command goes on after a stop\n"
+    "  robust-ham status results/my            how far it is, from another terminal\n"
+    "  robust-ham report results/my --export pdf   figures for a paper\n\n"
+    "Every verb has its own --help.",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
@@ -78,7 +85,21 @@ def _set_debug(value: bool) -> None:
 Debug = Annotated[
     bool, typer.Option("--debug", callback=_set_debug, help="Show tracebacks and debug messages.")
 ]
-ConfigName = Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped config.")]
+
+
+def _complete_config(incomplete: str) -> list[str]:
+    """Names of shipped configs, for the shell."""
+    from robust_ham.config_files import shipped_configs
+
+    return [name for name in shipped_configs() if name.startswith(incomplete)]
+
+
+ConfigName = Annotated[
+    str,
+    typer.Argument(
+        help="A YAML file, or the name of a shipped config.", autocompletion=_complete_config
+    ),
+]
 Overrides = Annotated[
     list[str] | None, typer.Option("-o", help="Override a key, as in training.epochs=5.")
 ]
