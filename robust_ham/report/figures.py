@@ -16,6 +16,7 @@ from robust_ham.report.style import (
     draw_arm,
     figure_style,
     legend_below,
+    network_label,
     panel_grid,
     window_colour,
     window_marker,
@@ -77,7 +78,9 @@ def primary_panels(run: Run, curves: pd.DataFrame) -> list[tuple[str, str, str]]
 
     Attacks that are held to a band of frequencies have a figure of their own.
     """
-    panels = [("", "clean_accuracy", "clean images, whole test split")]
+    panels = []
+    if (curves["metric"] == "clean_accuracy").any():
+        panels.append(("", "clean_accuracy", "clean images, whole test split"))
     for attack_id, attack in run.attacks.items():
         have = set(curves.loc[curves["attack"] == attack_id, "metric"])
         metric = next((m for m in _PRIMARY if m in have), None)
@@ -116,10 +119,15 @@ def _panels(run: Run, curves: pd.DataFrame, panels: list[tuple[str, str, str]]) 
 
 
 def _compares_families(run: Run) -> bool:
-    """Whether families stand side by side and none has three kernel sizes, enough for an axis."""
+    """Whether families stand side by side and none has three kernel sizes, enough for an axis.
+
+    So they do where a kernel size is not known.
+    """
     sizes: dict[str, set[int]] = {}
     for spec in run.specs:
         sizes.setdefault(spec.family, set()).add(spec.kernel_size)
+    if any(0 in found for found in sizes.values()):
+        return True
     return len(sizes) > 1 and max(len(found) for found in sizes.values()) < 3
 
 
@@ -148,7 +156,7 @@ def _by_family(axes: Axes, part: pd.DataFrame, networks: list[tuple[str, int]]) 
                 linestyle="none",
                 label=WINDOW_LABELS[row["window"]],
             )
-    labels = [f"{family}, k = {size}" for family, size in networks]
+    labels = [network_label(family, size) for family, size in networks]
     axes.set_yticks(range(len(networks)), labels)
     axes.set_ylim(-0.6, len(networks) - 0.4)
     axes.grid(axis="y", color="0.92")
@@ -208,7 +216,10 @@ def budget_figure(run: Run, curves: pd.DataFrame, attack_id: str) -> Figure:
                     mean.index, seeds.min(), seeds.max(), color=colour, alpha=0.2, lw=0
                 )
             name = f"k = {value}" if by_family else WINDOW_LABELS[str(value)]
-            axes.set_title(f"{name}\n{family}" if several else name)
+            if by_family and not value:
+                axes.set_title(str(family))
+            else:
+                axes.set_title(f"{name}\n{family}" if several else name)
             axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
             axes.set_ylim(0, 1)
             norm = "L∞" if run.attacks[attack_id].norm == "linf" else "L2"

@@ -14,7 +14,7 @@ from robust_ham.analysis.run import Run
 from robust_ham.analysis.tables import make_tables
 from robust_ham.report import figures
 from robust_ham.report.pictures import Picture, draw_pictures
-from robust_ham.report.style import WINDOW_LABELS
+from robust_ham.report.style import WINDOW_LABELS, size_label
 from robust_ham.report.verdict_table import claim_table, verdict_table
 from robust_ham.run_folder import RunFolder
 from robust_ham.store import (
@@ -172,7 +172,12 @@ def _arm_table(run: Run, curves: pd.DataFrame) -> tuple[list[str], list[list[str
     rows = []
     arms = curves.groupby(["family", "kernel_size", "window"], sort=False)
     for (family, size, window), arm in arms:
-        row = [str(family), str(size), WINDOW_LABELS[str(window)], str(arm["num_seeds"].iloc[0])]
+        row = [
+            str(family),
+            size_label(int(str(size))),
+            WINDOW_LABELS[str(window)],
+            str(arm["num_seeds"].iloc[0]),
+        ]
         for attack_id, metric in wanted:
             found = arm[(arm["attack"] == attack_id) & (arm["metric"] == metric)]
             row.append(_interval(found.iloc[0], metric) if len(found) else "–")

@@ -65,13 +65,14 @@ def _against_kernel_size(run: Run, curves: pd.DataFrame, budgets: pd.DataFrame) 
         "points: single seeds; bars: 95 % intervals over seeds and images together (with one "
         "seed: over images, for that one model).",
     )
-    yield _Drawn(
-        "axes",
-        mechanism.axes_figure(run, curves),
-        "The same figures against what else grows with k: the effective width of the nominal "
-        "window and of the learned kernels, parameters, FLOPs. Numbers beside markers: k. A "
-        "difference that vanishes on another axis is no effect of the window as such.",
-    )
+    if any(curves[name].notna().any() for name in mechanism.AXES if name != "kernel_size"):
+        yield _Drawn(
+            "axes",
+            mechanism.axes_figure(run, curves),
+            "The same figures against what else grows with k: the effective width of the nominal "
+            "window and of the learned kernels, parameters, FLOPs. Numbers beside markers: k. A "
+            "difference that vanishes on another axis is no effect of the window as such.",
+        )
     for attack_id in run.attacks:
         title = figures.attack_title(run, attack_id)
         if not (budgets["attack"] == attack_id).any():

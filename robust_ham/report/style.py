@@ -38,6 +38,16 @@ FAMILY_FILLS: tuple[Literal["full", "none", "left", "bottom", "right", "top"], .
 _DPI = 160
 
 
+def size_label(size: int) -> str:
+    """A kernel size as tables show it."""
+    return str(size) if size else "–"
+
+
+def network_label(family: str, size: int) -> str:
+    """A family, and its kernel size where it is known."""
+    return f"{family}, k = {size}" if size else family
+
+
 def window_colour(window: str) -> tuple[float, float, float]:
     """A window's colour, the same in every figure, safe for the colour-blind."""
     red, green, blue = sns.color_palette("colorblind", 10)[_COLOURS[window]]
@@ -55,6 +65,8 @@ def legend_below(figure: Figure) -> None:
     for axes in figure.axes:
         handles, labels = axes.get_legend_handles_labels()
         found.update(zip(labels, handles, strict=True))
+    if not found:  # no figure is known with an interval
+        return
     longest = max(len(label) for label in found)  # characters of about 0.075 inches
     figure.legend(
         list(found.values()),

@@ -10,7 +10,7 @@ import pandas as pd
 from robust_ham.analysis.curves import SHARES
 from robust_ham.analysis.run import Run
 from robust_ham.report.figures import attack_title, metric_label
-from robust_ham.report.style import WINDOW_LABELS
+from robust_ham.report.style import WINDOW_LABELS, size_label
 
 
 def verdict_table(run: Run, effects: pd.DataFrame) -> list[dict[str, str]]:
@@ -27,7 +27,7 @@ def verdict_table(run: Run, effects: pd.DataFrame) -> list[dict[str, str]]:
     for row in shown.to_dict(orient="records"):
         title = attack_title(run, row["attack"]) if row["attack"] else "clean images"
         window = WINDOW_LABELS[row["window"]] + (f" ({row['family']})" if several else "")
-        size = str(row["kernel_size"])
+        size = size_label(row["kernel_size"])
         if row["versus"] == "interaction":
             size += f" against {row['versus_kernel_size']}"
         budget = None if pd.isna(row["budget"]) else float(row["budget"])
