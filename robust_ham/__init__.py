@@ -1,3 +1,27 @@
-"""Adversarial robustness of baseline and windowed CNNs across kernel sizes."""
+"""Adversarial robustness of baseline and windowed CNNs across kernel sizes.
+
+``evaluate`` networks on images, ``compare`` what came out, put windows into a network by
+``windowed``; the command line, ``robust-ham``, does whole studies.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from robust_ham.analysis.paired import compare
+    from robust_ham.api import evaluate
+    from robust_ham.models.surgery import windowed
 
 __version__ = "0.1.0"
+__all__ = ["compare", "evaluate", "windowed"]
+
+_PLACES = {"compare": "analysis.paired", "evaluate": "api", "windowed": "models.surgery"}
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401
+    """Import on first use: the package itself stays without torch."""
+    if name not in _PLACES:
+        raise AttributeError(f"module 'robust_ham' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"robust_ham.{_PLACES[name]}"), name)

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from robust_ham.catalogue import attack_options, shared_transforms
+from robust_ham.catalogue import attack_options, own_code, shared_transforms
 from robust_ham.cell import Cell
 from robust_ham.checkpoints import read_card
 from robust_ham.context import Context, Done
@@ -170,6 +170,7 @@ def attack_recipe(context: Context, attack_id: str) -> str:
     """Hash of all that decides an attack's rows but the model."""
     config = context.plan.config
     attack, size = config.attacks[attack_id], config.evaluation.shard_size
+    code = own_code(attack.attack)
     return content_key(
         context.where
         | {
@@ -182,6 +183,7 @@ def attack_recipe(context: Context, attack_id: str) -> str:
             "version": VERSION,
         }
         | ({"shard_size": size} if size is not None else {})
+        | ({"code": code} if code is not None else {})
     )
 
 

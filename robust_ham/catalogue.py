@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,34 +12,81 @@ import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor
 
-from attacks import ATTACKS, Attack, foolbox_attack
+from attacks import ATTACKS, Attack, AttackOutcome, Model, foolbox_attack, misclassified
 from attacks.foolbox_attacks import foolbox_parameters
 from attacks.transforms import grid_transforms, shift_transforms
 from robust_ham.config import AttackConfig, RequestError
 from robust_ham.config_fields import number
+from robust_ham.own_code import import_function, source_hash
 
 
 def attack_function(name: str) -> tuple[Attack, dict[str, inspect.Parameter]]:
     """The function a config's ``attack`` names, and the options it takes.
 
     ``foolbox:DDNAttack`` is the catalogue's ``foolbox`` with that attack of foolbox; its options
-    are those of the foolbox attack too.
+    are those of the foolbox attack too. ``package.module:function`` is a function of the user's.
 
     Raises:
         ValueError: there is no such attack.
+        RequestError: there is no such function of the user's.
     """
     catalogue_name, colon, foolbox_name = name.partition(":")
+    if is_own(name):
+        function = import_function(name, "attack")
+        return partial(_run_own, function=function), _options(function)
     if catalogue_name not in ATTACKS or (colon and catalogue_name != "foolbox"):
-        raise ValueError(f"expected one of {', '.join(ATTACKS)} or foolbox:NAME, got {name!r}")
+        raise ValueError(
+            f"expected one of {', '.join(ATTACKS)}, foolbox:NAME or module:function, got {name!r}"
+        )
     function = ATTACKS[catalogue_name]
-    signature = inspect.signature(function, eval_str=True)
-    options = {p.name: p for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY}
+    options = _options(function)
     if catalogue_name == "foolbox":
         chosen = foolbox_name or options["attack"].default
         del options["attack"]
         options |= {p.name: p for p in foolbox_parameters(chosen)}
         return partial(foolbox_attack, attack=chosen), options
     return function, options
+
+
+def is_own(name: str) -> bool:
+    """Whether an attack is a function of the user's."""
+    module, colon, _ = name.partition(":")
+    return bool(colon) and module not in ATTACKS
+
+
+def own_code(name: str) -> str | None:
+    """Hash of the code of a user's attack; None of ours, which have versions."""
+    return source_hash(import_function(name, "attack")) if is_own(name) else None
+
+
+def _options(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    parameters = inspect.signature(function, eval_str=True).parameters
+    return {p.name: p for p in parameters.values() if p.kind is p.KEYWORD_ONLY}
+
+
+def _run_own(
+    model: Model,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    function: Callable[..., Any],
+    **options: Any,  # noqa: ANN401
+) -> AttackOutcome:
+    """What a user's function returns, as our attacks return it; passes are not counted.
+
+    Raises:
+        ValueError: it returns neither an ``AttackOutcome`` nor images like those it was given.
+    """
+    found = function(model, images, labels, **options)
+    if isinstance(found, AttackOutcome):
+        return found
+    if not isinstance(found, Tensor) or found.shape != images.shape:
+        got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise ValueError(f"expected images {tuple(images.shape)} or an AttackOutcome, got {got}")
+    passes = torch.zeros_like(labels)
+    with torch.no_grad():
+        found = found.detach().to(images)
+        return AttackOutcome(found, misclassified(model(found), labels), passes, passes)
 
 
 def attack_options(config: AttackConfig, attack_id: str) -> dict[str, Any]:
@@ -65,6 +112,8 @@ def attack_options(config: AttackConfig, attack_id: str) -> dict[str, Any]:
 
 def _typed(value: Any, expected: Any, key: str) -> Any:  # noqa: ANN401
     """``value`` if it is of the annotated type; text such as 2e-2 or 8/255 may be a number."""
+    if expected is inspect.Parameter.empty:  # a user's function may leave it out
+        return value
     check: TypeAdapter[Any] = TypeAdapter(
         expected,
         config=ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True),
@@ -88,6 +137,13 @@ def check_attack(config: AttackConfig, attack_id: str, image_shape: tuple[int, i
         RequestError: unknown option, a value out of range, or a library that is not installed.
     """
     options = attack_options(config, attack_id)
+    if is_own(config.attack):
+        missing = next(
+            (n for n, value in options.items() if value is inspect.Parameter.empty), None
+        )
+        if missing is not None:
+            raise RequestError(f"attacks.{attack_id}.{missing}: {config.attack} has no default")
+        return  # an empty batch may be more than it was written for
     images, labels = torch.zeros(0, *image_shape), torch.zeros(0, dtype=torch.int64)
     try:
         attack_function(config.attack)[0](lambda x: x.flatten(1), images, labels, **options)

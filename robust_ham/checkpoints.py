@@ -7,10 +7,7 @@ them the weights belong to.
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
-import os
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +22,7 @@ from robust_ham.config import Config, RequestError
 from robust_ham.foreign import check_packing, read_safetensors
 from robust_ham.model_groups import FactoryGroup, ModelGroup, TableGroup, model_group
 from robust_ham.models import MODELS, Normalize, build
+from robust_ham.own_code import import_function
 from robust_ham.splits import MAX_CLASSES
 from robust_ham.store import file_hash, read_json, write_csv, write_json, writing_folder
 
@@ -232,26 +230,14 @@ def training_identity(config: Config, spec: ModelGroup) -> dict[str, Any]:
 
 
 def import_factory(spec: FactoryGroup) -> Callable[[], nn.Module]:
-    """The user's function ``module:function``; modules of the working directory come last.
+    """The user's function ``module:function``.
 
     Raises:
         RequestError: no such module or function, or no such weights file.
     """
-    module_name, _, function_name = spec.factory.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-    try:
-        function: Any = importlib.import_module(module_name)
-    except Exception as error:  # it is the user's code: whatever it raises, one line says so
-        reason = " ".join(str(error).split())
-        raise RequestError(f"factory {spec.factory}: {type(error).__name__}: {reason}") from None
-    for part in function_name.split("."):
-        function = getattr(function, part, None)
-    if not callable(function):
-        raise RequestError(f"factory {spec.factory}: no such function")
+    factory: Callable[[], nn.Module] = import_function(spec.factory, "factory")
     if spec.weights is not None and not Path(spec.weights).is_file():
         raise RequestError(f"weights {spec.weights}: no such file")
-    factory: Callable[[], nn.Module] = function
     return factory
 
 

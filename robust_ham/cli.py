@@ -20,9 +20,11 @@ from robust_ham import stopping
 from robust_ham.explain import EXPERIMENTS
 
 if TYPE_CHECKING:
+    import torch
     from rich.progress import TaskID
 
     from robust_ham.config import Config
+    from robust_ham.executors import Executor
     from robust_ham.monitor import Monitor
     from robust_ham.plan import Plan
     from robust_ham.status import Status
@@ -32,7 +34,14 @@ EXIT_ENVIRONMENT, EXIT_REQUEST, EXIT_CELLS, EXIT_GATE = 1, 2, 3, 4
 app = typer.Typer(
     name="robust-ham",
     help="Adversarial robustness of baseline and Hamming-windowed CNNs across kernel sizes.\n\n"
-    "Start with: robust-ham run quickstart",
+    "\b\n"
+    "  robust-ham run quickstart               attack 30 trained networks, write a report page\n"
+    "  robust-ham list configs                 what else is there to run, and how long it takes\n"
+    "  robust-ham run my.yaml --dry-run        check one of your own; how long will it take?\n"
+    "  robust-ham run my.yaml                  run it; the same command goes on after a stop\n"
+    "  robust-ham status results/my            how far it is, from another terminal\n"
+    "  robust-ham report results/my --export pdf   figures for a paper\n\n"
+    "Every verb has its own --help.",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
@@ -76,7 +85,21 @@ def _set_debug(value: bool) -> None:
 Debug = Annotated[
     bool, typer.Option("--debug", callback=_set_debug, help="Show tracebacks and debug messages.")
 ]
-ConfigName = Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped config.")]
+
+
+def _complete_config(incomplete: str) -> list[str]:
+    """Names of shipped configs, for the shell."""
+    from robust_ham.config_files import shipped_configs
+
+    return [name for name in shipped_configs() if name.startswith(incomplete)]
+
+
+ConfigName = Annotated[
+    str,
+    typer.Argument(
+        help="A YAML file, or the name of a shipped config.", autocompletion=_complete_config
+    ),
+]
 Overrides = Annotated[
     list[str] | None, typer.Option("-o", help="Override a key, as in training.epochs=5.")
 ]
@@ -112,7 +135,10 @@ def run(
     stop_after: Annotated[
         StopAfter | None, typer.Option(help="Stop after training, or before the report.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and show the plan.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check, show the plan and how long it will take.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="The plan, for other programs.")] = False,
     debug: Debug = False,
 ) -> int:
     """Train or load the models, attack them, and write tables, figures and a report page.
@@ -125,22 +151,20 @@ def run(
     folder = out or Path("results") / loaded.name
     _check_attacks_package()
     from robust_ham import distributed
-    from robust_ham.executors import Executor, choose_device, inline, run_plan
+    from robust_ham.executors import choose_device, run_plan
     from robust_ham.plan import make_plan
 
-    if executor == ExecutorName.inline and (address or workers or gpus_per_cell):
-        raise RequestError(
-            "--address, --workers, --gpus-per-cell: for --executor ray; without it, the same "
-            "command in another terminal shares the work"
-        )
+    if as_json and not dry_run:
+        raise RequestError("--json: with --dry-run; `robust-ham status --json` tells of a run")
+    execute = _executor(executor, data_root, address, workers, gpus_per_cell)
     if distributed.launched() and stop_after != StopAfter.train:
         raise RequestError("torchrun is for training: add --stop-after train, then run without it")
-    if not sys.stdout.isatty() and not distributed.launched():
+    if not sys.stdout.isatty() and not distributed.launched() and not as_json:
         _say(f"{loaded.name}: {len(loaded.model_specs())} models, {len(loaded.attacks)} attacks")
     chosen = choose_device(device)
     plan = make_plan(loaded, data_root, attack=stop_after != StopAfter.train)
     if dry_run:
-        _show_plan(plan, folder)
+        _show_plan(plan, folder, chosen, as_json=as_json)
         return 0
     with distributed.joined(chosen) as own:
         if distributed.rank() > 0:
@@ -148,11 +172,6 @@ def run(
             return 0
         folder.mkdir(parents=True, exist_ok=True)
         with _log_file(folder / "run.log"), _monitor() as monitor:
-            execute: Executor = inline
-            if executor == ExecutorName.ray:
-                from robust_ham.ray_executor import on_ray
-
-                execute = on_ray(data_root, address, workers, gpus_per_cell)
             outcome = run_plan(plan, folder, own, monitor, execute)
     if outcome.num_failed:
         failures = folder / "failures.jsonl"
@@ -182,13 +201,26 @@ def report(
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder of tables; default results/<name>.")
     ] = None,
+    export: Annotated[
+        str | None,
+        typer.Option(
+            help="Also write, into the folder's export/, every figure as pdf, svg or png, or every "
+            "table as latex or markdown."
+        ),
+    ] = None,
+    width: Annotated[
+        float | None,
+        typer.Option(help="Of exported figures, in inches; default: what suits each."),
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Rebuild summary, curves, figures and report.html from the per-image tables."""
     from robust_ham.foreign_tables import folders_to_report
+    from robust_ham.report.export import check_export
 
+    check_export(export, width)
     for folder in folders_to_report(run_dirs, out):
-        _report(folder)
+        _report(folder, export, width)
 
 
 @app.command()
@@ -251,6 +283,23 @@ def verify(
             _complain(fault)
         num_faults += len(check.faults)
     return EXIT_CELLS if num_faults else 0
+
+
+@app.command()
+def compare(
+    run_dirs: Annotated[list[Path], typer.Argument(help="Two or more folders; the first is it.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder; default results/compare/<names>.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """What changed between runs: configurations, and every network that both have."""
+    from robust_ham.report.comparison import write_comparison
+
+    names = "_".join(folder.resolve().name for folder in run_dirs)
+    made = write_comparison(run_dirs, out or Path("results") / "compare" / names)
+    _print_table(made.header, made.rows)
+    _say(f"\ncomparison: {made.page}")
 
 
 @app.command("list")
@@ -498,13 +547,49 @@ def _load_config(name: str, overrides: list[str] | None, threads: int | None) ->
     return load_config(name, [*(overrides or []), *extra])
 
 
-def _show_plan(plan: Plan, folder: Path) -> None:
+def _executor(
+    name: ExecutorName,
+    data_root: Path | None,
+    address: str | None,
+    workers: int | None,
+    gpus_per_cell: float | None,
+) -> Executor:
+    from robust_ham.config import RequestError
+    from robust_ham.executors import inline
+
+    if name == ExecutorName.ray:
+        from robust_ham.ray_executor import on_ray
+
+        return on_ray(data_root, address, workers, gpus_per_cell)
+    if address or workers or gpus_per_cell:
+        raise RequestError(
+            "--address, --workers, --gpus-per-cell: for --executor ray; without it, the same "
+            "command in another terminal shares the work"
+        )
+    return inline
+
+
+def _show_plan(plan: Plan, folder: Path, device: torch.device, *, as_json: bool) -> None:
+    from robust_ham.context import Context
+    from robust_ham.expected import expected_seconds
+    from robust_ham.run_folder import RunFolder
+
+    config = plan.config
+    expected = expected_seconds(Context(plan, RunFolder(folder), device))
+    if as_json:
+        cells = [cell.name for cell in plan.cells]
+        _say(json.dumps({"run": str(folder), "cells": cells, "seconds": expected._asdict()}))
+        return
     for cell in plan.cells:
         _say(f"  {cell.name}")
-    config = plan.config
     _say(
         f"{len(plan.cells)} cells: {len(config.model_specs())} models, {len(config.attacks)} "
         f"attacks on {config.evaluation.num_images} images each, into {folder}"
+    )
+    _say(
+        f"what is left will take about {_duration(sum(expected))}: training "
+        f"{_duration(expected.training)}, attacks {_duration(expected.attacks)} (a short pass of "
+        "each kind was measured now)"
     )
 
 
@@ -530,15 +615,23 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def _report(folder: Path) -> None:
-    from robust_ham.report.page import build_report
+def _report(folder: Path, form: str | None = None, width: float | None = None) -> None:
+    from robust_ham.analysis.tables import write_tables
+    from robust_ham.report.export import export
+    from robust_ham.report.page import write_page
 
-    made = build_report(folder)
+    results = write_tables(folder)
+    made = write_page(results)
     _print_table(made.header, made.rows)
     _say(f"\nreport: {made.page}")
+    if form is not None:
+        _say(f"export: {len(export(results, form, width))} files in {folder / 'export'}")
 
 
-_WORDS = ("network", "window", "attack", "library", "layer", "filter", "measured", "contestant")
+_WORDS = (
+    *("network", "window", "attack", "library", "layer", "filter", "measured", "contestant"),
+    *("run", "measure", "note"),
+)
 """Columns of words in printed tables; the others hold numbers."""
 
 

@@ -151,8 +151,9 @@ class AttackConfig(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     attack: str = Field(
-        description="a name in the catalogue (robust-ham list attacks), foolbox:NAME for an attack "
-        "of foolbox, or, beside models of a table, table; norm: none where it has no distances"
+        description="a name in the catalogue (robust-ham list attacks), foolbox:NAME for an "
+        "attack of foolbox, or module:function for one of your own; this runs that module's code; "
+        "beside models of a table: table, with norm: none where it has no distances"
     )
     budget: Number | None = Field(
         None, gt=0, description="distance of robust_accuracy; minimum-norm attacks"
@@ -190,7 +191,12 @@ class AttackConfig(BaseModel):
 
     @property
     def has_budget(self) -> bool:
-        """Whether the attack seeks the smallest distance; others fool or do not."""
+        """Whether the attack seeks the smallest distance; others fool or do not.
+
+        One of the user's own does where a budget is given.
+        """
+        if ":" in self.attack and not self.attack.startswith("foolbox:"):
+            return self.budget is not None or self.budgets is not None
         without = ("spatial_", "stadv", "foolbox:SpatialAttack")
         bounded = "epsilon" in self.options or self.options.get("norm") == "none"
         return not self.attack.startswith(without) and not bounded

@@ -74,7 +74,7 @@ _UNKNOWN = "clean_margin l2_relative angle dx dy margin".split()
 """What our own rows say beside, and those of others do not."""
 _MAX_ROWS = 2_000_000
 _MAX_DISTANCE = 1e9
-_MAX_NAME = 80
+_MAX_NAME = 40
 _WHOLE = re.compile(r"0|-?[1-9][0-9]{0,17}")
 _FLAGS = {"": math.nan, "true": 1.0, "1": 1.0, "1.0": 1.0, "false": 0.0, "0": 0.0, "0.0": 0.0}
 _QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)

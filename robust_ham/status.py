@@ -62,7 +62,7 @@ def read_status(root: Path) -> Status:
     running, failed = dict[str, dict[str, Any]](), dict[str, str]()
     for cell in cells:
         at_work = owner(folder.lock(cell.name))
-        if _is_done(folder, cell):
+        if is_done(folder, cell):
             done.append(cell.name)
         elif at_work is not None:
             running[cell.name] = at_work
@@ -75,7 +75,7 @@ def read_status(root: Path) -> Status:
     return Status(done, running, failed, left, times.expected(waiting))
 
 
-def _is_done(folder: RunFolder, cell: Cell) -> bool:
+def is_done(folder: RunFolder, cell: Cell) -> bool:
     """Whether a cell has its receipt; with another configuration it may be made anew."""
     model_id = cell.spec.model_id
     if cell.attack_id is None:

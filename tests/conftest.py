@@ -20,9 +20,9 @@ torch.set_num_threads(2)
 
 
 @cache
-def zoo_model(kernel_size: int, window: str) -> nn.Module:
+def zoo_model(kernel_size: int, window: str, seed: int = 0) -> nn.Module:
     """A trained network of the zoo."""
-    folder = ZOO / "fashion_mnist" / f"cnn3-w16x32-k{kernel_size}-{window}-s0"
+    folder = ZOO / "fashion_mnist" / f"cnn3-w16x32-k{kernel_size}-{window}-s{seed}"
     return checkpoints.load(folder)[0]
 
 

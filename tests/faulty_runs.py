@@ -8,12 +8,10 @@ import torch
 from torch import nn
 
 from robust_ham import store
-from robust_ham.analysis.run import Run
-from robust_ham.analysis.tables import make_tables
+from robust_ham.analysis.tables import write_tables
 from robust_ham.config_files import parse_config
 from robust_ham.executors import inline, run_plan
 from robust_ham.plan import make_plan
-from robust_ham.run_folder import RunFolder
 
 CONFIG = """
 schema: 1
@@ -61,7 +59,7 @@ def run_here(folder, data, config=CONFIG, executor=inline, monitor=None):
     monitor, folder = monitor or Listening(), Path(folder)
     plan = make_plan(parse_config(config), Path(data))
     assert run_plan(plan, folder, torch.device("cpu"), monitor, executor).num_failed == 0
-    make_tables(Run(RunFolder(folder))).write()
+    write_tables(folder)
     return monitor
 
 

@@ -66,6 +66,7 @@ def test_the_wheel_holds_nothing_foreign(wheel):
             "robust_ham",
             "robust_ham-0.1.0.dist-info",
         }
-        assert "robust_ham/report/page.html.j2" in names
+        template = {f"robust_ham/report/template/page.{end}" for end in ("html.j2", "css", "js")}
+        assert template <= set(names)
         assert "robust_ham/py.typed" in names
         assert not any("__pycache__" in name for name in names)

@@ -4,41 +4,52 @@ import json
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 from test_curves import CARD, CONFIG, six_rows
 
 from robust_ham.analysis.run import Run
+from robust_ham.analysis.spatial_grids import by_angle_and_shift, by_direction, spatial_grids
 from robust_ham.config import RequestError
+from robust_ham.report.heat_maps import turns
 from robust_ham.report.page import build_report
+from robust_ham.report.ticks import log_ticks, readable
+from robust_ham.report.verdict_table import in_words, verdict_matrix
 from robust_ham.run_folder import RunFolder
-from robust_ham.store import write_json, write_table, write_text
+from robust_ham.store import write_csv, write_json, write_table, write_text
+
+
+def make_run(path, config=CONFIG, size=6, **card):
+    """A run folder of invented tables, the same for every model; images are noise."""
+    run = RunFolder(path)
+    write_text(run.config, config)
+    stream = np.random.default_rng(0)
+    for spec in Run(run).config.model_specs():
+        about = CARD | {"params": 1000 * spec.kernel_size**2} | card
+        write_json(run.model(spec.model_id) / "model.json", about)
+        write_table(run.samples(spec.model_id, "d"), six_rows(), {})
+        write_table(run.samples(spec.model_id, "s"), six_rows(spatial=True), {})
+        gallery = {
+            "sample_id": np.arange(8),
+            "label": np.zeros(8, np.int64),
+            "clean_prediction": np.zeros(8, np.int64),
+            "adversarial_prediction": np.ones(8, np.int64),
+            "clean": stream.integers(0, 256, (8, 3, size, size), np.uint8),
+            "adversarial": stream.random((8, 3, size, size)).astype(np.float16),
+            "perturbation": stream.normal(size=(8, 3, size, size)).astype(np.float16),
+            "fooled": np.ones(8, bool),
+            "l2": np.ones(8),
+            "transform": np.full((8, 3), np.nan),
+        }
+        path = run.gallery(spec.model_id, "d")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(path, **gallery)
+    return run
 
 
 @pytest.fixture
 def folder(tmp_path):
-    run = RunFolder(tmp_path)
-    write_text(run.config, CONFIG)
-    stream = np.random.default_rng(0)
-    for spec in Run(run).config.model_specs():
-        write_json(run.model(spec.model_id) / "model.json", CARD)
-        write_table(run.samples(spec.model_id, "d"), six_rows(), {})
-        write_table(run.samples(spec.model_id, "s"), six_rows(spatial=True), {})
-        path = run.gallery(spec.model_id, "d")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(
-            path,
-            sample_id=np.arange(8),
-            label=np.zeros(8, np.int64),
-            clean_prediction=np.zeros(8, np.int64),
-            adversarial_prediction=np.ones(8, np.int64),
-            clean=stream.integers(0, 256, (8, 3, 6, 6), np.uint8),
-            adversarial=stream.random((8, 3, 6, 6)).astype(np.float16),
-            perturbation=stream.normal(size=(8, 3, 6, 6)).astype(np.float16),
-            fooled=np.ones(8, bool),
-            l2=np.ones(8),
-            transform=np.full((8, 3), np.nan),
-        )
-    return run
+    return make_run(tmp_path)
 
 
 def test_everything_is_written_and_nothing_points_outside(folder):
@@ -55,7 +66,11 @@ def test_everything_is_written_and_nothing_points_outside(folder):
     assert "gallery-d.png" in names
     outside = re.findall(r"(?:src|href)=\"(?!data:|#)([^\"]+)", page)
     assert outside == []
-    assert page.count("<figure") == page.count("aria-label=") == 5
+    shown = re.findall(r'<div class="sheet" role="img" aria-label="([^"]*)">', page)
+    cards = re.findall(r'<img alt="([^"]+)" src="data:image/png;base64,', page)
+    assert len(cards) == 3 * page.count('<figure class="card">') == 3 * 2 * 4
+    assert len(shown) + 2 * 4 == page.count("<figure")
+    assert all("baseline: 0.317 at k = 3" in text for text in shown if "robust area" in text)
     assert len(made.rows) == 2
     assert folder.summary.is_file()
     assert folder.curves.is_file()
@@ -65,14 +80,15 @@ def test_everything_is_written_and_nothing_points_outside(folder):
 def test_the_page_says_the_verdicts_in_words(folder):
     page = build_report(folder.root).page.read_text()
     assert "Windowed against baseline" in page
-    assert "×1.000" in page  # the same distances in both arms
-    assert '<td class="text verdict-equivalent">equivalent</td>' in page
+    assert "×1.000 [1.000, 1.000]" in page  # the same distances in both arms
+    assert "Hamming is equivalent at k = 3." in page
+    assert page.count('<span class="verdict equivalent">equivalent</span>') == 2
     assert "names no primary endpoint" in page
     text = folder.config.read_text() + "endpoints: [{metric: robust_area, attack: best}]\n"
     folder.config.write_text(text)
     page = build_report(folder.root).page.read_text()
     assert "These are the primary endpoints" in page
-    assert page.count('class="text verdict-') == 1  # d alone is its own best
+    assert page.count('<span class="verdict ') == 1  # d alone is its own best
 
 
 def test_built_twice_every_byte_is_the_same(folder):
@@ -86,7 +102,7 @@ def test_strings_are_escaped(folder):
     line = {"cell": "<script>alert(1)</script>", "error": "E", "reason": "<b>bold</b>"}
     folder.failures.write_text(json.dumps(line) + "\n")
     page = build_report(folder.root).page.read_text()
-    assert "<script>alert" not in page
+    assert page.count("<script") == 1
     assert "&lt;script&gt;alert(1)&lt;/script&gt;: &lt;b&gt;bold&lt;/b&gt;" in page
 
 
@@ -126,3 +142,82 @@ def test_damaged_files_are_named(folder):
 def test_a_gallery_that_must_not_be_shown_is_left_out(folder):
     folder.config.write_text(CONFIG + "evaluation: {gallery: false}\n")
     assert "gallery-d" not in build_report(folder.root).page.read_text()
+
+
+GRID = pd.DataFrame(
+    {
+        "angle": np.repeat([-30.0, 0.0, 30.0], 3),
+        "dx": [0.0, 3.0, 0.0] * 3,
+        "dy": [0.0, 0.0, -3.0] * 3,
+        "num_images": 10,
+        "num_fooled": [4, 6, 8, 0, 1, 3, 5, 7, 10],
+    }
+)
+
+
+def test_a_heat_map_where_every_transform_was_tried(folder):
+    ids = [spec.model_id for spec in Run(folder).specs]
+    assert spatial_grids(Run(folder)).empty
+    for model_id in ids:
+        write_csv(folder.grid(model_id, "s"), GRID)
+    write_csv(folder.grid(ids[1], "s"), GRID.assign(num_fooled=0))
+    grids = spatial_grids(Run(folder))
+    baseline = grids[grids["window"] == "none"]
+    matrix = by_angle_and_shift(baseline)  # mean over the directions of a shift, and over two seeds
+    assert matrix.index.tolist() == [3, 0]
+    assert matrix.columns.tolist() == [-30, 0, 30]
+    assert matrix.to_numpy() == pytest.approx(np.array([[0.35, 0.1, 0.425], [0.2, 0, 0.25]]))
+    page = build_report(folder.root).page.read_text()
+    assert (folder.figures / "grid-s.svg").is_file()
+    assert "Hamming, k = 3 (cnn2-w4-f7): at most 100.0 %, at 30°, 0 px right and -3 px down" in page
+    folder.grid(ids[0], "s").unlink()  # an arm of which a seed has none is left out
+    assert set(spatial_grids(Run(folder))["window"]) == {"hamming"}
+
+
+def test_shifts_alone_are_drawn_by_direction():
+    still = GRID[GRID["angle"] == 0].assign(fooled_rate=lambda t: t["num_fooled"] / 10)
+    matrix = by_direction(still)
+    assert matrix.loc[-3, 0] == 0.3
+    assert matrix.loc[0, 3] == 0.1
+    assert not turns(still)
+    assert turns(GRID)
+
+
+def test_a_damaged_grid_is_named(folder):
+    path = folder.grid(Run(folder).specs[0].model_id, "s")
+    write_text(path, "angle,dx\n1,2\n")
+    with pytest.raises(RequestError, match=r"s\.csv: damaged"):
+        build_report(folder.root)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "most", "ticks"),
+    [
+        (13_000, 210_000, 5, [20e3, 50e3, 100e3, 200e3]),
+        (5e6, 8e7, 3, [1e7, 3e7]),
+        (1e3, 1e9, 5, [1e3, 1e5, 1e7, 1e9]),
+        (110e3, 190e3, 5, [120e3, 140e3, 160e3, 180e3]),
+    ],
+)
+def test_ticks_of_counts_are_round_numbers(low, high, most, ticks):
+    assert log_ticks(low, high, most) == pytest.approx(ticks)
+
+
+def test_counts_as_people_say_them():
+    counts = [950, 50e3, 100e3, 2e6, 2.5e9, 3e12]
+    assert [readable(n) for n in counts] == ["950", "50 k", "100 k", "2 M", "2.5 G", "3 T"]
+
+
+def test_verdicts_in_sentences():
+    def row(window, size, verdict):
+        return {"figure": "area", "window": window, "size": size, "verdict": verdict}
+
+    one = [
+        row("Hamming", "3", "worse"),
+        row("Hamming", "7", "better"),
+        row("Hamming", "9", "worse"),
+    ]
+    assert in_words(one) == [("area", "Hamming is better at k = 7; worse at k = 3, 9.")]
+    two = [*one, row("Hann", "7", "undecided")]
+    assert in_words(two) == [("area", "4 windowed networks: 1 better, 2 worse, 1 undecided.")]
+    assert verdict_matrix(two).lines[-1] == ("Hann", "7", [two[-1]])

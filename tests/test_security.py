@@ -1,9 +1,12 @@
 """Files from strangers: nothing in them is run, too large is refused, no path leaves its folder."""
 
 import ast
+import base64
 import gzip
+import hashlib
 import json
 import os
+import re
 import struct
 import time
 import zipfile
@@ -42,7 +45,7 @@ ALLOWED = {
     # Reads the claims that ship with the package; test_claims checks them.
     ("analysis/statements.py", "yaml.safe_load"),
     # Figures that this process has just drawn: matplotlib escapes text, as tested below.
-    ("report/pictures.py", "Markup"),
+    ("report/inline.py", "Markup"),
 }
 MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 LOADERS = {"load", "load_all", "full_load", "full_load_all", "unsafe_load", "unsafe_load_all"}
@@ -512,8 +515,12 @@ def test_every_string_of_a_run_stays_text(folder):  # noqa: F811
     page = build_report(folder.root).page.read_text()
     assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 10
     assert "{{ 7 * 7 }}" in page  # what a template yields is none
+    policy, script = re.search(r"script-src '([^']+)'", page), page.split("<script>")[1]
+    digest = hashlib.sha256(script.split("</script>")[0].encode()).digest()
+    assert policy[1] == f"sha256-{base64.b64encode(digest).decode()}"  # ours runs, nothing else
+    assert page.count("<script") == 1
     for content in (page, *(path.read_text() for path in folder.figures.glob("*.svg"))):
-        assert "<script" not in content
+        assert SCRIPT not in content
         assert "<img src=x" not in content
 
 

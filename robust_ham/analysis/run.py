@@ -157,6 +157,16 @@ class Run:
         with reading(path):
             return _with_numbers(read_csv(path), ["frequency", "num_bins", "share"])
 
+    def grid(self, model_id: str, attack_id: str) -> pd.DataFrame | None:
+        """Images that every candidate of a spatial attack fools; None: not asked for."""
+        path = self.folder.grid(model_id, attack_id)
+        if not path.is_file() or (model_id, attack_id) not in self.samples:
+            return None
+        check(self.folder, self.folder.samples(model_id, attack_id), path)
+        with reading(path):
+            columns = "angle dx dy num_images num_fooled".split()
+            return _with_numbers(read_csv(path), columns)[columns]
+
     @cached_property
     def kernels(self) -> pd.DataFrame:
         """What the learned kernels are like, a row per model and layer; empty: not measured."""

@@ -14,6 +14,7 @@ from robust_ham.analysis.curves import budget_curves, kernel_size_curves, summar
 from robust_ham.analysis.mechanism import mechanisms
 from robust_ham.analysis.run import Run
 from robust_ham.config import RequestError
+from robust_ham.run_folder import RunFolder
 from robust_ham.store import write_csv
 
 
@@ -44,11 +45,6 @@ class Tables:
             folder.mechanisms: self.mechanisms,
         }
 
-    def write(self) -> None:
-        """Write ``summary.csv``, ``curves.csv``, ``contrasts.csv`` and the others."""
-        for path, table in self.files().items():
-            write_csv(path, table)
-
 
 def make_tables(run: Run) -> Tables:
     """All tables of a run that are made from others.
@@ -69,3 +65,17 @@ def make_tables(run: Run) -> Tables:
         answer_claims(run),
         mechanisms(run),
     )
+
+
+def write_tables(folder: Path) -> Tables:
+    """Write ``summary``, ``curves``, ``contrasts``, ``checkpoints``, ``claims`` and ``mechanisms``.
+
+    Raises:
+        RequestError: not a run folder, a damaged table, or nothing to report yet.
+    """
+    run = Run(RunFolder(folder))
+    run.folder.refuse_links()
+    tables = make_tables(run)
+    for path, table in tables.files().items():
+        write_csv(path, table)
+    return tables

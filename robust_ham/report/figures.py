@@ -11,18 +11,20 @@ from matplotlib.ticker import PercentFormatter
 
 from robust_ham.analysis.curves import SHARES
 from robust_ham.analysis.run import Run
+from robust_ham.report.arms import AXES, draw_arms
 from robust_ham.report.style import (
     WINDOW_LABELS,
-    draw_arm,
+    columns_that_fit,
     figure_style,
     legend_below,
     network_label,
+    new_figure,
     panel_grid,
     window_colour,
     window_marker,
 )
 
-_METRIC_LABELS = {
+METRIC_NAMES = {
     "clean_accuracy": "accuracy",
     "robust_accuracy": "robust accuracy",
     "robust_area": "robust area",
@@ -54,7 +56,7 @@ def attack_title(run: Run, attack_id: str) -> str:
 
 def metric_label(run: Run, attack_id: str, metric: str, budget: float | None = None) -> str:
     """Axis label with its unit or budget, the attack's own where none is given."""
-    label = _METRIC_LABELS[metric]
+    label = METRIC_NAMES[metric]
     if not attack_id:
         return label
     attack = run.attacks[attack_id]
@@ -96,8 +98,8 @@ def metrics_figure(run: Run, curves: pd.DataFrame, attack_id: str) -> Figure:
 
 
 def _panels(run: Run, curves: pd.DataFrame, panels: list[tuple[str, str, str]]) -> Figure:
-    by_family = _compares_families(run)
-    num_rows = len(_networks(curves)) if by_family else 0
+    by_family = compares_families(run)
+    num_rows = len(networks_of(curves)) if by_family else 0
     with figure_style():
         height = max(2.8, 0.32 * num_rows + 0.7)
         figure, grid = panel_grid(len(panels), 4, 3.1, height, sharey=by_family)
@@ -106,10 +108,11 @@ def _panels(run: Run, curves: pd.DataFrame, panels: list[tuple[str, str, str]]) 
             label, share = metric_label(run, attack_id, metric), metric in SHARES
             axes.set_title(title)
             if by_family:
-                _by_family(axes, part, _networks(curves))
+                draw_by_family(axes, part, networks_of(curves))
                 axes.set_xlabel(label)
             else:
-                _against_kernel_size(axes, part)
+                draw_arms(axes, part, "kernel_size")
+                axes.set_xlabel(AXES["kernel_size"])
                 axes.set_ylabel(label)
             if share:
                 axis = axes.xaxis if by_family else axes.yaxis
@@ -118,7 +121,7 @@ def _panels(run: Run, curves: pd.DataFrame, panels: list[tuple[str, str, str]]) 
     return figure
 
 
-def _compares_families(run: Run) -> bool:
+def compares_families(run: Run) -> bool:
     """Whether families stand side by side and none has three kernel sizes, enough for an axis.
 
     So they do where a kernel size is not known.
@@ -131,13 +134,19 @@ def _compares_families(run: Run) -> bool:
     return len(sizes) > 1 and max(len(found) for found in sizes.values()) < 3
 
 
-def _networks(curves: pd.DataFrame) -> list[tuple[str, int]]:
+def axis_name(run: Run, axis: str) -> str:
+    """How panels call an axis: where kernel sizes are not known, networks stand in their place."""
+    unknown = axis == "kernel_size" and any(spec.kernel_size == 0 for spec in run.specs)
+    return "network" if unknown else AXES[axis]
+
+
+def networks_of(curves: pd.DataFrame) -> list[tuple[str, int]]:
     """Family and kernel size of every line of a figure by family, the first on top."""
     pairs = zip(curves["family"], curves["kernel_size"], strict=True)
     return list(dict.fromkeys(pairs))[::-1]
 
 
-def _by_family(axes: Axes, part: pd.DataFrame, networks: list[tuple[str, int]]) -> None:
+def draw_by_family(axes: Axes, part: pd.DataFrame, networks: list[tuple[str, int]]) -> None:
     """One line per family and kernel size, a marker with its 95 % interval per window."""
     windows = list(part["window"].unique())
     for row in part.to_dict(orient="records"):
@@ -163,31 +172,6 @@ def _by_family(axes: Axes, part: pd.DataFrame, networks: list[tuple[str, int]]) 
     axes.set_axisbelow(True)
 
 
-def _against_kernel_size(axes: Axes, part: pd.DataFrame) -> None:
-    """One line per family and window: mean with 95 % interval, and a small point per seed."""
-    families = list(dict.fromkeys(part["family"]))
-    lines = list(part.groupby(["family", "window"], sort=False))
-    for i, ((_, window), unsorted) in enumerate(lines):
-        arm = unsorted.sort_values("kernel_size")
-        offset = 0.25 * (i - (len(lines) - 1) / 2)
-        x = arm["kernel_size"].to_numpy(dtype=float) + offset
-        draw_arm(axes, x, arm, families, size=5)
-        for position, seeds in zip(x, arm["per_seed"], strict=True):
-            values = np.asarray(seeds, dtype=float)
-            values = values[np.isfinite(values)]
-            if len(seeds) > 1:
-                axes.scatter(
-                    np.full(len(values), position + 0.12),
-                    values,
-                    s=7,
-                    color=window_colour(str(window)),
-                    alpha=0.55,
-                    linewidths=0,
-                )
-    axes.set_xticks(sorted(part["kernel_size"].unique()))
-    axes.set_xlabel("kernel size k")
-
-
 def budget_figure(run: Run, curves: pd.DataFrame, attack_id: str) -> Figure:
     """Robust accuracy against budget: a panel per window and a colour per kernel size, or, where
     families are compared, a panel per family and kernel size and a colour per window.
@@ -198,7 +182,7 @@ def budget_figure(run: Run, curves: pd.DataFrame, attack_id: str) -> Figure:
     part = curves[curves["attack"] == attack_id].copy()
     for key in ("window", "kernel_size", "family"):
         part[key] = [getattr(specs[model_id], key) for model_id in part["model_id"]]
-    by_family, several = _compares_families(run), part["family"].nunique() > 1
+    by_family, several = compares_families(run), part["family"].nunique() > 1
     across, within = ("kernel_size", "window") if by_family else ("window", "kernel_size")
     panels = list(part.groupby(["family", across], sort=False))
     sizes = sorted(part["kernel_size"].unique())
@@ -229,6 +213,20 @@ def budget_figure(run: Run, curves: pd.DataFrame, attack_id: str) -> Figure:
     return figure
 
 
+def budgets_in_words(run: Run, curves: pd.DataFrame, attack_id: str) -> str:
+    """Every arm's mean robust accuracy at the attack's budgets, for readers who see no figure."""
+    arm_of = {spec.model_id: (spec.family, spec.kernel_size, spec.window) for spec in run.specs}
+    budgets = run.attacks[attack_id].curve_budgets
+    part = curves[(curves["attack"] == attack_id) & curves["budget"].isin(budgets)]
+    told = []
+    for (family, size, window), arm in part.groupby(part["model_id"].map(arm_of), sort=False):
+        means = arm.groupby("budget")["robust_accuracy"].mean()
+        values = [f"{100 * mean:.1f} % at {budget:.3g}" for budget, mean in means.items()]
+        network = f"k = {size} ({family})" if size else family
+        told.append(f"{WINDOW_LABELS[window]}, {network}: {', '.join(values)}")
+    return "; ".join(told) + "."
+
+
 def training_figure(histories: pd.DataFrame) -> Figure:
     """Loss and accuracy against epoch; baseline and windowed in one panel, means over seeds.
 
@@ -238,10 +236,9 @@ def training_figure(histories: pd.DataFrame) -> Figure:
     networks = list(histories.groupby(["family", "kernel_size"], sort=False))
     several = histories["family"].nunique() > 1
     with figure_style():
-        columns = min(len(networks), 5)
+        columns = columns_that_fit(min(len(networks), 5), 2.4)
         blocks = -(-len(networks) // columns)
-        size = (max(2.4 * columns, 3.2) + 0.6, 4.6 * blocks + 0.4)
-        figure = Figure(figsize=size, layout="constrained")
+        figure = new_figure(max(2.4 * columns, 3.2) + 0.6, 4.6 * blocks + 0.4)
         grid = figure.subplots(2 * blocks, columns, squeeze=False)
         for axes in grid.flat:
             axes.set_axis_off()

@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 
 from robust_ham.analysis.curves import arms_of
 from robust_ham.analysis.run import Run
-from robust_ham.report.style import WINDOW_LABELS, figure_style
+from robust_ham.receipts import check
+from robust_ham.report.style import WINDOW_LABELS, columns_that_fit, figure_style, new_figure
 from robust_ham.store import read_arrays, reading
 
 CLASS_NAMES = {
@@ -26,6 +27,7 @@ def load_gallery(run: Run, model_id: str, attack_id: str) -> Arrays | None:
     path = run.folder.gallery(model_id, attack_id)
     if not path.is_file() or not run.config.evaluation.gallery:
         return None
+    check(run.folder, run.folder.samples(model_id, attack_id), path)
     with reading(path):
         return _checked(read_arrays(path))
 
@@ -67,12 +69,11 @@ def gallery_figure(run: Run, attack_id: str) -> Figure | None:
             rows.append((f"{WINDOW_LABELS[window]}\nk = {size}", arrays))
     if not rows:
         return None
-    spatial = bool(np.isfinite(rows[0][1]["transform"]).any())
-    per_image = 2 if spatial else 3
+    per_image = 2 if is_spatial(rows[0][1]) else 3
     names = CLASS_NAMES.get(run.config.dataset.name)
     with figure_style():
-        columns = _COLUMNS * per_image
-        figure = Figure(figsize=(1.05 * columns + 0.8, 1.35 * len(rows)), layout="constrained")
+        columns = columns_that_fit(_COLUMNS, 1.05 * per_image) * per_image
+        figure = new_figure(1.05 * columns + 0.8, 1.35 * len(rows))
         grid = figure.subplots(len(rows), columns, squeeze=False)
         for axes_row, (label, arrays) in zip(grid, rows, strict=True):
             for axes in axes_row:
@@ -80,30 +81,49 @@ def gallery_figure(run: Run, attack_id: str) -> Figure | None:
                 axes.set_yticks([])
                 axes.spines[:].set_visible(False)
             axes_row[0].set_ylabel(label, rotation=0, ha="right", va="center")
-            for i in range(min(_COLUMNS, len(arrays["label"]))):
+            for i in range(min(columns // per_image, len(arrays["label"]))):
                 _draw(axes_row[i * per_image : (i + 1) * per_image], arrays, i, names)
     return figure
 
 
-def _draw(axes: np.ndarray[Any, Any], arrays: Arrays, i: int, names: list[str] | None) -> None:
-    def name(label: int) -> str:
-        return names[label] if names and 0 <= label < len(names) else str(label)
+def class_name(label: int, names: list[str] | None) -> str:
+    """What a class is called; its number where nobody knows."""
+    return names[label] if names and 0 <= label < len(names) else str(label)
 
-    _show(axes[0], arrays["clean"][i] / 255.0)
-    axes[0].set_title(name(int(arrays["clean_prediction"][i])), fontsize=7, pad=2)
+
+def magnified(perturbation: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], str]:
+    """A perturbation (C, H, W) around grey at full contrast, in [0, 1], and by how much."""
+    change = perturbation.astype(np.float64)
+    largest = np.abs(change).max()
+    if not 0 < largest < np.inf:
+        return np.full_like(change, 0.5), "none"
+    return 0.5 + change / (2 * largest), f"× {0.5 / largest:.0f}"
+
+
+def is_spatial(arrays: Arrays) -> bool:
+    """Whether images were moved, not perturbed."""
+    return bool(np.isfinite(arrays["transform"]).any())
+
+
+def how_far(arrays: Arrays, i: int) -> str:
+    """Length of a perturbation; angle, pixels right and pixels down of a move."""
     angle, right, down = arrays["transform"][i]
+    if is_spatial(arrays):
+        return f"{angle:+.0f}°  {right:+g}, {down:+g} px".replace("-", "−")
+    return f"L2 {arrays['l2'][i]:.2g}"
+
+
+def _draw(axes: np.ndarray[Any, Any], arrays: Arrays, i: int, names: list[str] | None) -> None:
+    _show(axes[0], arrays["clean"][i] / 255.0)
+    axes[0].set_title(class_name(arrays["clean_prediction"][i], names), fontsize=7, pad=2)
     if len(axes) == 3:
-        change = arrays["perturbation"][i].astype(np.float64)
-        largest = np.abs(change).max()
-        visible = 0 < largest < np.inf
-        _show(axes[1], 0.5 + change / (2 * largest) if visible else np.full_like(change, 0.5))
-        axes[1].set_title(f"× {0.5 / largest:.0f}" if visible else "none", fontsize=7, pad=2)
-        axes[1].set_xlabel(f"L2 {arrays['l2'][i]:.2f}", fontsize=6.5, labelpad=1)
-    else:
-        axes[1].set_xlabel(f"{angle:+.0f}°  {right:+g}, {down:+g} px", fontsize=6.5, labelpad=1)
+        visible, factor = magnified(arrays["perturbation"][i])
+        _show(axes[1], visible)
+        axes[1].set_title(factor, fontsize=7, pad=2)
+    axes[1].set_xlabel(how_far(arrays, i), fontsize=6.5, labelpad=1)
     _show(axes[-1], arrays["adversarial"][i].astype(np.float64))
     fooled = bool(arrays["fooled"][i])
-    prediction = name(int(arrays["adversarial_prediction"][i]))
+    prediction = class_name(arrays["adversarial_prediction"][i], names)
     axes[-1].set_title(
         prediction if fooled else f"{prediction} (held)",
         fontsize=7,

@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, PercentFormatter
+from matplotlib.ticker import PercentFormatter
 
 from robust_ham.analysis.curves import SHARES
 from robust_ham.analysis.run import Run
 from robust_ham.analysis.statistics import rank_correlation
+from robust_ham.report.arms import AXES, draw_arms
 from robust_ham.report.figures import attack_title, metric_label, primary_panels
 from robust_ham.report.style import (
     WINDOW_LABELS,
-    draw_arm,
     figure_style,
     legend_below,
+    new_figure,
     panel_grid,
+    panel_matrix,
     window_colour,
     window_marker,
 )
 
-AXES = {
-    "kernel_size": "kernel size k",
-    "effective_width": "effective width of the window",
-    "effective_width_learned": "effective width, learned",
-    "params": "parameters",
-    "flops": "FLOPs of one image",
-}
 KERNELS = {
     "effective_width_learned": "effective width, learned",
     "effective_taps": "effective taps",
@@ -42,45 +38,25 @@ KERNELS = {
 def axes_figure(run: Run, curves: pd.DataFrame) -> Figure:
     """The headline figures against everything that k stands for; controls in the same panels.
 
-    A row per figure, a column per axis; the number beside a marker is k.
+    A row per figure, a column per axis; small points are seeds, numbers beside markers k.
     """
     rows = primary_panels(run, curves)
     columns = [name for name in AXES if curves[name].notna().any()]
     with figure_style():
-        size = (2.5 * len(columns) + 0.4, 2.1 * len(rows) + 0.7)
-        figure = Figure(figsize=size, layout="constrained")
-        panels = figure.subplots(len(rows), len(columns), squeeze=False, sharex="col", sharey="row")
+        figure, panels, firsts = panel_matrix(len(rows), len(columns), 2.6, 2.1)
         for line, (attack_id, metric, title) in zip(panels, rows, strict=True):
             part = curves[(curves["attack"] == attack_id) & (curves["metric"] == metric)]
             for axes, name in zip(line, columns, strict=True):
-                _against(axes, part, name)
-            line[0].set_ylabel(f"{title}\n{metric_label(run, attack_id, metric)}", fontsize=8)
+                draw_arms(axes, part, name, size=4)
+            label = f"{title}: {metric_label(run, attack_id, metric)}"
+            for first in firsts:
+                line[first].set_ylabel(textwrap.fill(label, 26), fontsize=8)
             if metric in SHARES:
                 line[0].yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
         for axes, name in zip(panels[-1], columns, strict=True):
             axes.set_xlabel(AXES[name])
-            if name in ("params", "flops"):
-                axes.set_xscale("log")
-                axes.xaxis.set_minor_formatter(NullFormatter())
-            if name == "kernel_size":
-                axes.set_xticks(sorted(curves[name].unique()))
         legend_below(figure)
     return figure
-
-
-def _against(axes: Axes, part: pd.DataFrame, name: str) -> None:
-    """Arms against a number that they have: estimate and interval, lines along k."""
-    families = list(dict.fromkeys(part["family"]))
-    for _, unsorted in part.groupby(["family", "window"], sort=False):
-        arm = unsorted.sort_values("kernel_size")
-        x = arm[name].to_numpy(dtype=float)
-        draw_arm(axes, x, arm, families, size=4)
-        places = zip(arm["kernel_size"], x, arm["estimate"], strict=True)
-        for size, across, up in places if name != "kernel_size" else ():
-            if np.isfinite([across, up]).all():
-                axes.annotate(
-                    str(size), (across, up), xytext=(3, 3), textcoords="offset points", fontsize=6.5
-                )
 
 
 def kernels_figure(run: Run, table: pd.DataFrame) -> Figure | None:
@@ -90,16 +66,13 @@ def kernels_figure(run: Run, table: pd.DataFrame) -> Figure | None:
     if not measures or not attacks or table["model_id"].nunique() < 3:
         return None
     with figure_style():
-        size = (2.4 * len(measures) + 0.4, 2.2 * len(attacks) + 0.6)
-        figure = Figure(figsize=size, layout="constrained")
-        panels = figure.subplots(
-            len(attacks), len(measures), squeeze=False, sharex="col", sharey="row"
-        )
+        figure, panels, firsts = panel_matrix(len(attacks), len(measures), 2.5, 2.2)
         for line, attack_id in zip(panels, attacks, strict=True):
             here = table[table["attack"] == attack_id]
             metric = "robust_area" if run.attacks[attack_id].has_budget else "robust_accuracy"
-            label = metric_label(run, attack_id, metric)
-            line[0].set_ylabel(f"{attack_title(run, attack_id)}\n{label}", fontsize=8)
+            label = f"{attack_title(run, attack_id)}: {metric_label(run, attack_id, metric)}"
+            for first in firsts:
+                line[first].set_ylabel(textwrap.fill(label, 26), fontsize=8)
             for axes, name in zip(line, measures, strict=True):
                 for window, arm in here.groupby("window", sort=False):
                     axes.scatter(
@@ -168,14 +141,12 @@ def bands_figure(run: Run, curves: pd.DataFrame) -> Figure | None:
     if not shown:
         return None
     with figure_style():
-        figure = Figure(figsize=(2.5 * len(shown) + 0.5, 2.9), layout="constrained")
-        panels = figure.subplots(1, len(shown), squeeze=False)[0]
+        figure, panels = panel_grid(len(shown), len(shown), 2.6, 2.5)
         for axes, (attack_id, part) in zip(panels, shown.items(), strict=True):
             band, bands = banded[attack_id].band
-            _against(axes, part, "kernel_size")
+            draw_arms(axes, part, "kernel_size")
             ends = {1: " (lowest)", bands: " (highest)"}
             axes.set_title(f"band {band} of {bands}{ends.get(band, '')}")
-            axes.set_xticks(sorted(part["kernel_size"].unique()))
             axes.set_xlabel(AXES["kernel_size"])
             axes.set_ylabel(metric_label(run, attack_id, "robust_area"))
             axes.set_ylim(bottom=0)
@@ -207,7 +178,7 @@ def transfer_figure(table: pd.DataFrame) -> Figure:
     matrix = matrix.reindex(index=order, columns=order)
     with figure_style():
         side = 0.5 * len(order) + 1.8
-        figure = Figure(figsize=(side + 1, side), layout="constrained")
+        figure = new_figure(side + 1, side)
         axes = figure.subplots()
         sns.heatmap(
             100 * matrix,

@@ -1,22 +1,25 @@
-"""Everything that is made from a run's tables: summary, curves, figures and one HTML page."""
+"""The page: one HTML file that needs nothing else, made from a run's tables."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import numpy as np
-import pandas as pd
+from markupsafe import Markup
 
 from robust_ham.analysis.run import Run
-from robust_ham.analysis.tables import make_tables
-from robust_ham.report import figures
-from robust_ham.report.pictures import Picture, draw_pictures
-from robust_ham.report.style import WINDOW_LABELS, size_label
-from robust_ham.report.verdict_table import claim_table, verdict_table
-from robust_ham.run_folder import RunFolder
+from robust_ham.analysis.tables import Tables, write_tables
+from robust_ham.report.cards import strips
+from robust_ham.report.explorer import Panel, panel_figure, panels, swatches
+from robust_ham.report.figures import METRIC_NAMES, attack_title, axis_name
+from robust_ham.report.html import render_page
+from robust_ham.report.inline import data_uri, inline_svg
+from robust_ham.report.pictures import Picture, Section, draw_pictures
+from robust_ham.report.style import WINDOW_LABELS, render
+from robust_ham.report.tables import CHOICES, headline_table, models_table
+from robust_ham.report.verdict_table import claim_table, in_words, verdict_matrix, verdict_table
 from robust_ham.store import (
     MAX_TEXT_BYTES,
     check_size,
@@ -25,28 +28,6 @@ from robust_ham.store import (
     reading,
     write_text,
 )
-
-_TABLE_COLUMNS = {
-    "model_id": "model",
-    "attack": "attack",
-    "n": "n",
-    "test_accuracy": "test accuracy",
-    "clean_accuracy": "clean accuracy (n)",
-    "budget": "budget",
-    "robust_accuracy": "robust accuracy",
-    "robust_area": "robust area",
-    "fooled_rate": "fooled rate",
-    "median_l2": "median L2",
-    "rho_adv": "ρ_adv",
-    "normal_cosine": "cosine to the normal",
-    "optimality": "optimality",
-    "effective_width_learned": "learned width",
-    "params": "parameters",
-    "forwards": "forwards",
-    "backwards": "backwards",
-    "gate": "gate",
-}
-_PERCENT = {"test_accuracy", "clean_accuracy", "robust_accuracy", "fooled_rate"}
 
 
 @dataclass(frozen=True)
@@ -64,61 +45,119 @@ def build_report(folder: Path) -> Report:
     Raises:
         RequestError: not a run folder, a damaged table, or nothing to report yet.
     """
-    run = Run(RunFolder(folder))
-    run.folder.refuse_links()
-    tables = make_tables(run)
-    tables.write()
-    pictures = draw_pictures(run, tables.curves, tables.budgets, tables.mechanisms)
-    made = Report(run.folder.report, *_arm_table(run, tables.curves))
-    verdicts, answers = verdict_table(run, tables.contrasts), claim_table(tables.claims)
-    write_text(made.page, _page(run, tables.summary, made, verdicts, answers, pictures))
-    return made
+    return write_page(write_tables(folder))
 
 
-def _page(
-    run: Run,
-    summary: pd.DataFrame,
-    made: Report,
-    verdicts: list[dict[str, str]],
-    answers: list[dict[str, Any]],
-    pictures: list[Picture],
-) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
+def write_page(results: Tables) -> Report:
+    """Write ``figures/`` and ``report.html``."""
+    made = headline_table(results.run, results.curves)
+    pictures = draw_pictures(results)
+    page = results.run.folder.report
+    write_text(page, _page(results, pictures))
+    return Report(page, made.header, made.rows)
+
+
+def _page(results: Tables, pictures: list[Picture]) -> str:
+    return render_page(
+        "page.html.j2",
+        **_about(results),
+        **_verdicts(results),
+        **_trust(results.run),
+        **_figures(results, pictures),
+        arms=headline_table(results.run, results.curves),
+        models=models_table(results),
+        choices=CHOICES,
+        **_gallery(results.run),
     )
-    return environment.get_template("page.html.j2").render(
-        config=run.config,
-        config_yaml=run.config.to_yaml(),
-        num_images=int(summary["n"].max()),
-        num_models=summary["model_id"].nunique(),
-        num_expected=sum(
-            attack.attacks(spec)
-            for spec in run.config.model_specs()
-            for attack in run.config.attacks.values()
-        ),
-        num_found=sum(attack in run.config.attacks for _, attack in run.samples),
-        arms=made,
-        verdicts=verdicts,
-        answers=[answer for answer in answers if answer["answer"] != "not run"],
-        not_run=[answer["statement"] for answer in answers if answer["answer"] == "not run"],
-        notes=list(dict.fromkeys(row["note"] for row in verdicts if row["note"])),
-        interaction=run.config.interaction,
-        has_endpoints=bool(run.config.endpoints),
-        header=list(_TABLE_COLUMNS.values()),
-        rows=[
-            [_cell(row[name], name) for name in _TABLE_COLUMNS]
-            for row in summary.to_dict(orient="records")
+
+
+def _about(results: Tables) -> dict[str, Any]:
+    """What was run, how far it came, and how to make it again."""
+    run = results.run
+    config = run.config
+    specs = config.model_specs()
+    expected = sum(attack.attacks(spec) for spec in specs for attack in config.attacks.values())
+    config_yaml = config.to_yaml()
+    return {
+        "config": config,
+        "config_yaml": config_yaml,
+        "config_address": data_uri(config_yaml.encode(), "text/yaml"),
+        "num_images": int(results.summary["n"].max()),
+        "num_models": results.summary["model_id"].nunique(),
+        "sizes": sorted({spec.kernel_size for spec in run.specs} - {0}),
+        "windows": [WINDOW_LABELS[w] for w in dict.fromkeys(spec.window for spec in run.specs)],
+        "num_seeds": len({spec.seed for spec in run.specs}),
+        "attack_titles": [attack_title(run, attack_id) for attack_id in config.attacks],
+        "num_expected": expected,
+        "num_found": sum(attack in config.attacks for _, attack in run.samples),
+        "manifest": _manifest(run.folder.manifest),
+        "failures": _failures(run.folder.failures),
+    }
+
+
+def _verdicts(results: Tables) -> dict[str, Any]:
+    """What the run says of windows, and of what others state."""
+    config = results.run.config
+    verdicts = verdict_table(results.run, results.contrasts)
+    answers = claim_table(results.claims)
+    return {
+        "verdicts": verdicts,
+        "sentences": in_words(verdicts),
+        "matrix": verdict_matrix(verdicts),
+        "notes": list(dict.fromkeys(row["note"] for row in verdicts if row["note"])),
+        "interaction": config.interaction,
+        "has_endpoints": bool(config.endpoints),
+        "answers": [answer for answer in answers if answer["answer"] != "not run"],
+        "num_claims": len(answers),
+    }
+
+
+def _trust(run: Run) -> dict[str, Any]:
+    """What the gate has found."""
+    severities = list(run.gate["severity"])
+    return {
+        "gate_ran": run.folder.gate.is_file(),
+        "gate_counts": {name: severities.count(name) for name in ("pass", "warn", "fail")},
+        "distrusted": run.gate[run.gate["severity"] != "pass"].to_dict(orient="records"),
+    }
+
+
+def _figures(results: Tables, pictures: list[Picture]) -> dict[str, Any]:
+    """Figures by section; panels to choose from, what they can be chosen by, and their legend."""
+    found = list(_drawn(results))
+    attacks, metrics, axes = (
+        list(dict.fromkeys(getattr(panel, name) for panel, _ in found))
+        for name in ("attack", "metric", "axis")
+    )
+    return {
+        "pictures": {
+            section.name: [p for p in pictures if p.section == section] for section in Section
+        },
+        "panels": found,
+        "choice_of_attacks": {a: attack_title(results.run, a) for a in attacks if a},
+        "choice_of_metrics": {m: METRIC_NAMES[m] for m in metrics if m != "clean_accuracy"},
+        "choice_of_axes": {axis: axis_name(results.run, axis) for axis in axes},
+        "legend": [
+            (name, inline_svg(render(figure, f"swatch-{i}", "svg")))
+            for i, (name, figure) in enumerate(swatches(results.curves))
         ],
-        pictures=pictures,
-        manifest=_manifest(run.folder.manifest),
-        failures=_failures(run.folder.failures),
-        gate_ran=run.folder.gate.is_file(),
-        distrusted=run.gate[run.gate["severity"] != "pass"].to_dict(orient="records"),
-    )
+    }
+
+
+def _gallery(run: Run) -> dict[str, Any]:
+    """Attacked images, and what they can be chosen by."""
+    found = list(strips(run))
+    return {
+        "strips": found,
+        "choice_of_galleries": {strip.attack: strip.title for strip in found},
+        "choice_of_networks": {strip.network: strip.network for strip in found},
+    }
+
+
+def _drawn(results: Tables) -> Iterator[tuple[Panel, Markup]]:
+    for panel in panels(results.run, results.curves):
+        figure = panel_figure(results.run, results.curves, panel, legend=False)
+        yield panel, inline_svg(render(figure, panel.name, "svg"))
 
 
 def _manifest(path: Path) -> dict[str, Any] | None:
@@ -145,47 +184,3 @@ def _failures(path: Path) -> list[dict[str, Any]]:
         check_size(path, MAX_TEXT_BYTES)
         lines = path.read_text(encoding="utf-8").splitlines()
         return [{"cell": "", "reason": ""} | parse_json(line) for line in lines]
-
-
-def _cell(value: Any, name: str) -> str:  # noqa: ANN401
-    """A number as the page shows it."""
-    if value is None or (isinstance(value, float) and np.isnan(value)):
-        return "–"
-    if isinstance(value, str):
-        return value
-    if np.isinf(value):
-        return "∞" if value > 0 else "−∞"
-    if name in _PERCENT:
-        return f"{100 * value:.1f} %"
-    if float(value).is_integer():
-        return f"{int(value):,}".replace(",", "\u202f")
-    return f"{value:.3g}"
-
-
-def _arm_table(run: Run, curves: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the headline table: kernel size and window by primary metric."""
-    wanted = [(attack_id, metric) for attack_id, metric, _ in figures.primary_panels(run, curves)]
-    header = ["network", "k", "window", "seeds"]
-    for attack_id, metric in wanted:
-        title = figures.attack_title(run, attack_id) if attack_id else "clean images"
-        header.append(f"{title}: {figures.metric_label(run, attack_id, metric)}")
-    rows = []
-    arms = curves.groupby(["family", "kernel_size", "window"], sort=False)
-    for (family, size, window), arm in arms:
-        row = [
-            str(family),
-            size_label(int(str(size))),
-            WINDOW_LABELS[str(window)],
-            str(arm["num_seeds"].iloc[0]),
-        ]
-        for attack_id, metric in wanted:
-            found = arm[(arm["attack"] == attack_id) & (arm["metric"] == metric)]
-            row.append(_interval(found.iloc[0], metric) if len(found) else "–")
-        rows.append(row)
-    return header, rows
-
-
-def _interval(row: pd.Series[Any], metric: str) -> str:
-    if metric in _PERCENT:
-        return f"{100 * row['estimate']:.1f} % [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
-    return f"{row['estimate']:.3g} [{row['low']:.3g}, {row['high']:.3g}]"

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import base64
+import enum
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
@@ -14,9 +13,41 @@ from matplotlib.figure import Figure
 
 from robust_ham.analysis.mechanism import spectra, transfer_between_arms
 from robust_ham.analysis.run import Run
-from robust_ham.report import figures, mechanism
+from robust_ham.analysis.spatial_grids import spatial_grids
+from robust_ham.analysis.tables import Tables
+from robust_ham.report import figures, heat_maps, mechanism
+from robust_ham.report.arms import AXES
+from robust_ham.report.explorer import panels
 from robust_ham.report.gallery import gallery_figure
+from robust_ham.report.inline import inline_svg
 from robust_ham.report.style import save_figure
+
+_NARROW = 7.2
+"""Inches."""
+
+
+class Section(enum.StrEnum):
+    """Where on the page a figure stands; nowhere: the page shows the same in another way."""
+
+    overview = "overview"
+    curves = "curves"
+    heat_maps = "heat maps"
+    spectra = "spectra"
+    causes = "causes"
+    training = "training"
+    nowhere = "nowhere"
+
+
+class Drawing(NamedTuple):
+    """A figure of a run; photographs have no SVG."""
+
+    name: str
+    figure: Figure
+    caption: str
+    section: Section
+    description: str = ""
+    """What it shows, for readers who do not see it; empty: the caption says enough."""
+    svg: bool = True
 
 
 @dataclass(frozen=True)
@@ -25,143 +56,171 @@ class Picture:
 
     name: str
     caption: str
+    description: str
+    section: Section
+    narrow: bool
+    """Whether two can stand side by side."""
     content: Markup
 
 
-class _Drawn(NamedTuple):
-    """A figure that is not saved yet; galleries have no SVG."""
-
-    name: str
-    figure: Figure
-    caption: str
-    svg: bool = True
-
-
-def draw_pictures(
-    run: Run, curves: pd.DataFrame, budgets: pd.DataFrame, causes: pd.DataFrame
-) -> list[Picture]:
-    """Write ``figures/`` of a run, and return what the page shows of it, in its order.
-
-    ``curves`` are those against kernel size, ``budgets`` those against budget, ``causes`` what
-    ``mechanisms.csv`` holds.
-    """
-    folder, pictures = run.folder.figures, []
-    for drawn in (
-        *_against_kernel_size(run, curves, budgets),
-        *_of_causes(run, curves, causes),
-        *_of_training_and_images(run),
-    ):
-        save_figure(drawn.figure, folder, drawn.name, svg=drawn.svg)
-        content = _inline(folder, drawn.name, svg=drawn.svg)
-        pictures.append(Picture(drawn.name, drawn.caption, content))
+def draw_pictures(results: Tables) -> list[Picture]:
+    """Write ``figures/`` of a run, and return what the page shows of it, in its order."""
+    folder, pictures = results.run.folder.figures, []
+    for drawn in drawings(results):
+        save_figure(drawn.figure, folder, drawn.name, ("png", "svg") if drawn.svg else ("png",))
+        if drawn.section != Section.nowhere:
+            content = inline_svg((folder / f"{drawn.name}.svg").read_bytes())
+            description = " ".join(filter(None, [drawn.caption, drawn.description]))
+            narrow = drawn.figure.get_figwidth() <= _NARROW
+            pictures.append(
+                Picture(drawn.name, drawn.caption, description, drawn.section, narrow, content)
+            )
     return pictures
 
 
-def _against_kernel_size(run: Run, curves: pd.DataFrame, budgets: pd.DataFrame) -> Iterator[_Drawn]:
-    yield _Drawn(
+def drawings(results: Tables) -> Iterator[Drawing]:
+    """All figures of a run, drawn."""
+    run, curves = results.run, results.curves
+    yield from _against_kernel_size(run, curves, results.budgets)
+    yield from _of_grids(run)
+    yield from _of_causes(run, curves, results.mechanisms)
+    yield from _of_training_and_images(run)
+
+
+def _against_kernel_size(
+    run: Run, curves: pd.DataFrame, budgets: pd.DataFrame
+) -> Iterator[Drawing]:
+    headline = [panel[:2] for panel in figures.primary_panels(run, curves)]
+    yield Drawing(
         "robustness",
         figures.robustness_figure(run, curves),
         "Clean accuracy and robustness against kernel size. Large markers: mean over seeds; small "
         "points: single seeds; bars: 95 % intervals over seeds and images together (with one "
         "seed: over images, for that one model).",
+        Section.overview,
+        " ".join(
+            f"{p.caption}: {p.description}."
+            for p in panels(run, curves)
+            if p.axis == "kernel_size" and (p.attack, p.metric) in headline
+        ),
     )
-    if any(curves[name].notna().any() for name in mechanism.AXES if name != "kernel_size"):
-        yield _Drawn(
+    if any(curves[name].notna().any() for name in AXES if name != "kernel_size"):
+        yield Drawing(
             "axes",
             mechanism.axes_figure(run, curves),
             "The same figures against what else grows with k: the effective width of the nominal "
             "window and of the learned kernels, parameters, FLOPs. Numbers beside markers: k. A "
             "difference that vanishes on another axis is no effect of the window as such.",
+            Section.nowhere,
         )
     for attack_id in run.attacks:
         title = figures.attack_title(run, attack_id)
         if not (budgets["attack"] == attack_id).any():
             continue
         if (curves["attack"] == attack_id).any():  # else no arm is complete yet
-            yield _Drawn(
+            yield Drawing(
                 f"metrics-{attack_id}",
                 figures.metrics_figure(run, curves, attack_id),
                 f"{title}: all measures against kernel size. Intervals of medians, of ρ_adv and of "
                 "the cosine are bootstrapped over seeds and images, approximate below 10 seeds. "
                 "ρ_adv and the cosine are over fooled images only.",
+                Section.nowhere,
             )
-        yield _Drawn(
+        yield Drawing(
             f"curves-{attack_id}",
             figures.budget_figure(run, budgets, attack_id),
             f"{title}: share of all images still right within the budget. Lines: mean over seeds; "
             "bands: range of the seeds.",
+            Section.curves,
+            figures.budgets_in_words(run, budgets, attack_id),
         )
 
 
-def _of_causes(run: Run, curves: pd.DataFrame, causes: pd.DataFrame) -> Iterator[_Drawn]:
+def _of_grids(run: Run) -> Iterator[Drawing]:
+    grids = spatial_grids(run)
+    for attack_id in grids["attack"].unique():
+        grid = grids[grids["attack"] == attack_id]
+        what = (
+            "by angle and by length of the shift (mean over its directions)"
+            if heat_maps.turns(grid)
+            else "by direction and length of the shift"
+        )
+        yield Drawing(
+            f"grid-{attack_id}",
+            heat_maps.heat_map_figure(grid),
+            f"{figures.attack_title(run, attack_id)}: share of the images right at first that a "
+            f"transform fools, {what}. Means over seeds.",
+            Section.heat_maps,
+            heat_maps.in_words(grid),
+        )
+
+
+def _of_causes(run: Run, curves: pd.DataFrame, causes: pd.DataFrame) -> Iterator[Drawing]:
     by_band = mechanism.bands_figure(run, curves)
     if by_band is not None:
-        yield _Drawn(
+        yield Drawing(
             "bands",
             by_band,
             "Robust area under DeepFool whose steps are held to one band of frequencies; the bands "
             "are rings of the FFT of equal dimension. Farther: that band fools less. Clipping to "
-            "[0, 1] moves a part of the energy out of the band (spectra below).",
+            "[0, 1] moves a part of the energy out of the band (see the spectra).",
+            Section.causes,
         )
     learned = mechanism.kernels_figure(run, causes)
     if learned is not None:
-        yield _Drawn(
+        yield Drawing(
             "kernels",
             learned,
             "Robustness of every model against what its learned kernels are like (means over "
             "layers of kernels.csv); larger marker: larger k. ρ: Spearman's rank correlation over "
             "all models, windows together; it describes, and proves no cause.",
+            Section.causes,
         )
     spectrum = spectra(run)
     for attack_id in spectrum["attack"].unique():
-        yield _Drawn(
+        yield Drawing(
             f"spectra-{attack_id}",
             mechanism.spectra_figure(spectrum[spectrum["attack"] == attack_id]),
             f"{figures.attack_title(run, attack_id)}: where in frequency the perturbations that "
             "fool lie. Mean over images and seeds of the energy per bin of the FFT; 1: white "
             "noise.",
+            Section.spectra,
         )
     between_arms = transfer_between_arms(run)
     if len(between_arms):
         budget = run.transfer["budget"].iloc[0]
-        yield _Drawn(
+        yield Drawing(
             "transfer",
             mechanism.transfer_figure(between_arms),
             "Transfer: images made for the network of the row, rescaled to an L2 length of "
             f"{budget:g}, shown to the network of the column; share that fools it, of those that "
             "fooled the source and that the target gets right clean. Means over pairs of different "
             "seeds (with one seed: of different networks).",
+            Section.causes,
         )
 
 
-def _of_training_and_images(run: Run) -> Iterator[_Drawn]:
+def _of_training_and_images(run: Run) -> Iterator[Drawing]:
     histories = _histories(run)
     if len(histories):
-        yield _Drawn(
+        yield Drawing(
             "training",
             figures.training_figure(histories),
             "Loss and accuracy against epoch, means over seeds: on the augmented training images "
             "(mean over the epoch, dashed) and on the validation images (solid).",
+            Section.training,
         )
     for attack_id in run.attacks:
         gallery = gallery_figure(run, attack_id)
         if gallery is not None:
-            yield _Drawn(
+            yield Drawing(
                 f"gallery-{attack_id}",
                 gallery,
                 f"{figures.attack_title(run, attack_id)}: fooled images. Above each: what the "
                 "model sees; perturbations magnified as noted.",
+                Section.nowhere,
                 svg=False,
             )
-
-
-def _inline(folder: Path, name: str, *, svg: bool) -> Markup:
-    """A figure as part of the page: SVG as it is, PNG in base64."""
-    if svg:
-        text = (folder / f"{name}.svg").read_text(encoding="utf-8")
-        return Markup(text[text.index("<svg") :])
-    content = base64.b64encode((folder / f"{name}.png").read_bytes()).decode()
-    return Markup('<img alt="" src="data:image/png;base64,{}">').format(content)
 
 
 def _histories(run: Run) -> pd.DataFrame:

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import matplotlib as mpl
-import numpy as np
-import pandas as pd
 import seaborn as sns
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from robust_ham.analysis.statistics import Values
 from robust_ham.store import writing
 
 WINDOW_LABELS = {
@@ -32,10 +30,29 @@ WINDOW_LABELS = {
 _MARKERS = dict(zip(WINDOW_LABELS, "osDv^PX", strict=True))
 _COLOURS = dict(zip(WINDOW_LABELS, (0, 1, 2, 4, 5, 7, 6), strict=True))
 FAMILY_LINES = ("-", "--", ":", "-.")
-FAMILY_FILLS: tuple[Literal["full", "none", "left", "bottom", "right", "top"], ...] = (
-    *("full", "none", "left", "bottom", "right", "top"),
-)
 _DPI = 160
+FORMATS: dict[str, dict[str, str | None]] = {
+    "pdf": {"CreationDate": None},
+    "svg": {"Date": None},
+    "png": {"Software": None},
+}
+"""Formats that figures are saved in, and what must not stand in them: it changes every time."""
+_FILES: dict[Any, Any] = {
+    "svg.fonttype": "none",  # text stays text: it can be searched and edited, and files are small
+    "pdf.fonttype": 42,  # publishers refuse matplotlib's own kind of font
+    "font.sans-serif": ["DejaVu Sans", "sans-serif"],
+}
+_FONT_SIZES: dict[Any, Any] = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.labelsize": 9,
+    "legend.fontsize": 8.5,
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+}
+_SMALLEST_TEXT = 0.7
+"""Of the usual size, in figures that must be narrower than they would be."""
+_width: ContextVar[float | None] = ContextVar("_width", default=None)
 
 
 def size_label(size: int) -> str:
@@ -77,6 +94,36 @@ def legend_below(figure: Figure) -> None:
     )
 
 
+@contextmanager
+def figure_width(inches: float | None) -> Iterator[None]:
+    """Every figure begun inside has this width; None: the width that suits what it shows."""
+    token = _width.set(inches)
+    try:
+        yield
+    finally:
+        _width.reset(token)
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of that size in inches, or, inside ``figure_width``, of that width.
+
+    One that must be narrower has smaller text, until ``figure_style`` ends.
+    """
+    asked = _width.get() or width
+    scale = min(max(asked / width, _SMALLEST_TEXT), 1)
+    mpl.rcParams.update({name: scale * size for name, size in _FONT_SIZES.items()})
+    return Figure(figsize=(asked, height * scale), layout="constrained")
+
+
+def columns_that_fit(most: int, width: float) -> int:
+    """How many panels stand side by side: ``most``, or, inside ``figure_width``, fewer.
+
+    As many as keep 60 % of their ``width``, in inches.
+    """
+    asked = _width.get()
+    return most if asked is None else min(most, max(1, int(asked / (0.6 * width))))
+
+
 def panel_grid(
     count: int,
     most_columns: int,
@@ -87,66 +134,69 @@ def panel_grid(
     sharey: bool = False,
 ) -> tuple[Figure, list[Axes]]:
     """A figure of ``count`` panels of that size in inches, in rows as equal as can be."""
-    rows = -(-count // most_columns)
+    rows = -(-count // columns_that_fit(min(count, most_columns), width))
     columns = -(-count // rows)
-    figure = Figure(figsize=(width * columns, height * rows + 0.5), layout="constrained")
+    figure = _of_panels(rows, columns, width, height)
     panels = list(figure.subplots(rows, columns, squeeze=False, sharex=sharex, sharey=sharey).flat)
     for axes in panels[count:]:
         axes.set_axis_off()
     return figure, panels[:count]
 
 
-def draw_arm(axes: Axes, x: Values, arm: pd.DataFrame, families: list[str], size: float) -> None:
-    """Estimates and intervals of the rows of one family and window, those that are finite, at x.
+def panel_matrix(
+    rows: int, columns: int, width: float, height: float
+) -> tuple[Figure, list[list[Axes]], list[int]]:
+    """A figure of panels that share y along a row and x along a column.
 
-    Colour and marker tell the window, line and filling the family; ``size`` of the markers.
+    Where the width does not suffice, the last columns stand below the first.
+
+    Returns:
+        The figure, its panels by row and column, and the columns that begin a line.
     """
-    family, window = str(arm["family"].iloc[0]), str(arm["window"].iloc[0])
-    values = arm[["estimate", "low", "high"]].to_numpy(dtype=np.float64)
-    known = np.isfinite(values).all(axis=1) & np.isfinite(x)
-    (y, low, high), place = values[known].T, families.index(family)
-    axes.errorbar(
-        x[known],
-        y,
-        yerr=np.maximum([y - low, high - y], 0),
-        color=window_colour(window),
-        marker=window_marker(window),
-        markersize=size,
-        linewidth=0.28 * size,
-        capsize=size / 2,
-        linestyle=FAMILY_LINES[place % len(FAMILY_LINES)],
-        fillstyle=FAMILY_FILLS[place % len(FAMILY_FILLS)],
-        markerfacecoloralt="white",
-        label=WINDOW_LABELS[window] + (f" ({family})" if len(families) > 1 else ""),
-    )
+    fitting = columns_that_fit(columns, width)
+    figure = _of_panels(rows * -(-columns // fitting), fitting, width, height)
+    places = figure.add_gridspec(rows * -(-columns // fitting), fitting)
+    panels: list[list[Axes]] = [[] for _ in range(rows)]
+    for row, line in enumerate(panels):
+        for column in range(columns):
+            place = places[column // fitting * rows + row, column % fitting]
+            above, left = panels[0][column] if row else None, line[0] if column else None
+            axes = figure.add_subplot(place, sharex=above, sharey=left)
+            axes.tick_params(labelleft=column % fitting == 0, labelbottom=row == rows - 1)
+            line.append(axes)
+    return figure, panels, list(range(0, columns, fitting))
+
+
+def _of_panels(rows: int, columns: int, width: float, height: float) -> Figure:
+    """An empty figure for panels of that size, lower where they must be narrower."""
+    asked = _width.get() or width * columns
+    height *= min(1, asked / (columns * width))
+    return Figure(figsize=(asked, height * rows + 0.6), layout="constrained")
 
 
 @contextmanager
 def figure_style() -> Iterator[None]:
     """Settings of all figures."""
-    own = {
-        "font.size": 9,
-        "axes.titlesize": 10,
-        "axes.labelsize": 9,
-        "legend.fontsize": 8.5,
-        "xtick.labelsize": 8.5,
-        "ytick.labelsize": 8.5,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-    }
-    with mpl.rc_context(sns.axes_style("ticks") | own):
+    spines: dict[Any, Any] = {"axes.spines.top": False, "axes.spines.right": False}
+    with mpl.rc_context(sns.axes_style("ticks") | spines | _FONT_SIZES | _FILES):
         yield
 
 
-def save_figure(figure: Figure, folder: Path, name: str, *, svg: bool = True) -> None:
-    """Write ``name``.png, and .svg, whole; without dates, and with ids fixed by the name."""
+def render(figure: Figure, name: str, form: str) -> bytes:
+    """A figure as a file of ``form``: pdf, png or svg; no dates, and ids fixed by the name."""
+    content = io.BytesIO()
+    with mpl.rc_context(_FILES | {"svg.hashsalt": name}):
+        figure.savefig(content, format=form, dpi=_DPI, metadata=FORMATS[form])
+    return content.getvalue()
+
+
+def save_figure(
+    figure: Figure, folder: Path, name: str, formats: Sequence[str] = ("png", "svg")
+) -> None:
+    """Write ``name.FORMAT`` for every format, whole."""
     FigureCanvasAgg(figure)
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # once is enough: it takes longer than to draw
-    formats = {"png": {"Software": None}} | ({"svg": {"Date": None}} if svg else {})
-    for suffix, metadata in formats.items():
-        content = io.BytesIO()
-        with mpl.rc_context({"svg.hashsalt": name}):
-            figure.savefig(content, format=suffix, dpi=_DPI, metadata=metadata)
-        with writing(folder / f"{name}.{suffix}") as temporary:
-            temporary.write_bytes(content.getvalue())
+    for form in formats:
+        with writing(folder / f"{name}.{form}") as temporary:
+            temporary.write_bytes(render(figure, name, form))

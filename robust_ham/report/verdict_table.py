@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -49,14 +50,60 @@ def verdict_table(run: Run, effects: pd.DataFrame) -> list[dict[str, str]]:
     return rows
 
 
+VERDICTS = ("better", "worse", "equivalent", "undecided")
+
+
+def in_words(rows: list[dict[str, str]]) -> list[tuple[str, str]]:
+    """Per figure what its verdicts say: where the windowed networks are better, worse, …"""
+    windows = list(dict.fromkeys(row["window"] for row in rows))
+    sentences = []
+    for figure in dict.fromkeys(row["figure"] for row in rows):
+        here = [row for row in rows if row["figure"] == figure]
+        found = {v: [row["size"] for row in here if row["verdict"] == v] for v in VERDICTS}
+        if len(windows) == 1:
+            told = [v + _at(sizes) for v, sizes in found.items() if sizes]
+            sentences.append((figure, f"{windows[0]} is {'; '.join(told)}."))
+        else:
+            told = [f"{len(sizes)} {v}" for v, sizes in found.items() if sizes]
+            sentences.append((figure, f"{len(here)} windowed networks: {', '.join(told)}."))
+    return sentences
+
+
+def _at(sizes: list[str]) -> str:
+    known = [size for size in sizes if size != size_label(0)]
+    return f" at k = {', '.join(known)}" if known else ""
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Verdicts by window and kernel size (lines) and figure (columns)."""
+
+    figures: list[str]
+    lines: list[tuple[str, str, list[dict[str, str] | None]]]
+    """Window, kernel size, and a row of ``verdict_table`` per figure; None: not compared."""
+
+
+def verdict_matrix(rows: list[dict[str, str]]) -> Matrix:
+    """The verdicts at a glance."""
+    shown = list(dict.fromkeys(row["figure"] for row in rows))
+    lines: dict[tuple[str, str], dict[str, dict[str, str]]] = {}
+    for row in rows:
+        lines.setdefault((row["window"], row["size"]), {})[row["figure"]] = row
+    return Matrix(
+        shown, [(*key, [found.get(name) for name in shown]) for key, found in lines.items()]
+    )
+
+
 def _with_interval(values: list[float], scale: str, *, share: bool) -> str:
     """Effect, low and high end: percentage points, a factor, or plain numbers; ?: not known."""
-    number = "×{:.3f}" if scale == "ratio" else "{:+.1f}" if share else "{:+.3f}"
+    factor = scale == "ratio"
+    number = "{:.3f}" if factor else "{:+.1f}" if share else "{:+.3f}"
     effect, low, high = (
         "?" if pd.isna(value) else number.format(100 * value if share else value)
         for value in values
     )
-    return f"{effect} [{low}, {high}]".replace("-", "−") + (" points" if share else "")
+    told = f"{'×' * factor}{effect} [{low}, {high}]".replace("-", "−")
+    return told + (" points" if share else "")
 
 
 def _what_would_decide(row: dict[Hashable, Any]) -> str:

@@ -1,0 +1,80 @@
+"""Networks and images in, a table out: the suite without configuration or run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+import torch
+from rich.progress import Progress, TaskID
+from torch import Tensor, nn
+
+from robust_ham.config import AttackConfig
+from robust_ham.evaluation import AttackedImages
+from robust_ham.evaluation import evaluate as evaluate_one
+from robust_ham.splits import to_float
+
+
+def evaluate(
+    models: nn.Module | Mapping[str, nn.Module],
+    images: Tensor,
+    labels: Tensor,
+    attack: str = "deepfool",
+    *,
+    batch_size: int = 250,
+    progress: bool = True,
+    **options: Any,  # noqa: ANN401
+) -> pd.DataFrame:
+    """Attack one or several networks on the same images, and judge every image afresh.
+
+    Args:
+        models: takes (N, C, H, W) in [0, 1], normalisation inside, returns logits (N, K); or
+            several of them by name. They run on the device that their parameters are on.
+        images: (N, C, H, W), uint8 or floats in [0, 1].
+        labels: (N,), whole numbers.
+        attack: a name in ``attacks.ATTACKS``, ``foolbox:NAME``, or ``module:function``.
+        batch_size: images handed to the attack at once.
+        progress: show a bar, on a terminal or in a notebook.
+        options: of the attack.
+
+    Returns:
+        A row per network and image: ``model_id sample_id label clean_prediction clean_margin
+        adversarial_prediction status l2 linf l2_relative forwards backwards angle dx dy margin
+        normal_cosine``, as in a run's ``samples``. ``status``: already_wrong (distance 0), fooled,
+        survived (distance ∞) or invalid.
+
+    Raises:
+        ValueError: images or labels of another shape, or an option that the attack refuses.
+    """
+    named = dict(models) if isinstance(models, Mapping) else {"model": models}
+    if images.ndim != 4 or labels.shape != images.shape[:1]:
+        raise ValueError(
+            f"expected images (N, C, H, W) and labels (N,), got {tuple(images.shape)} and "
+            f"{tuple(labels.shape)}"
+        )
+    if not len(images):
+        raise ValueError("expected at least one image")
+    clean = to_float(images) if images.dtype == torch.uint8 else images.detach().float()
+    attacked = AttackedImages(clean.cpu(), labels.long().cpu(), list(range(len(labels))))
+    asked = AttackConfig.model_validate({"attack": attack} | options)
+    tables = []
+    with Progress(disable=not progress) as bars:
+        for name, model in named.items():
+            bar = bars.add_task(name, total=len(labels))
+
+            def step(done: int, total: int, bar: TaskID = bar) -> None:
+                bars.update(bar, completed=done, total=total)
+
+            found = evaluate_one(
+                model,
+                attacked,
+                asked,
+                attack,
+                batch_size=batch_size,
+                device=next((p.device for p in model.parameters()), torch.device("cpu")),
+                progress=step,
+            )
+            found.samples.insert(0, "model_id", name)
+            tables.append(found.samples)
+    return pd.concat(tables, ignore_index=True)

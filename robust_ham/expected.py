@@ -1,0 +1,94 @@
+"""How long a run will take: one short pass of every kind of cell, measured here and now."""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from robust_ham import checkpoints, training
+from robust_ham.catalogue import attack_function, attack_options
+from robust_ham.cell import Cell
+from robust_ham.context import Context
+from robust_ham.judging import logits_of
+from robust_ham.model_groups import FactoryGroup, ModelGroup
+from robust_ham.plan import source_folder
+from robust_ham.status import is_done
+
+_BATCHES, _IMAGES = 3, 16
+
+
+class Expected(NamedTuple):
+    """Seconds that the cells that are left will take one after the other."""
+
+    training: float
+    attacks: float
+
+
+def expected_seconds(context: Context) -> Expected:
+    """Measure a training step and an attack on 16 images of each kind of network, and count.
+
+    A network that is yet to be trained is attacked as it is after three steps, on what it says
+    itself; a trained one may resist longer, so this is a guess. The gate and the report are not in
+    it.
+    """
+    left = [cell for cell in context.plan.cells if not is_done(context.run, cell)]
+    kinds: dict[tuple[str, int], list[Cell]] = {}
+    for cell in left:
+        kinds.setdefault((cell.spec.family, cell.spec.kernel_size), []).append(cell)
+    torch.set_num_threads(context.plan.config.evaluation.threads)
+    total = Expected(0.0, 0.0)
+    for cells in kinds.values():
+        num_trained = sum(c.attack_id is None and _is_trained(context, c.spec) for c in cells)
+        seconds, model = _measured_model(context, cells[0].spec, num_trained > 0)
+        attacks = 0.0
+        for attack_id in {c.attack_id for c in cells if c.attack_id is not None}:
+            images = sum(
+                len(context.plan.shard_of(c).labels) for c in cells if c.attack_id == attack_id
+            )
+            attacks += images * _seconds_per_image(context, model, attack_id)
+        total = Expected(total.training + num_trained * seconds, total.attacks + attacks)
+    return total
+
+
+def _is_trained(context: Context, spec: ModelGroup) -> bool:
+    trained_here = not isinstance(spec, FactoryGroup)
+    return trained_here and source_folder(context.plan.config, spec) is None
+
+
+def _measured_model(context: Context, spec: ModelGroup, timed: bool) -> tuple[float, nn.Module]:
+    """Seconds of a whole training, and a network of the kind."""
+    source = source_folder(context.plan.config, spec)
+    if source is not None:
+        factory = spec.factory if isinstance(spec, FactoryGroup) else None
+        return 0.0, checkpoints.load(source, factory)[0].to(context.device)
+    if isinstance(spec, FactoryGroup):
+        return 0.0, checkpoints.load_factory(spec).to(context.device)
+    config, dataset = context.plan.config.training_of(spec), context.plan.dataset
+    short = config.model_copy(update={"epochs": 1, "schedule": "constant", "warmup_epochs": 0})
+    seconds = 0.0
+    for count in (1, _BATCHES) if timed else (1,):  # the first warms up
+        split = dataset.train[: count * config.batch_size]
+        start = time.monotonic()
+        model, _ = training.train(
+            spec,
+            short,
+            split,
+            dataset.validation[: len(split)],
+            device=context.device,
+            precision=training.resolve_precision(config.precision, context.device),
+        )
+        seconds = (time.monotonic() - start) / len(split)
+    return seconds * len(dataset.train) * config.epochs, model.eval()
+
+
+def _seconds_per_image(context: Context, model: nn.Module, attack_id: str) -> float:
+    attack = context.plan.config.attacks[attack_id]
+    images = context.plan.attacked.images[:_IMAGES]
+    labels = logits_of(model, images, context.device).argmax(1)  # so that each is attacked
+    given = images.to(context.device), labels.to(context.device)
+    start = time.monotonic()
+    attack_function(attack.attack)[0](model, *given, **attack_options(attack, attack_id))
+    return (time.monotonic() - start) / len(images)

@@ -1,0 +1,95 @@
+"""Runs side by side: ``comparison.csv``, a figure, and a page of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from robust_ham.analysis.run import Run
+from robust_ham.analysis.run_pairs import changed_keys, compared_results, run_names
+from robust_ham.config import RequestError
+from robust_ham.report.figures import METRIC_NAMES
+from robust_ham.report.html import render_page
+from robust_ham.report.inline import inline_svg
+from robust_ham.report.page import Report
+from robust_ham.report.style import figure_style, panel_grid, render
+from robust_ham.run_folder import RunFolder
+from robust_ham.store import write_csv, write_text
+
+_MOST_NETWORKS = 60
+"""In a figure; more are in the table alone."""
+
+
+def write_comparison(folders: list[Path], out: Path) -> Report:
+    """Compare runs with the first of them.
+
+    Raises:
+        RequestError: fewer than two runs, or nothing in common.
+    """
+    if len(folders) < 2:
+        raise RequestError("compare: expected two or more run folders")
+    runs = [Run(RunFolder(folder)) for folder in folders]
+    changes, results = changed_keys(runs), compared_results(runs)
+    header, rows = _table(results)
+    write_csv(out / "comparison.csv", results)
+    write_csv(out / "configurations.csv", changes)
+    with figure_style():
+        drawn = _figure(results)
+        figure = inline_svg(render(drawn, "comparison", "svg")) if drawn is not None else None
+    page = out / "comparison.html"
+    values = {
+        "names": run_names(runs),
+        "changes": changes.to_dict(orient="records"),
+        "figure": figure,
+        "description": "; ".join(" ".join(row) for row in rows),
+        "header": header,
+        "rows": rows,
+    }
+    write_text(page, render_page("comparison.html.j2", **values))
+    return Report(page, header, rows)
+
+
+def _table(results: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """Header and rows as people read them."""
+    header = "run|network|attack|measure|first|other|effect|note".split("|")
+    rows = []
+    for row in results.to_dict(orient="records"):
+        known = not pd.isna(row["effect"])
+        sign = "×" if row["scale"] == "ratio" else ""
+        numbers = f"{row['effect']:.3g} [{row['low']:.3g}, {row['high']:.3g}]" if known else "–"
+        rows.append(
+            [
+                row["run"],
+                row["model_id"],
+                row["attack"],
+                METRIC_NAMES[row["metric"]],
+                *(f"{row[k]:.4g}" if known else "–" for k in ("first", "other")),
+                sign + numbers,
+                "" if known else row["note"],
+            ]
+        )
+    return header, rows
+
+
+def _figure(results: pd.DataFrame) -> Figure | None:
+    """A panel per run, attack and measure, a line per network; None: too many, or no number."""
+    known = results[results["effect"].notna()]
+    networks = list(dict.fromkeys(known["model_id"]))
+    if not networks or len(networks) > _MOST_NETWORKS:
+        return None
+    groups = list(known.groupby(["run", "attack", "metric"], sort=False))
+    figure, panels = panel_grid(len(groups), 3, 3.2, 0.6 + 0.2 * len(networks), sharey=True)
+    for axes, ((run, attack, metric), rows) in zip(panels, groups, strict=False):
+        places = [networks.index(name) for name in rows["model_id"]]
+        effect, low, high = (rows[k].to_numpy(np.float64) for k in ("effect", "low", "high"))
+        errors = [np.nan_to_num(effect - low), np.nan_to_num(high - effect)]
+        axes.errorbar(effect, places, xerr=errors, fmt="o", markersize=3, capsize=2)
+        axes.axvline(1.0 if metric == "robust_area" else 0.0, color="0.6", linewidth=0.8)
+        axes.set_yticks(range(len(networks)), networks)
+        axes.set_ylim(len(networks) - 0.5, -0.5)
+        axes.set_title(f"{run}: {attack}")
+        axes.set_xlabel(METRIC_NAMES[str(metric)])
+    return figure

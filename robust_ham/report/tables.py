@@ -1,0 +1,171 @@
+"""The tables of the page, in words and rounded numbers."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from robust_ham.analysis.run import Run
+from robust_ham.analysis.tables import Tables
+from robust_ham.report import figures
+from robust_ham.report.style import WINDOW_LABELS, size_label
+from robust_ham.report.verdict_table import claim_table, verdict_table
+
+_PERCENT = {"test_accuracy", "clean_accuracy", "robust_accuracy", "fooled_rate"}
+_MODEL_COLUMNS = {
+    "model_id": "model",
+    "kernel_size": "k",
+    "window": "window",
+    "seed": "seed",
+    "attack": "attack",
+    "n": "n",
+    "test_accuracy": "test accuracy",
+    "clean_accuracy": "clean accuracy (n)",
+    "budget": "budget",
+    "robust_accuracy": "robust accuracy",
+    "robust_area": "robust area",
+    "fooled_rate": "fooled rate",
+    "median_l2": "median L2",
+    "rho_adv": "ρ_adv",
+    "normal_cosine": "cosine to the normal",
+    "optimality": "optimality",
+    "effective_width": "effective width",
+    "effective_width_learned": "learned width",
+    "params": "parameters",
+    "flops": "FLOPs",
+    "forwards": "forwards",
+    "backwards": "backwards",
+    "gate": "gate",
+}
+CHOICES = ("k", "window", "seed", "attack", "gate")
+"""Columns of the table of all models that a reader chooses rows by."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table as people read it."""
+
+    name: str
+    caption: str
+    header: list[str]
+    rows: list[list[str]]
+
+    @cached_property
+    def numeric(self) -> list[bool]:
+        """Which columns hold numbers."""
+        columns = zip(*self.rows, strict=True) if self.rows else [()] * len(self.header)
+        return [all(_NUMBER.match(value) for value in column) for column in columns]
+
+
+_NUMBER = re.compile(r"[×+−-]?[0-9?∞.]|–$|$")
+
+
+def page_tables(results: Tables) -> list[Table]:
+    """All tables of the page."""
+    return [
+        headline_table(results.run, results.curves),
+        _verdicts(results),
+        _claims(results),
+        models_table(results),
+        _gate(results.run),
+    ]
+
+
+def headline_table(run: Run, curves: pd.DataFrame) -> Table:
+    """Kernel size and window by primary metric."""
+    wanted = [(attack_id, metric) for attack_id, metric, _ in figures.primary_panels(run, curves)]
+    header = ["network", "k", "window", "seeds"]
+    for attack_id, metric in wanted:
+        title = figures.attack_title(run, attack_id) if attack_id else "clean images"
+        header.append(f"{title}: {figures.metric_label(run, attack_id, metric)}")
+    rows = []
+    arms = curves.groupby(["family", "kernel_size", "window"], sort=False)
+    for (family, size, window), arm in arms:
+        row = [
+            str(family),
+            size_label(int(str(size))),
+            WINDOW_LABELS[str(window)],
+            str(arm["num_seeds"].iloc[0]),
+        ]
+        for attack_id, metric in wanted:
+            found = arm[(arm["attack"] == attack_id) & (arm["metric"] == metric)]
+            row.append(_interval(found.iloc[0], metric) if len(found) else "–")
+        rows.append(row)
+    caption = "Estimates with 95 % intervals over seeds and images."
+    return Table("headline", caption, header, rows)
+
+
+def models_table(results: Tables) -> Table:
+    """A row per model and attack."""
+    rows = [
+        [_cell(row[name], name) for name in _MODEL_COLUMNS]
+        for row in results.summary.to_dict(orient="records")
+    ]
+    caption = "Every model under every attack."
+    return Table("models", caption, list(_MODEL_COLUMNS.values()), rows)
+
+
+def _verdicts(results: Tables) -> Table:
+    columns = {
+        "window": "window",
+        "size": "k",
+        "figure": "figure",
+        "effect": "windowed − baseline, or ×, with interval",
+        "p": "p (Holm)",
+        "verdict": "verdict",
+        "decide": "would decide",
+    }
+    rows = [[row[key] for key in columns] for row in verdict_table(results.run, results.contrasts)]
+    caption = (
+        "Windowed against baseline networks of the same kernel size, paired by seed and image."
+    )
+    return Table("verdicts", caption, list(columns.values()), rows)
+
+
+def _claims(results: Tables) -> Table:
+    rows = [
+        [claim["statement"], claim["source"], claim["answer"], _evidence(claim["evidence"])]
+        for claim in claim_table(results.claims)
+        if claim["answer"] != "not run"
+    ]
+    header = ["statement", "stated by", "answer", "evidence"]
+    return Table("claims", "What others state, answered from this run alone.", header, rows)
+
+
+def _evidence(lines: list[dict[str, str]]) -> str:
+    return "; ".join(f"{line['part']}: {line['effect']} – {line['answer']}" for line in lines)
+
+
+def _gate(run: Run) -> Table:
+    found = run.gate[run.gate["severity"] != "pass"]
+    header = ["model", "attack", "finding", "reason"]
+    rows = found[["model_id", "attack", "severity", "reason"]].astype(str).to_numpy().tolist()
+    rows = [[model, attack or "–", finding, reason] for model, attack, finding, reason in rows]
+    return Table("gate", "Checks of models and attacks that did not pass.", header, rows)
+
+
+def _cell(value: Any, name: str) -> str:  # noqa: ANN401
+    """A value as the page shows it."""
+    unknown = value is None or (isinstance(value, float) and np.isnan(value))
+    if unknown or (name == "kernel_size" and value == 0):
+        return "–"
+    if isinstance(value, str):
+        return WINDOW_LABELS[value] if name == "window" else value
+    if np.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    if name in _PERCENT:
+        return f"{100 * value:.1f} %"
+    if float(value).is_integer():
+        return f"{int(value):,}".replace(",", "\u202f")
+    return f"{value:.3g}"
+
+
+def _interval(row: pd.Series[Any], metric: str) -> str:
+    if metric in _PERCENT:
+        return f"{100 * row['estimate']:.1f} % [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
+    return f"{row['estimate']:#.3g} [{row['low']:#.3g}, {row['high']:#.3g}]"

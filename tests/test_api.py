@@ -1,0 +1,208 @@
+"""The suite from Python: evaluate, compare, windowed; a user's own attack; the README's words."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import fashion_images, zoo_model
+from torch import nn
+
+import robust_ham
+from robust_ham import compare, evaluate, windowed
+from robust_ham.config import RequestError
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def attacked():
+    images, labels = fashion_images(40)
+    models = {f"k5-{w}-s{s}": zoo_model(5, w, s) for s in (0, 1, 2) for w in ("none", "hamming")}
+    return evaluate(models, images, labels, steps=20, progress=False)
+
+
+def arm(rows, window):
+    return rows[rows["model_id"].str.contains(window)]
+
+
+def test_rows_of_several_networks(attacked):
+    assert len(attacked) == 6 * 40
+    assert attacked["model_id"].nunique() == 6
+    assert set(attacked["status"]) <= {"already_wrong", "fooled", "survived"}
+    fooled = attacked[attacked["status"] == "fooled"]
+    assert (fooled["adversarial_prediction"] != fooled["label"]).all()
+    assert fooled["l2"].between(0.01, 5).all()
+    assert attacked["sample_id"].tolist() == list(range(40)) * 6
+
+
+def test_one_network_uint8_images_and_another_attack():
+    images, labels = fashion_images(12)
+    pixels = (images * 255).round().byte()
+    rows = evaluate(zoo_model(3, "none"), pixels, labels.int(), "spatial_shift", progress=False)
+    floats = evaluate(zoo_model(3, "none"), pixels / 255, labels, "spatial_shift", progress=False)
+    pd.testing.assert_frame_equal(rows, floats)
+    assert set(rows["model_id"]) == {"model"}
+    assert rows["l2"].isna().all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": torch.zeros(3)}, r"expected images \(N, C, H, W\) and labels \(N,\), got"),
+        ({"images": torch.zeros(28, 28)}, "expected images"),
+        ({"images": torch.zeros(0, 1, 28, 28), "labels": torch.zeros(0)}, "at least one image"),
+        ({"attack": "deepfol"}, "expected one of deepfool"),
+        ({"stepps": 3}, "unknown option of deepfool"),
+        ({"attack": "no_such:fn"}, "attack no_such:fn: ModuleNotFoundError"),
+        ({"attack": "math:nothing"}, "attack math:nothing: no such function"),
+    ],
+)
+def test_what_evaluate_refuses(change, message):
+    images, labels = fashion_images(4)
+    words = {"images": images, "labels": labels} | change
+    with pytest.raises((ValueError, RequestError), match=message):
+        evaluate(zoo_model(3, "none"), progress=False, **words)
+
+
+def test_compare_is_the_statistics_of_a_study(attacked):
+    found = compare(arm(attacked, "hamming"), arm(attacked, "none"), budget=0.5)
+    areas = {w: arm(attacked, w)["l2"].clip(upper=0.5).mean() for w in ("none", "hamming")}
+    assert found.effect == pytest.approx(areas["hamming"] / areas["none"])
+    assert (found.num_networks, found.num_images) == (3, 40)
+    assert found.verdict == "worse"
+    assert found.high < 0.95
+    assert str(found).startswith("robust_area 0.")
+    assert ": worse (×0." in str(found)
+
+
+def test_compare_of_equals_and_of_one(attacked):
+    rows = arm(attacked, "none")
+    same = compare(rows, rows)
+    assert (same.effect, same.low, same.high, same.verdict) == (1, 1, 1, "equivalent")
+    one = rows[rows["model_id"] == "k5-none-s0"]
+    other = arm(attacked, "hamming-s0")
+    alone = compare(other, one, "robust_accuracy", budget=0.25)
+    assert alone.verdict == "undecided"
+    assert "one seed" in alone.note
+    assert np.isfinite([alone.low, alone.high]).all()
+    clean = compare(arm(attacked, "hamming"), rows, "clean_accuracy")
+    expected = [(t["clean_prediction"] == t["label"]).mean() for t in (arm(attacked, "ham"), rows)]
+    assert (clean.other, clean.baseline) == pytest.approx(tuple(expected))
+
+
+def test_what_compare_refuses(attacked):
+    rows = arm(attacked, "none")
+    with pytest.raises(ValueError, match="as many networks, got 3 and 2"):
+        compare(rows, rows[rows["model_id"] != "k5-none-s1"])
+    with pytest.raises(ValueError, match="the same images"):
+        compare(rows, rows.assign(sample_id=rows["sample_id"] + 1))
+    with pytest.raises(ValueError, match="metric: expected one of robust_area"):
+        compare(rows, rows, "area")
+
+
+def test_windowed_is_the_surgery():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten())
+    assert windowed(model, "hann", kernel_size=5)[0].kernel_size == (5, 5)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = robust_ham.nothing
+
+
+def test_the_package_itself_needs_no_torch():
+    code = "import robust_ham, sys; assert 'torch' not in sys.modules and robust_ham.__version__"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# --- a user's own attack -------------------------------------------------------------------------
+
+OWN = """
+import torch
+
+def to_grey(model, images, labels, *, strength: float = 1.0):
+    return images + strength * (0.5 - images)
+
+def nothing(model, images, labels):
+    return None
+
+def needs(model, images, labels, *, radius):
+    return images
+"""
+RUN = """
+name: own
+models:
+  - {architecture: cnn, depth: 3, widths: [16, 32], first_kernel: same, kernel_size: 3, source: zoo}
+attacks: {grey: {attack: "our_attack:to_grey", strength: 0.9}}
+evaluation: {num_images: 20, gate: false}
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    (tmp_path / "our_attack.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "our_attack", raising=False)
+    return tmp_path
+
+
+def test_an_attack_of_ones_own(own):
+    images, labels = fashion_images(20)
+    rows = evaluate(
+        zoo_model(3, "none"), images, labels, "our_attack:to_grey", strength=0.9, progress=False
+    )
+    fooled = (rows["status"] == "fooled").to_numpy()
+    assert 0 < fooled.sum() < 20
+    moved = (0.9 * (0.5 - images)).flatten(1).norm(dim=1).numpy()
+    np.testing.assert_allclose(rows["l2"].to_numpy()[fooled], moved[fooled], rtol=1e-5)
+    with pytest.raises(RequestError, match=r"images \(20, 1, 28, 28\) or an AttackOutcome"):
+        evaluate(zoo_model(3, "none"), images, labels, "our_attack:nothing", progress=False)
+
+
+def test_it_runs_from_a_config_and_again_when_its_code_changes(own, run_cli, monkeypatch):
+    (own / "own.yaml").write_text(RUN)
+    code, printed, errors = run_cli("run", "own.yaml")
+    assert (code, errors) == (0, "")
+    assert "k3-none-s0/grey: done" in printed
+    assert "/grey: already there" in run_cli("run", "own.yaml")[1]
+    (own / "our_attack.py").write_text(OWN.replace("0.5 - images", "0.4 - images"))
+    monkeypatch.delitem(sys.modules, "our_attack")
+    assert "/grey: done" in run_cli("run", "own.yaml")[1]
+    code, _, errors = run_cli("run", "own.yaml", "-o", "attacks.grey.strengh=1")
+    assert code == 2
+    assert "attacks.grey.strengh: unknown option of our_attack:to_grey (strength)" in errors
+    code, _, errors = run_cli("run", "own.yaml", "-o", "attacks.other.attack=our_attack:needs")
+    assert (code, errors) == (
+        2,
+        "robust-ham: attacks.other.radius: our_attack:needs has no default\n",
+    )
+
+
+# --- the README's words --------------------------------------------------------------------------
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
+    images, labels = fashion_images(8)
+    known = {
+        "images": images,
+        "labels": labels,
+        "model": zoo_model(3, "none"),
+        "networks": {f"s{s}": zoo_model(5, "none", s) for s in range(2)},
+        "windowed_networks": {f"s{s}": zoo_model(5, "hamming", s) for s in range(2)},
+    }
+    monkeypatch.setattr("torchvision.models.resnet50", nn_resnet)
+    for block in blocks("python"):
+        exec(block, dict(known))
+
+
+def nn_resnet():
+    import torchvision
+
+    return torchvision.models.resnet18()

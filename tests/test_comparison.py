@@ -1,0 +1,108 @@
+"""Runs side by side: what changed in configurations and results."""
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import TINY_RUN
+
+from robust_ham.analysis.curves import robust_area
+from robust_ham.config_files import parse_config
+from robust_ham.executors import run_plan
+from robust_ham.plan import make_plan
+from robust_ham.store import read_table
+
+MODEL = "cnn2-w4-k3-none-s0"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    changed = {"epochs: 1": "epochs: 4", "steps: 10": "steps: 9"}
+    for name, change in (("short", {}), ("long", changed)):
+        text = TINY_RUN.replace("lr: 0.1", "lr: 0.3")
+        for old, new in change.items():
+            assert old in text
+            text = text.replace(old, new)
+        run_plan(make_plan(parse_config(text)), folder / name, torch.device("cpu"))
+    return folder
+
+
+def test_what_changed(run_cli, runs, tmp_path):
+    code, printed, errors = run_cli("compare", runs / "short", runs / "long", "--out", tmp_path)
+    assert (code, errors) == (0, "")
+    keys = pd.read_csv(tmp_path / "configurations.csv", dtype=str)
+    assert keys.values.tolist() == [
+        ["training.epochs", "1", "4"],
+        ["attacks.deepfool_l2.steps", "10", "9"],
+    ]
+    found = pd.read_csv(tmp_path / "comparison.csv")
+    assert len(found) == 2 * (1 + 2 + 1)  # networks × (accuracy, DeepFool's two, shifts)
+    row = found[(found["model_id"] == MODEL) & (found["metric"] == "robust_area")].iloc[0]
+    for name, column in (("short", "first"), ("long", "other")):
+        samples = read_table(runs / name / "samples" / MODEL / "deepfool_l2.parquet")
+        assert row[column] == pytest.approx(robust_area(samples["l2"].to_numpy(), 0.5))
+    assert row["effect"] == pytest.approx(row["other"] / row["first"])
+    assert row["low"] <= row["effect"] <= row["high"]
+    assert row["num_images"] == 20
+    page = (tmp_path / "comparison.html").read_text()
+    assert "<td>9</td>" in page
+    assert f"{MODEL}" in page
+    assert f"comparison: {tmp_path}/comparison.html" in printed
+
+
+def test_equal_runs_do_not_differ(run_cli, runs, tmp_path):
+    again = shutil.copytree(runs / "short", tmp_path / "short")
+    assert run_cli("compare", runs / "short", again, "--out", tmp_path / "out")[0] == 0
+    assert pd.read_csv(tmp_path / "out/configurations.csv").empty
+    found = pd.read_csv(tmp_path / "out/comparison.csv")
+    assert set(found["run"]) == {"short (2)"}
+    neutral = np.where(found["scale"] == "ratio", 1.0, 0.0)
+    np.testing.assert_allclose(found["effect"], neutral)
+    assert "They are the same." in (tmp_path / "out/comparison.html").read_text()
+
+
+def test_other_images_have_no_effect(run_cli, runs, tmp_path):
+    other = shutil.copytree(runs / "short", tmp_path / "other")
+    shutil.rmtree(other / "receipts")
+    for path in (other / "samples").rglob("*.parquet"):
+        table = pd.read_parquet(path)
+        table.assign(dataset="mnist").to_parquet(path)
+    assert run_cli("compare", runs / "short", other, "--out", tmp_path / "out")[0] == 0
+    found = pd.read_csv(tmp_path / "out/comparison.csv")
+    assert found["effect"].isna().all()
+    assert set(found["note"]) == {"not the same images"}
+
+
+def test_what_cannot_be_compared(run_cli, runs, tmp_path):
+    code, _, errors = run_cli("compare", runs / "short")
+    assert (code, errors) == (2, "robust-ham: compare: expected two or more run folders\n")
+    code, _, errors = run_cli("compare", runs / "short", tmp_path)
+    assert (code, errors) == (2, f"robust-ham: {tmp_path}: not a run folder (no config.yaml)\n")
+    other = shutil.copytree(runs / "short", tmp_path / "other")
+    shutil.rmtree(other / "samples")
+    code, _, errors = run_cli("compare", runs / "short", other, "--out", tmp_path / "out")
+    assert code == 2
+    assert errors == "robust-ham: the runs have no network and attack in common\n"
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_says_how_long_it_takes(run_cli, runs, tmp_path):
+    config = tmp_path / "tiny.yaml"
+    config.write_text(TINY_RUN)
+    words = ["run", config, "--dry-run", "--out", tmp_path / "out"]
+    _, printed, _ = run_cli(*words)
+    assert "what is left will take about " in printed
+    assert not (tmp_path / "out").exists()
+    plan = json.loads(run_cli(*words, "--json")[1])
+    assert len(plan["cells"]) == 6
+    assert plan["seconds"]["training"] > 0
+    assert plan["seconds"]["attacks"] > 0
+    config.write_text(TINY_RUN.replace("lr: 0.1", "lr: 0.3"))
+    done = [*words[:-1], runs / "short", "--json"]
+    assert json.loads(run_cli(*done)[1])["seconds"] == {"training": 0, "attacks": 0}
+    code, _, errors = run_cli("run", config, "--json")
+    assert (code, errors.startswith("robust-ham: --json: with --dry-run")) == (2, True)
