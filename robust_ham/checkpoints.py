@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from robust_ham.config import Config, RequestError
 from robust_ham.foreign import check_packing, read_safetensors
-from robust_ham.model_groups import FactoryGroup, ModelGroup, model_group
+from robust_ham.model_groups import FactoryGroup, ModelGroup, TableGroup, model_group
 from robust_ham.models import MODELS, Normalize, build
 from robust_ham.own_code import import_function
 from robust_ham.splits import MAX_CLASSES
@@ -131,8 +131,8 @@ def card_spec(card: dict[str, Any], path: Path) -> ModelGroup:
         spec = model_group(card["model"])
     except (ValidationError, ValueError):
         raise RequestError(f"{path}: does not describe a model known here") from None
-    if not isinstance(spec, ModelGroup):
-        raise RequestError(f"{path}: does not describe a model")
+    if not isinstance(spec, ModelGroup) or isinstance(spec, TableGroup):
+        raise RequestError(f"{path}: does not describe a model that can be built")
     return spec
 
 

@@ -191,7 +191,16 @@ def run(
 
 @app.command()
 def report(
-    run_dirs: Annotated[list[Path], typer.Argument(help="Folders that `run` has written.")],
+    run_dirs: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Folders that `run` has written; or somebody else's per-image tables, .csv, "
+            ".parquet or AttackBench's info.json, which make one folder together."
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder of tables; default results/<name>.")
+    ] = None,
     export: Annotated[
         str | None,
         typer.Option(
@@ -206,10 +215,11 @@ def report(
     debug: Debug = False,
 ) -> None:
     """Rebuild summary, curves, figures and report.html from the per-image tables."""
+    from robust_ham.foreign_tables import folders_to_report
     from robust_ham.report.export import check_export
 
     check_export(export, width)
-    for folder in run_dirs:
+    for folder in folders_to_report(run_dirs, out):
         _report(folder, export, width)
 
 

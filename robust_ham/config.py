@@ -29,6 +29,7 @@ from robust_ham.model_groups import (
     ImageNetGroup,
     ModelGroup,
     ResNet18CifarGroup,
+    TableGroup,
     model_group,
 )
 
@@ -151,7 +152,8 @@ class AttackConfig(BaseModel):
 
     attack: str = Field(
         description="a name in the catalogue (robust-ham list attacks), foolbox:NAME for an "
-        "attack of foolbox, or module:function for one of your own; this runs that module's code"
+        "attack of foolbox, or module:function for one of your own; this runs that module's code; "
+        "beside models of a table: table, with norm: none where it has no distances"
     )
     budget: Number | None = Field(
         None, gt=0, description="distance of robust_accuracy; minimum-norm attacks"
@@ -196,7 +198,8 @@ class AttackConfig(BaseModel):
         if ":" in self.attack and not self.attack.startswith("foolbox:"):
             return self.budget is not None or self.budgets is not None
         without = ("spatial_", "stadv", "foolbox:SpatialAttack")
-        return not self.attack.startswith(without) and "epsilon" not in self.options
+        bounded = "epsilon" in self.options or self.options.get("norm") == "none"
+        return not self.attack.startswith(without) and not bounded
 
     @property
     def in_band(self) -> bool:
@@ -285,7 +288,9 @@ class Config(Section):
     )
     name: SafeName = Field(description="name of the run; its folder is results/<name>")
     dataset: DatasetConfig = Field(default_factory=DatasetConfig)
-    models: list[CnnGroup | ResNet18CifarGroup | ImageNetGroup | FactoryGroup] = Field(min_length=1)
+    models: list[CnnGroup | ResNet18CifarGroup | ImageNetGroup | FactoryGroup | TableGroup] = Field(
+        min_length=1
+    )
     training: TrainingConfig = Field(default_factory=TrainingConfig)
     attacks: dict[SafeName, AttackConfig] = Field(min_length=1)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
@@ -440,6 +445,11 @@ class Config(Section):
     def model_specs(self) -> list[ModelGroup]:
         """All models of the run, sweeps expanded."""
         return [spec for group in self.models for spec in group.expand()]
+
+    @property
+    def is_of_tables(self) -> bool:
+        """Whether of some models there are rows alone, which can be reported but not run."""
+        return any(isinstance(group, TableGroup) for group in self.models)
 
     def num_shards(self, attack_id: str) -> int:
         """Into how many cells an attack on one model is divided."""

@@ -23,7 +23,7 @@ from robust_ham.config import (
     TrainingConfig,
 )
 from robust_ham.config_fields import first_error, number
-from robust_ham.model_groups import ARCHITECTURES, ModelGroup, model_group
+from robust_ham.model_groups import ARCHITECTURES, ModelGroup, TableGroup, model_group
 
 MAX_CONFIG_BYTES = 1_000_000
 MAX_VALUES = 20_000
@@ -209,6 +209,8 @@ def parse_network(option: str, text: str) -> ModelGroup:
     except ValueError as error:
         raise RequestError(f"{option}: {error}") from None
     assert isinstance(spec, ModelGroup)
+    if isinstance(spec, TableGroup):
+        raise RequestError(f"{option}: architecture: a table has no network")
     return spec
 
 

@@ -207,12 +207,38 @@ class FactoryGroup(ModelGroup):
         return self.factory.replace(":", "-")
 
 
+class TableGroup(ModelGroup):
+    """A model known only by a table of somebody else's: it can be reported, not run.
+
+    ``window``, ``kernel_size`` and ``seed`` label it, as for ``factory``.
+    """
+
+    architecture: Literal["table"]
+    name: SafeName = Field(description="what models differing only in k, window, seed are called")
+    kernel_size: OddSize | Literal[0] = Field(0, description="as for cnn; 0: not known")
+
+    @property
+    def is_trained_here(self) -> bool:
+        """Never: only its rows are here."""
+        return False
+
+    def _tag(self) -> str:
+        return self.name
+
+    @property
+    def model_id(self) -> str:
+        """As for all, without a kernel size that is not known."""
+        size = f"-k{self.kernel_size}" if self.kernel_size else ""
+        return f"{self.family}{size}-{self.window}-s{self.seed}"
+
+
 ARCHITECTURES: dict[str, type[ModelGroup]] = {
     "cnn": CnnGroup,
     "resnet18_cifar": ResNet18CifarGroup,
     "resnet18": ImageNetGroup,
     "vgg11_bn": ImageNetGroup,
     "factory": FactoryGroup,
+    "table": TableGroup,
 }
 
 

@@ -58,6 +58,11 @@ def make_plan(config: Config, data_root: Path | None = None, *, attack: bool = T
     Raises:
         RequestError: the data, an attack, a model or an option cannot be what was asked for.
     """
+    if config.is_of_tables:
+        raise RequestError(
+            f"{config.name}: its models are known by tables alone (architecture: table); "
+            "they can be reported, not run"
+        )
     dataset = Dataset(config.dataset, data_root)
     test = dataset.test
     try:

@@ -13,6 +13,7 @@ import pandas as pd
 from robust_ham.analysis.run import Run
 from robust_ham.cell import Cell, list_cells
 from robust_ham.locks import owner
+from robust_ham.model_groups import TableGroup
 from robust_ham.receipts import receipt_of
 from robust_ham.run_folder import RunFolder
 from robust_ham.store import read_rows
@@ -78,7 +79,9 @@ def is_done(folder: RunFolder, cell: Cell) -> bool:
     """Whether a cell has its receipt; with another configuration it may be made anew."""
     model_id = cell.spec.model_id
     if cell.attack_id is None:
-        made = [folder.model(model_id), folder.predictions(model_id)]
+        made = [folder.model(model_id)]
+        if not isinstance(cell.spec, TableGroup):
+            made.append(folder.predictions(model_id))
         return all(receipt_of(folder, path) is not None for path in made)
     whole, shard = (
         folder.samples(model_id, cell.attack_id),

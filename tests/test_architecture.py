@@ -11,9 +11,9 @@ LAYERS = [  # each may import what stands before it
     {"model_groups", "monitor"},
     {"config"},
     {"run_folder", "store", "windows", "config_files", "splits", "renaming"},
-    {"receipts", "cell"},
+    {"receipts", "cell", "attackbench"},
     {"layers", "analysis", "layouts", "foreign", "own_code", "distributed", "unfinished"},
-    {"models", "data", "report", "batches", "status"},
+    {"models", "data", "report", "batches", "status", "foreign_tables"},
     {"checkpoints", "catalogue", "perturbations"},
     {"training", "judging"},
     {"evaluation"},
@@ -47,6 +47,8 @@ TORCHLESS = {
     "store",
     "analysis",
     "report",
+    "attackbench",
+    "foreign_tables",
 }
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 FILES = sorted([*ROOT.glob("robust_ham/**/*.py"), *ROOT.glob("attacks/**/*.py")])

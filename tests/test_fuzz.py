@@ -29,6 +29,8 @@ from safetensors.torch import save
 from test_checkpoints import SPEC
 from test_curves import CARD, CONFIG, six_rows
 from test_data import mnist_like, png
+from test_foreign_tables import BENCH, INFO
+from test_foreign_tables import TABLE as FOREIGN
 
 from robust_ham import checkpoints, foreign
 from robust_ham.analysis.curves import budget_curves, summarise
@@ -36,6 +38,7 @@ from robust_ham.analysis.run import HISTORY_COLUMNS, KERNEL_MEASURES, Run
 from robust_ham.config import DatasetConfig, RequestError
 from robust_ham.config_files import config_folder, load_config, parse_config
 from robust_ham.data import load_split
+from robust_ham.foreign_tables import COLUMNS, write_run_folder
 from robust_ham.layouts import open_image
 from robust_ham.models import build
 from robust_ham.report.gallery import gallery_figure, load_gallery
@@ -383,6 +386,89 @@ def test_safetensors(folder, content):
 def test_torch_files(folder, content):
     (folder / "w.pth").write_bytes(content)
     check_weights(folder / "w.pth")
+
+
+# --- tables of others ----------------------------------------------------------------------------
+
+
+def csv_of(header, rows):
+    return "\n".join(map(",".join, (header, *rows))).encode()
+
+
+def check_foreign(folder, path):
+    """What is not refused is reported."""
+    out = folder / "out"
+    shutil.rmtree(out, ignore_errors=True)
+    refused_in_one_line(write_run_folder, [path], out)
+    if out.exists():
+        summary = summarise(Run(RunFolder(out)))
+        shares = summary[["clean_accuracy", "robust_accuracy"]]
+        assert ((shares >= 0) & (shares <= 1)).all(axis=None)
+        budget_curves(Run(RunFolder(out)))
+
+
+cell_texts = st.sampled_from(
+    (
+        "",
+        "0",
+        "0.5",
+        "inf",
+        "nan",
+        "-1",
+        "1e400",
+        "true",
+        "False",
+        "3",
+        "hamming",
+        "l2",
+        "x",
+        "../x",
+    )
+)
+table_rows = st.lists(st.tuples(*[cell_texts] * len(COLUMNS)), min_size=1, max_size=4)
+
+
+@bad_inputs(
+    damaged(FOREIGN.encode()) | table_rows.map(lambda rows: csv_of(COLUMNS, rows)),
+    b"\xef\xbb\xbf" + FOREIGN.encode(),
+    FOREIGN.replace("\n", "\r\n").encode(),
+)
+def test_foreign_csv_files(folder, content):
+    path = folder / "t.csv"
+    path.write_bytes(content)
+    check_foreign(folder, path)
+
+
+foreign_values = st.sampled_from(
+    [
+        *([0.5, 0.0, np.inf], [1, 2, 3], ["a", "b", "c"], [None] * 3, [True] * 3, [[1], [], [2]]),
+        *([{"a": 1}] * 3, [b"x", b"y", b"z"], [2**62] * 3, [np.nan] * 3),
+    ]
+)
+
+
+@bad_inputs(
+    st.dictionaries(st.sampled_from(list(COLUMNS)), foreign_values)
+    .map(lambda some: {"model": ["a"] * 3, "attack": ["d"] * 3, "sample_id": [1, 2, 3]} | some)
+    .map(parquet)
+    | damaged(parquet({"model": ["a"], "attack": ["d"], "sample_id": [1], "l2": [0.5]}))
+)
+def test_foreign_parquet_files(folder, content):
+    path = folder / "t.parquet"
+    path.write_bytes(content)
+    check_foreign(folder, path)
+
+
+@bad_inputs(
+    st.tuples(edited(BENCH), st.just(INFO) | edited(INFO))
+    | st.tuples(st.just(BENCH), edited(INFO)),
+    ({"attack": {"threat_model": "l2", "name": "\ud800"}, "model": {"dataset": "\ud800\n"}}, INFO),
+)
+def test_results_of_attackbench(folder, content):
+    place = fresh(folder / "result")
+    for name, values in zip(("config", "info"), content, strict=True):
+        (place / f"{name}.json").write_text(json.dumps(values))
+    check_foreign(folder, place / "info.json")
 
 
 # --- run folders ---------------------------------------------------------------------------------

@@ -53,7 +53,10 @@ def distances(samples: pd.DataFrame, attack: AttackConfig) -> Values:
 
 
 def _right_at_first(samples: pd.DataFrame) -> NDArray[np.bool_]:
-    return np.asarray(samples["clean_prediction"] == samples["label"])
+    """Whether an image is right before the attack, (n,); by its status if no label is known."""
+    known = samples[["label", "clean_prediction"]].notna().all(axis=1)
+    right = samples["clean_prediction"] == samples["label"]
+    return np.where(known, right, samples["status"] != "already_wrong")
 
 
 def summary_row(samples: pd.DataFrame, attack: AttackConfig) -> dict[str, float]:
@@ -61,7 +64,7 @@ def summary_row(samples: pd.DataFrame, attack: AttackConfig) -> dict[str, float]
     count = len(samples)
     right_at_first = _right_at_first(samples)
     fooled = (samples["status"] == "fooled").to_numpy()
-    clean = wilson(int((samples["clean_prediction"] == samples["label"]).sum()), count)
+    clean = wilson(int(right_at_first.sum()), count)
     row: dict[str, float] = {
         "n": count,
         "clean_accuracy": clean.estimate,
@@ -253,7 +256,7 @@ def kernel_size_curves(run: Run) -> pd.DataFrame:
             done = [table for table in tables if table is not None]
             for metric in DISTANCE_METRICS if attack.has_budget else SURVIVAL_METRICS:
                 values = stacked([metric.values(table, attack) for table in done])
-                if values is None or len(done) < len(attacked):
+                if values is None or len(done) < len(attacked) or np.isnan(values).all():
                     continue
                 statistic, num_images = metric.statistic(values), values.shape[1]
                 interval = (

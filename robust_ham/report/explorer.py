@@ -19,6 +19,7 @@ from robust_ham.analysis.run import Run
 from robust_ham.report.arms import AXES, arm_label, draw_arm, draw_arms
 from robust_ham.report.figures import (
     attack_title,
+    axis_name,
     compares_families,
     draw_by_family,
     metric_label,
@@ -58,7 +59,7 @@ def panels(run: Run, curves: pd.DataFrame) -> Iterator[Panel]:
             label = metric_label(run, attack_id, metric)
             words = _in_words(part, metric)
             for axis in axes:
-                caption = f"{title}: {label} against {AXES[axis]}"
+                caption = f"{title}: {label} against {axis_name(run, axis)}"
                 yield Panel(attack_id, metric, axis, caption, words)
 
 
@@ -95,7 +96,8 @@ def _in_words(part: pd.DataFrame, metric: str) -> str:
     families, lines = list(part["family"].unique()), []
     for (family, window), arm in part.groupby(["family", "window"], sort=False):
         values = [
-            f"{_number(row['estimate'], metric)} at k = {row['kernel_size']}"
+            _number(row["estimate"], metric)
+            + (f" at k = {row['kernel_size']}" if row["kernel_size"] else "")
             for row in arm.sort_values("kernel_size").to_dict(orient="records")
         ]
         lines.append(f"{arm_label(str(window), str(family), families)}: {', '.join(values)}")

@@ -17,6 +17,7 @@ from robust_ham.report.style import (
     columns_that_fit,
     figure_style,
     legend_below,
+    network_label,
     new_figure,
     panel_grid,
     window_colour,
@@ -79,7 +80,9 @@ def primary_panels(run: Run, curves: pd.DataFrame) -> list[tuple[str, str, str]]
 
     Attacks that are held to a band of frequencies have a figure of their own.
     """
-    panels = [("", "clean_accuracy", "clean images, whole test split")]
+    panels = []
+    if (curves["metric"] == "clean_accuracy").any():
+        panels.append(("", "clean_accuracy", "clean images, whole test split"))
     for attack_id, attack in run.attacks.items():
         have = set(curves.loc[curves["attack"] == attack_id, "metric"])
         metric = next((m for m in _PRIMARY if m in have), None)
@@ -119,11 +122,22 @@ def _panels(run: Run, curves: pd.DataFrame, panels: list[tuple[str, str, str]]) 
 
 
 def compares_families(run: Run) -> bool:
-    """Whether families stand side by side and none has three kernel sizes, enough for an axis."""
+    """Whether families stand side by side and none has three kernel sizes, enough for an axis.
+
+    So they do where a kernel size is not known.
+    """
     sizes: dict[str, set[int]] = {}
     for spec in run.specs:
         sizes.setdefault(spec.family, set()).add(spec.kernel_size)
+    if any(0 in found for found in sizes.values()):
+        return True
     return len(sizes) > 1 and max(len(found) for found in sizes.values()) < 3
+
+
+def axis_name(run: Run, axis: str) -> str:
+    """How panels call an axis: where kernel sizes are not known, networks stand in their place."""
+    unknown = axis == "kernel_size" and any(spec.kernel_size == 0 for spec in run.specs)
+    return "network" if unknown else AXES[axis]
 
 
 def networks_of(curves: pd.DataFrame) -> list[tuple[str, int]]:
@@ -151,7 +165,7 @@ def draw_by_family(axes: Axes, part: pd.DataFrame, networks: list[tuple[str, int
                 linestyle="none",
                 label=WINDOW_LABELS[row["window"]],
             )
-    labels = [f"{family}, k = {size}" for family, size in networks]
+    labels = [network_label(family, size) for family, size in networks]
     axes.set_yticks(range(len(networks)), labels)
     axes.set_ylim(-0.6, len(networks) - 0.4)
     axes.grid(axis="y", color="0.92")
@@ -186,7 +200,10 @@ def budget_figure(run: Run, curves: pd.DataFrame, attack_id: str) -> Figure:
                     mean.index, seeds.min(), seeds.max(), color=colour, alpha=0.2, lw=0
                 )
             name = f"k = {value}" if by_family else WINDOW_LABELS[str(value)]
-            axes.set_title(f"{name}\n{family}" if several else name)
+            if by_family and not value:
+                axes.set_title(str(family))
+            else:
+                axes.set_title(f"{name}\n{family}" if several else name)
             axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
             axes.set_ylim(0, 1)
             norm = "L∞" if run.attacks[attack_id].norm == "linf" else "L2"
@@ -205,7 +222,8 @@ def budgets_in_words(run: Run, curves: pd.DataFrame, attack_id: str) -> str:
     for (family, size, window), arm in part.groupby(part["model_id"].map(arm_of), sort=False):
         means = arm.groupby("budget")["robust_accuracy"].mean()
         values = [f"{100 * mean:.1f} % at {budget:.3g}" for budget, mean in means.items()]
-        told.append(f"{WINDOW_LABELS[window]}, k = {size} ({family}): {', '.join(values)}")
+        network = f"k = {size} ({family})" if size else family
+        told.append(f"{WINDOW_LABELS[window]}, {network}: {', '.join(values)}")
     return "; ".join(told) + "."
 
 

@@ -11,10 +11,9 @@ from markupsafe import Markup
 
 from robust_ham.analysis.run import Run
 from robust_ham.analysis.tables import Tables, write_tables
-from robust_ham.report.arms import AXES
 from robust_ham.report.cards import strips
 from robust_ham.report.explorer import Panel, panel_figure, panels, swatches
-from robust_ham.report.figures import METRIC_NAMES, attack_title
+from robust_ham.report.figures import METRIC_NAMES, attack_title, axis_name
 from robust_ham.report.html import render_page
 from robust_ham.report.inline import data_uri, inline_svg
 from robust_ham.report.pictures import Picture, Section, draw_pictures
@@ -85,7 +84,7 @@ def _about(results: Tables) -> dict[str, Any]:
         "config_address": data_uri(config_yaml.encode(), "text/yaml"),
         "num_images": int(results.summary["n"].max()),
         "num_models": results.summary["model_id"].nunique(),
-        "sizes": sorted({spec.kernel_size for spec in run.specs}),
+        "sizes": sorted({spec.kernel_size for spec in run.specs} - {0}),
         "windows": [WINDOW_LABELS[w] for w in dict.fromkeys(spec.window for spec in run.specs)],
         "num_seeds": len({spec.seed for spec in run.specs}),
         "attack_titles": [attack_title(run, attack_id) for attack_id in config.attacks],
@@ -137,7 +136,7 @@ def _figures(results: Tables, pictures: list[Picture]) -> dict[str, Any]:
         "panels": found,
         "choice_of_attacks": {a: attack_title(results.run, a) for a in attacks if a},
         "choice_of_metrics": {m: METRIC_NAMES[m] for m in metrics if m != "clean_accuracy"},
-        "choice_of_axes": {axis: AXES[axis] for axis in axes},
+        "choice_of_axes": {axis: axis_name(results.run, axis) for axis in axes},
         "legend": [
             (name, inline_svg(render(figure, f"swatch-{i}", "svg")))
             for i, (name, figure) in enumerate(swatches(results.curves))

@@ -16,6 +16,7 @@ from robust_ham.analysis.run import Run
 from robust_ham.analysis.spatial_grids import spatial_grids
 from robust_ham.analysis.tables import Tables
 from robust_ham.report import figures, heat_maps, mechanism
+from robust_ham.report.arms import AXES
 from robust_ham.report.explorer import panels
 from robust_ham.report.gallery import gallery_figure
 from robust_ham.report.inline import inline_svg
@@ -103,14 +104,15 @@ def _against_kernel_size(
             if p.axis == "kernel_size" and (p.attack, p.metric) in headline
         ),
     )
-    yield Drawing(
-        "axes",
-        mechanism.axes_figure(run, curves),
-        "The same figures against what else grows with k: the effective width of the nominal "
-        "window and of the learned kernels, parameters, FLOPs. Numbers beside markers: k. A "
-        "difference that vanishes on another axis is no effect of the window as such.",
-        Section.nowhere,
-    )
+    if any(curves[name].notna().any() for name in AXES if name != "kernel_size"):
+        yield Drawing(
+            "axes",
+            mechanism.axes_figure(run, curves),
+            "The same figures against what else grows with k: the effective width of the nominal "
+            "window and of the learned kernels, parameters, FLOPs. Numbers beside markers: k. A "
+            "difference that vanishes on another axis is no effect of the window as such.",
+            Section.nowhere,
+        )
     for attack_id in run.attacks:
         title = figures.attack_title(run, attack_id)
         if not (budgets["attack"] == attack_id).any():

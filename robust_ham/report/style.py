@@ -55,6 +55,16 @@ _SMALLEST_TEXT = 0.7
 _width: ContextVar[float | None] = ContextVar("_width", default=None)
 
 
+def size_label(size: int) -> str:
+    """A kernel size as tables show it."""
+    return str(size) if size else "–"
+
+
+def network_label(family: str, size: int) -> str:
+    """A family, and its kernel size where it is known."""
+    return f"{family}, k = {size}" if size else family
+
+
 def window_colour(window: str) -> tuple[float, float, float]:
     """A window's colour, the same in every figure, safe for the colour-blind."""
     red, green, blue = sns.color_palette("colorblind", 10)[_COLOURS[window]]
@@ -72,6 +82,8 @@ def legend_below(figure: Figure) -> None:
     for axes in figure.axes:
         handles, labels = axes.get_legend_handles_labels()
         found.update(zip(labels, handles, strict=True))
+    if not found:  # no figure is known with an interval
+        return
     longest = max(len(label) for label in found)  # characters of about 0.075 inches
     figure.legend(
         list(found.values()),

@@ -13,7 +13,7 @@ import pandas as pd
 from robust_ham.analysis.run import Run
 from robust_ham.analysis.tables import Tables
 from robust_ham.report import figures
-from robust_ham.report.style import WINDOW_LABELS
+from robust_ham.report.style import WINDOW_LABELS, size_label
 from robust_ham.report.verdict_table import claim_table, verdict_table
 
 _PERCENT = {"test_accuracy", "clean_accuracy", "robust_accuracy", "fooled_rate"}
@@ -86,7 +86,12 @@ def headline_table(run: Run, curves: pd.DataFrame) -> Table:
     rows = []
     arms = curves.groupby(["family", "kernel_size", "window"], sort=False)
     for (family, size, window), arm in arms:
-        row = [str(family), str(size), WINDOW_LABELS[str(window)], str(arm["num_seeds"].iloc[0])]
+        row = [
+            str(family),
+            size_label(int(str(size))),
+            WINDOW_LABELS[str(window)],
+            str(arm["num_seeds"].iloc[0]),
+        ]
         for attack_id, metric in wanted:
             found = arm[(arm["attack"] == attack_id) & (arm["metric"] == metric)]
             row.append(_interval(found.iloc[0], metric) if len(found) else "–")
@@ -146,7 +151,8 @@ def _gate(run: Run) -> Table:
 
 def _cell(value: Any, name: str) -> str:  # noqa: ANN401
     """A value as the page shows it."""
-    if value is None or (isinstance(value, float) and np.isnan(value)):
+    unknown = value is None or (isinstance(value, float) and np.isnan(value))
+    if unknown or (name == "kernel_size" and value == 0):
         return "–"
     if isinstance(value, str):
         return WINDOW_LABELS[value] if name == "window" else value

@@ -11,7 +11,7 @@ import pandas as pd
 from robust_ham.analysis.curves import SHARES
 from robust_ham.analysis.run import Run
 from robust_ham.report.figures import attack_title, metric_label
-from robust_ham.report.style import WINDOW_LABELS
+from robust_ham.report.style import WINDOW_LABELS, size_label
 
 
 def verdict_table(run: Run, effects: pd.DataFrame) -> list[dict[str, str]]:
@@ -28,7 +28,7 @@ def verdict_table(run: Run, effects: pd.DataFrame) -> list[dict[str, str]]:
     for row in shown.to_dict(orient="records"):
         title = attack_title(run, row["attack"]) if row["attack"] else "clean images"
         window = WINDOW_LABELS[row["window"]] + (f" ({row['family']})" if several else "")
-        size = str(row["kernel_size"])
+        size = size_label(row["kernel_size"])
         if row["versus"] == "interaction":
             size += f" against {row['versus_kernel_size']}"
         budget = None if pd.isna(row["budget"]) else float(row["budget"])
@@ -61,12 +61,17 @@ def in_words(rows: list[dict[str, str]]) -> list[tuple[str, str]]:
         here = [row for row in rows if row["figure"] == figure]
         found = {v: [row["size"] for row in here if row["verdict"] == v] for v in VERDICTS}
         if len(windows) == 1:
-            told = [f"{v} at k = {', '.join(sizes)}" for v, sizes in found.items() if sizes]
+            told = [v + _at(sizes) for v, sizes in found.items() if sizes]
             sentences.append((figure, f"{windows[0]} is {'; '.join(told)}."))
         else:
             told = [f"{len(sizes)} {v}" for v, sizes in found.items() if sizes]
             sentences.append((figure, f"{len(here)} windowed networks: {', '.join(told)}."))
     return sentences
+
+
+def _at(sizes: list[str]) -> str:
+    known = [size for size in sizes if size != size_label(0)]
+    return f" at k = {', '.join(known)}" if known else ""
 
 
 @dataclass(frozen=True)
