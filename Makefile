@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: quickstart test test-slow test-faults lint zoo bench bench-training reference schema readme-picture clean
+.PHONY: quickstart test test-slow test-faults lint zoo bench bench-training reference schema readme-pictures clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/robust-ham run quickstart
@@ -52,9 +52,10 @@ reference: $(INSTALLED)
 schema: $(INSTALLED)
 	$(BIN)/robust-ham list schema > configs/schema.json
 
-readme-picture: quickstart
+readme-pictures: quickstart
 	mkdir -p results/figures
 	cp results/quickstart/figures/robustness.png results/figures/quickstart.png
+	$(BIN)/python tests/screenshots.py results/quickstart/report.html results/figures/page.png
 
 $(INSTALLED): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -37,8 +37,7 @@ def on_ray(
     def execute(context: Context, ledger: Ledger) -> None:
         import ray
 
-        started = not ray.is_initialized()
-        if started:
+        if started := not ray.is_initialized():
             ray.init(address, logging_level="error", log_to_driver=False)
         token = context.run.lock(f"ray-{secrets.token_hex(8)}")
         try:

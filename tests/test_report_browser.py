@@ -1,9 +1,8 @@
 """The page in a browser: filter, sort, choices, paper, dark, without JavaScript."""
 
-import shutil
-
 import pandas as pd
 import pytest
+import screenshots
 from test_curves import CONFIG
 from test_report import make_run
 
@@ -14,9 +13,8 @@ from robust_ham.store import write_table
 playwright = pytest.importorskip(
     "playwright.sync_api", reason="playwright is not installed: pip install -e '.[dev]'"
 )
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="no browser found: apt-get install chromium"
+    screenshots.CHROMIUM is None, reason="no browser found: apt-get install chromium"
 )
 THIRTY = CONFIG.replace("    kernel_size: 3\n", "").replace(
     "window: [none, hamming], seed: [0, 1]",
@@ -36,10 +34,8 @@ def address(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    with playwright.sync_playwright() as started:
-        found = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with screenshots.browser() as found:
         yield found
-        found.close()
 
 
 @pytest.fixture
@@ -74,10 +70,10 @@ def test_thirty_models_fit_in_five_megabytes(address):
 
 
 @pytest.mark.parametrize("width", [390, 800, 1440])
-def test_it_fits_every_screen(open_page, width, tmp_path):
+def test_it_fits_every_screen(open_page, browser, address, width, tmp_path):
     page = open_page(width)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    page.screenshot(path=tmp_path / "page.png", full_page=True)
+    screenshots.take_picture(browser, address, tmp_path / "page.png", width)
     assert (tmp_path / "page.png").stat().st_size > 50_000
 
 
