@@ -63,6 +63,7 @@ def whole(data, tmp_path_factory):
 @pytest.fixture(scope="module")
 def children():
     """Starts processes that have imported everything, but computed nothing."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # of them alone: torch is already loaded here
     FORKS.set_forkserver_preload(["faulty_runs"])
 
     def start(function, *args):
@@ -71,6 +72,7 @@ def children():
         return process
 
     start(time.sleep, 0).join()
+    del os.environ["OMP_NUM_THREADS"]
     return start
 
 
