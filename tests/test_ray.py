@@ -71,8 +71,10 @@ def test_a_node_dies(cluster, data, expected, tmp_path):
     monitor = KillsANode(cluster, cluster.add_node(num_cpus=1))
     run_here(tmp_path, data, executor=on_ray(data), monitor=monitor)
     assert monitor.node is None
-    assert set(monitor.outcomes.values()) == {"done"}
     assert results(tmp_path) == expected
+    again = [name for name, outcome in monitor.outcomes.items() if outcome != "done"]
+    assert len(again) <= 1  # one that the node had just written, and could not tell of
+    assert {monitor.outcomes[name] for name in again} <= {"already there"}
     again = run_here(tmp_path, data, executor=on_ray(data))
     assert set(again.outcomes.values()) - {"done"} == {"already there"}
 
