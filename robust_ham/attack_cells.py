@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -35,6 +35,26 @@ _ROWS, _ARRAYS = "samples.parquet", "arrays.npz"
 """Files of a shard."""
 
 
+class Asked(NamedTuple):
+    """All that decides an attack's rows on a model."""
+
+    recipe: str
+    """Hash of all but the model."""
+    weights: str
+    """SHA-256 that the model's card names."""
+
+    @property
+    def key(self) -> str:
+        """Hash of both."""
+        return content_key(self._asdict())
+
+
+def asked_of(context: Context, spec: ModelGroup, attack_id: str) -> Asked:
+    """What a configuration asks for of a model that has been obtained."""
+    weights = read_card(context.run.model(spec.model_id))["weights_sha256"]
+    return Asked(attack_recipe(context, attack_id), weights)
+
+
 def attack_model(context: Context, cell: Cell, attack_id: str, progress: Progress) -> Done:
     """Attack a model that has been obtained, and write one row per image.
 
@@ -44,12 +64,11 @@ def attack_model(context: Context, cell: Cell, attack_id: str, progress: Progres
         RequestError: a checkpoint or an option is not what was asked for.
     """
     run, spec = context.run, cell.spec
-    key, recipe = attack_key(context, spec, attack_id), attack_recipe(context, attack_id)
-    made = run.samples(spec.model_id, attack_id)
-    if is_finished(run, made, key):
+    asked = asked_of(context, spec, attack_id)
+    if is_finished(run, cell.result(run), asked.key):
         return "already there"
     shard = run.shard(spec.model_id, attack_id, cell.shard)
-    there = cell.num_shards > 1 and is_finished(run, shard, key)
+    there = cell.num_shards > 1 and is_finished(run, shard, asked.key)
     if not there:
         config = context.plan.config
         found = evaluate(
@@ -61,18 +80,18 @@ def attack_model(context: Context, cell: Cell, attack_id: str, progress: Progres
             device=context.device,
             progress=progress,
         )
-        if is_finished(run, made, key):  # by another process that took this one for dead
+        if is_finished(run, cell.result(run), asked.key):  # by one that took this one for dead
             return "already there"
         if cell.num_shards == 1:
-            _write(context, spec, attack_id, found, key, recipe)
+            _write(context, spec, attack_id, found, asked)
             return "done"
-        _write_shard(context, shard, found, key, recipe)
+        _write_shard(context, shard, found, asked)
     join_shards(context, cell, attack_id)
     return "already there" if there else "done"
 
 
 def _write(
-    context: Context, spec: ModelGroup, attack_id: str, found: Evaluation, key: str, recipe: str
+    context: Context, spec: ModelGroup, attack_id: str, found: Evaluation, asked: Asked
 ) -> None:
     """Write what an attack has found on all images, and its receipt."""
     run, config = context.run, context.plan.config
@@ -101,13 +120,12 @@ def _write(
     samples.insert(0, "split", config.evaluation.split)
     samples.insert(0, "dataset", Path(config.dataset.name).name)
     samples.insert(0, "model_id", spec.model_id)
-    weights = read_card(run.model(spec.model_id))["weights_sha256"]
-    about = {"key": key, "recipe": recipe, "weights": weights, "attack": attack.attack}
-    write_table(files[0], samples, about)
-    sign(run, files[0], key, files, recipe=recipe, weights=weights)
+    about = asked._asdict() | {"key": asked.key}
+    write_table(files[0], samples, about | {"attack": attack.attack})
+    sign(run, files[0], asked.key, files, **asked._asdict())
 
 
-def _write_shard(context: Context, folder: Path, found: Evaluation, key: str, recipe: str) -> None:
+def _write_shard(context: Context, folder: Path, found: Evaluation, asked: Asked) -> None:
     shutil.rmtree(folder, ignore_errors=True)  # of a process killed before it signed
     with writing_folder(folder) as temporary:
         found.samples.to_parquet(temporary / _ROWS)
@@ -115,21 +133,21 @@ def _write_shard(context: Context, folder: Path, found: Evaluation, key: str, re
         if found.margins is not None:
             arrays["margins"] = found.margins.numpy()
         np.savez(temporary / _ARRAYS, allow_pickle=False, **arrays)
-    sign(context.run, folder, key, list(folder.iterdir()), recipe=recipe)
+    sign(context.run, folder, asked.key, list(folder.iterdir()), **asked._asdict())
 
 
 def join_shards(context: Context, cell: Cell, attack_id: str) -> None:
     """Make the whole of all shards, once they are there."""
-    key, recipe = attack_key(context, cell.spec, attack_id), attack_recipe(context, attack_id)
+    asked = asked_of(context, cell.spec, attack_id)
     run, model_id = context.run, cell.spec.model_id
     shards = [run.shard(model_id, attack_id, i) for i in range(cell.num_shards)]
     with locked(run.lock(f"{model_id}/{attack_id}")):
-        if is_finished(run, run.samples(model_id, attack_id), key):
+        if is_finished(run, cell.result(run), asked.key):
             return
-        if not all(is_finished(run, shard, key) for shard in shards):
+        if not all(is_finished(run, shard, asked.key) for shard in shards):
             return
         found = _read_shards(context, attack_id, shards)
-        _write(context, cell.spec, attack_id, found, key, recipe)
+        _write(context, cell.spec, attack_id, found, asked)
         for folder in (run.receipt(shards[0]).parent, shards[0].parent):
             shutil.rmtree(folder)
             remove_empty(folder, run.root)
@@ -185,12 +203,6 @@ def attack_recipe(context: Context, attack_id: str) -> str:
         | ({"shard_size": size} if size is not None else {})
         | ({"code": code} if code is not None else {})
     )
-
-
-def attack_key(context: Context, spec: ModelGroup, attack_id: str) -> str:
-    """Hash of all that decides an attack's rows on a model that has been obtained."""
-    weights = read_card(context.run.model(spec.model_id))["weights_sha256"]
-    return content_key({"recipe": attack_recipe(context, attack_id), "weights": weights})
 
 
 def _save_arrays(path: Path, **arrays: np.ndarray[Any, Any]) -> None:

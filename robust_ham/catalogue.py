@@ -14,8 +14,9 @@ from torch import Tensor
 
 from attacks import ATTACKS, Attack, AttackOutcome, Model, foolbox_attack, misclassified
 from attacks.foolbox_attacks import foolbox_parameters
+from attacks.prepare import attack_mode
 from attacks.transforms import grid_transforms, shift_transforms
-from robust_ham.config import AttackConfig, RequestError
+from robust_ham.config import AttackConfig, RequestError, is_own
 from robust_ham.config_fields import number
 from robust_ham.own_code import import_function, source_hash
 
@@ -48,12 +49,6 @@ def attack_function(name: str) -> tuple[Attack, dict[str, inspect.Parameter]]:
     return function, options
 
 
-def is_own(name: str) -> bool:
-    """Whether an attack is a function of the user's."""
-    module, colon, _ = name.partition(":")
-    return bool(colon) and module not in ATTACKS
-
-
 def own_code(name: str) -> str | None:
     """Hash of the code of a user's attack; None of ours, which have versions."""
     return source_hash(import_function(name, "attack")) if is_own(name) else None
@@ -74,10 +69,13 @@ def _run_own(
 ) -> AttackOutcome:
     """What a user's function returns, as our attacks return it; passes are not counted.
 
+    The model is frozen meanwhile, and given back as it was.
+
     Raises:
         ValueError: it returns neither an ``AttackOutcome`` nor images like those it was given.
     """
-    found = function(model, images, labels, **options)
+    with attack_mode(model):
+        found = function(model, images, labels, **options)
     if isinstance(found, AttackOutcome):
         return found
     if not isinstance(found, Tensor) or found.shape != images.shape:

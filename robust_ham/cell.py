@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from robust_ham.config import Config
 from robust_ham.model_groups import ModelGroup
+from robust_ham.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,12 @@ class Cell:
             return self.spec.model_id
         shard = f"/{self.shard + 1}of{self.num_shards}" if self.num_shards > 1 else ""
         return f"{self.spec.model_id}/{self.attack_id}{shard}"
+
+    def result(self, run: RunFolder) -> Path:
+        """What the cell makes, or helps to make, in a run folder."""
+        if self.attack_id is None:
+            return run.model(self.spec.model_id)
+        return run.samples(self.spec.model_id, self.attack_id)
 
     @property
     def needs(self) -> list[str]:

@@ -9,19 +9,21 @@ import json
 import logging
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 
-from robust_ham.attack_cells import attack_model
+from robust_ham.attack_cells import asked_of, attack_model
 from robust_ham.cell import Cell
 from robust_ham.config import RequestError
 from robust_ham.context import Context, Done
 from robust_ham.locks import locked, try_lock
-from robust_ham.model_cells import obtain_model
+from robust_ham.model_cells import is_obtained, obtain_model
 from robust_ham.perturbations import high_frequency_share
 from robust_ham.progress import Progress
+from robust_ham.receipts import is_finished
 from robust_ham.run_folder import RunFolder
 from robust_ham.splits import to_float
 from robust_ham.store import read_rows, write_csv, write_table
@@ -39,8 +41,22 @@ class Attempt(NamedTuple):
     """Of a failed cell: the kind of the error."""
 
 
-def attempt_cell(context: Context, cell: Cell, progress: Progress) -> Attempt | None:
+def already_there(context: Context, cell: Cell) -> Attempt | None:
+    """How a cell ends that has nothing to do, as far as that is known without its model."""
+    if cell.attack_id is None:
+        there = is_obtained(context, cell.spec)
+    else:
+        asked = asked_of(context, cell.spec, cell.attack_id)
+        there = is_finished(context.run, cell.result(context.run), asked.key)
+    return Attempt("already there", 0.0) if there else None
+
+
+def attempt_cell(
+    context: Context, cell: Cell, started: Callable[[str], Progress]
+) -> Attempt | None:
     """Run a cell, unless another process is at it: None.
+
+    ``started`` is told its name when it begins, and returns what is told of its progress.
 
     Raises:
         RequestError: a checkpoint or an option is not what was asked for.
@@ -51,7 +67,7 @@ def attempt_cell(context: Context, cell: Cell, progress: Progress) -> Attempt | 
     if lock is None:
         return None
     try:
-        outcome: str = run_cell(context, cell, progress)
+        outcome: str = run_cell(context, cell, started(cell.name))
         error = None
     except (RequestError, OSError):
         raise

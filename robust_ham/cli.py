@@ -9,7 +9,7 @@ import logging
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -21,13 +21,11 @@ from robust_ham.explain import EXPERIMENTS
 
 if TYPE_CHECKING:
     import torch
-    from rich.progress import TaskID
 
     from robust_ham.config import Config
     from robust_ham.executors import Executor
     from robust_ham.monitor import Monitor
     from robust_ham.plan import Plan
-    from robust_ham.status import Status
 
 EXIT_ENVIRONMENT, EXIT_REQUEST, EXIT_CELLS, EXIT_GATE = 1, 2, 3, 4
 
@@ -239,11 +237,11 @@ def status(
         if as_json:
             _say(json.dumps({"run": str(run_dir)} | found.as_dict()))
         else:
-            lines = "\n".join(_status_lines(run_dir, found))
+            lines = "\n".join(found.lines(run_dir))
             if lines != before:
                 _say(lines)
             before = lines
-        if not watch or not found.running:
+        if not watch or not found.num_processes:
             return
         time.sleep(2)
 
@@ -572,6 +570,7 @@ def _executor(
 def _show_plan(plan: Plan, folder: Path, device: torch.device, *, as_json: bool) -> None:
     from robust_ham.context import Context
     from robust_ham.expected import expected_seconds
+    from robust_ham.progress import in_words
     from robust_ham.run_folder import RunFolder
 
     config = plan.config
@@ -587,32 +586,10 @@ def _show_plan(plan: Plan, folder: Path, device: torch.device, *, as_json: bool)
         f"attacks on {config.evaluation.num_images} images each, into {folder}"
     )
     _say(
-        f"what is left will take about {_duration(sum(expected))}: training "
-        f"{_duration(expected.training)}, attacks {_duration(expected.attacks)} (a short pass of "
+        f"what is left will take about {in_words(sum(expected))}: training "
+        f"{in_words(expected.training)}, attacks {in_words(expected.attacks)} (a short pass of "
         "each kind was measured now)"
     )
-
-
-def _status_lines(folder: Path, found: Status) -> Iterator[str]:
-    left = len(found.left)
-    rest = found.seconds_left
-    expected = f"; about {_duration(rest)} of one worker" if rest else ""
-    yield (
-        f"{folder}: {len(found.done)} of {found.num_cells} cells done, {len(found.running)} at "
-        f"work, {len(found.failed)} failed, {left} left{expected}"
-    )
-    for name, at_work in found.running.items():
-        since = _duration(max(0.0, time.time() - at_work.get("since", time.time())))
-        yield f"  {name}: at work on {at_work.get('host')} ({at_work.get('pid')}) for {since}"
-    for name, reason in found.failed.items():
-        yield f"  {name}: failed: {reason}"
-
-
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _report(folder: Path, form: str | None = None, width: float | None = None) -> None:
@@ -620,12 +597,12 @@ def _report(folder: Path, form: str | None = None, width: float | None = None) -
     from robust_ham.report.export import export
     from robust_ham.report.page import write_page
 
-    results = write_tables(folder)
-    made = write_page(results)
+    tables = write_tables(folder)
+    made = write_page(tables)
     _print_table(made.header, made.rows)
     _say(f"\nreport: {made.page}")
     if form is not None:
-        _say(f"export: {len(export(results, form, width))} files in {folder / 'export'}")
+        _say(f"export: {len(export(tables, form, width))} files in {folder / 'export'}")
 
 
 _WORDS = (
@@ -673,81 +650,10 @@ def _log_file(path: Path) -> Iterator[None]:
 @contextmanager
 def _monitor() -> Iterator[Monitor]:
     """Nested bars on a terminal, a line per cell elsewhere."""
+    from robust_ham.monitor import Bars, Lines
+
     if sys.stdout.isatty():
-        with _Bars() as bars:
+        with Bars() as bars:
             yield bars
     else:
-        yield _Lines()
-
-
-class _Lines:
-    """A plain line per finished cell."""
-
-    def started(self, num_cells: int) -> None:
-        self.num_cells, self.num_done = num_cells, 0
-
-    def cell_started(self, name: str) -> Callable[[int, int], None]:
-        return lambda done, total: None
-
-    def cell_ended(self, name: str, outcome: str, seconds: float) -> None:
-        self.num_done += 1
-        _say(f"[{self.num_done}/{self.num_cells}] {name}: {outcome} ({seconds:.1f} s)")
-
-    def note(self, line: str) -> None:
-        _say(line)
-
-
-class _Bars:
-    """One bar for the run, one for the cell."""
-
-    def __init__(self) -> None:
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-
-        self.progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
-        self.run = self.progress.add_task("cells")
-        self.cells: dict[str, TaskID] = {}
-
-    def __enter__(self) -> _Bars:
-        self.progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.progress.stop()
-
-    def started(self, num_cells: int) -> None:
-        self.progress.update(self.run, total=num_cells)
-
-    def cell_started(self, name: str) -> Callable[[int, int], None]:
-        bar = self.cells.setdefault(name, self.progress.add_task(name, total=None))
-        last = 0.0
-
-        def step(done: int, total: int) -> None:
-            nonlocal last
-            if name in self.cells and (done == total or time.monotonic() - last > 0.1):
-                last = time.monotonic()
-                self.progress.update(bar, completed=done, total=total)
-
-        return step
-
-    def cell_ended(self, name: str, outcome: str, seconds: float) -> None:
-        self.progress.advance(self.run)
-        if name in self.cells:
-            self.progress.remove_task(self.cells.pop(name))
-        if outcome.startswith("failed"):
-            self.note(f"{name}: {outcome}")
-
-    def note(self, line: str) -> None:
-        self.progress.console.print(line, markup=False, highlight=False)
+        yield Lines(_say)

@@ -145,6 +145,11 @@ class TrainingConfig(Section):
         return self
 
 
+def is_own(attack: str) -> bool:
+    """Whether an attack's name is that of a user's function, ``module:function``."""
+    return ":" in attack and not attack.startswith("foolbox:")
+
+
 class AttackConfig(BaseModel):
     """One attack; keys not named here are options of the attack function itself."""
 
@@ -195,7 +200,7 @@ class AttackConfig(BaseModel):
 
         One of the user's own does where a budget is given.
         """
-        if ":" in self.attack and not self.attack.startswith("foolbox:"):
+        if is_own(self.attack):
             return self.budget is not None or self.budgets is not None
         without = ("spatial_", "stadv", "foolbox:SpatialAttack")
         bounded = "epsilon" in self.options or self.options.get("norm") == "none"

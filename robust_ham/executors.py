@@ -22,13 +22,14 @@ from robust_ham.config import RequestError
 from robust_ham.context import Context
 from robust_ham.gate import write_gate
 from robust_ham.kernels import write_kernels
-from robust_ham.locks import locked, owner, try_lock
+from robust_ham.locks import locked, try_lock
 from robust_ham.manifest import write_manifest
 from robust_ham.model_cells import help_train
 from robust_ham.monitor import Monitor, Silent
 from robust_ham.plan import Plan
 from robust_ham.run_folder import RunFolder
 from robust_ham.stale import set_aside_stale
+from robust_ham.status import PROCESS, num_processes
 from robust_ham.store import write_text
 from robust_ham.transfer import write_transfer
 
@@ -79,7 +80,7 @@ class Ledger:
     def fails_with(self, cell: Cell) -> Attempt | None:
         """How a cell ends that needs one that failed."""
         for name in cell.needs:
-            if name in self.failed:
+            if name in self.ended and self.ended[name].error is not None:
                 return Attempt(f"failed: its model {name} failed", 0.0, "RuntimeError")
         return None
 
@@ -118,7 +119,7 @@ def inline(context: Context, ledger: Ledger) -> None:
             stopping.check()
             attempt = ledger.fails_with(cell)
             if attempt is None and ledger.is_ready(cell):
-                attempt = attempt_cell(context, cell, ledger.monitor.cell_started(cell.name))
+                attempt = attempt_cell(context, cell, ledger.monitor.cell_started)
             if attempt is None:
                 left.append(cell)
             else:
@@ -183,7 +184,7 @@ def _joined(context: Context, monitor: Monitor) -> Iterator[None]:
     run, asked = context.run, context.run.locks / "asked.key"
     with contextlib.ExitStack() as starting:
         starting.enter_context(locked(run.lock("start"), stopping.check))
-        if not _others(run):
+        if not num_processes(run):
             run.remove_leftovers()
             run.failures.unlink(missing_ok=True)
             for line in set_aside_stale(context):
@@ -194,7 +195,7 @@ def _joined(context: Context, monitor: Monitor) -> Iterator[None]:
             raise RequestError(
                 f"{run.root}: another process runs another configuration there, or other data"
             )
-        mine = try_lock(run.lock(f"process-{secrets.token_hex(4)}"))
+        mine = try_lock(run.lock(f"{PROCESS}{secrets.token_hex(4)}"))
         assert mine is not None
         if distributed.num_processes() == 1:  # else nobody may join
             starting.close()
@@ -204,16 +205,11 @@ def _joined(context: Context, monitor: Monitor) -> Iterator[None]:
             mine.release()
     last = try_lock(run.lock("start"))
     if last is not None:
-        if not _others(run):
+        if not num_processes(run):
             asked.unlink(missing_ok=True)
         last.release()
         with contextlib.suppress(OSError):  # others are there
             run.locks.rmdir()
-
-
-def _others(run: RunFolder) -> bool:
-    """Whether another process takes part in the run of a folder."""
-    return any(owner(path) is not None for path in run.locks.glob("process-*.lock"))
 
 
 def _tell_overhead(ledger: Ledger, seconds: float) -> None:

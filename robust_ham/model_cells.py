@@ -232,16 +232,7 @@ def load_model(context: Context, spec: ModelGroup) -> tuple[nn.Module, dict[str,
 
 def _predict(context: Context, spec: ModelGroup) -> Done:
     """Predictions of the whole test split; they must confirm the card's accuracy."""
-    card = checkpoints.read_card(context.run.model(spec.model_id))
-    path = context.run.predictions(spec.model_id)
-    key = content_key(
-        context.where
-        | {
-            "weights": card["weights_sha256"],
-            "test": context.plan.dataset.test_hash,
-            "version": evaluation.VERSION,
-        }
-    )
+    path, key = context.run.predictions(spec.model_id), _predictions_key(context, spec)
     if is_finished(context.run, path, key):
         return "already there"
     model, card = load_model(context, spec)
@@ -255,3 +246,20 @@ def _predict(context: Context, spec: ModelGroup) -> Done:
     write_table(path, table, {"key": key, "weights": card["weights_sha256"]})
     sign(context.run, path, key, [path], weights=card["weights_sha256"])
     return "done"
+
+
+def _predictions_key(context: Context, spec: ModelGroup) -> str:
+    """Hash of all that decides what a model that has been obtained predicts."""
+    weights = checkpoints.read_card(context.run.model(spec.model_id))["weights_sha256"]
+    test = context.plan.dataset.test_hash
+    about = {"weights": weights, "test": test, "version": evaluation.VERSION}
+    return content_key(context.where | about)
+
+
+def is_obtained(context: Context, spec: ModelGroup) -> bool:
+    """Whether a model and its predictions are there; never known of a user's function."""
+    key, folder = model_key(context, spec), context.run.model(spec.model_id)
+    if key is None or not is_finished(context.run, folder, key):
+        return False
+    predictions = context.run.predictions(spec.model_id)
+    return is_finished(context.run, predictions, _predictions_key(context, spec))

@@ -9,14 +9,13 @@ from typing import Any
 
 from robust_ham.attack_cells import join_shards
 from robust_ham.cell import Cell
-from robust_ham.cells import Attempt
+from robust_ham.cells import Attempt, already_there
 from robust_ham.context import Context
 from robust_ham.executors import Executor, Ledger
 from robust_ham.progress import Progress
 from robust_ham.receipts import read_signed, write_signed
 from robust_ham.remote import Files, Job, run_there
 from robust_ham.run_folder import RunFolder
-from robust_ham.store import write_text
 
 _POLL_SECONDS = 0.5
 _RETRIES = 3  # of a cell whose worker has died
@@ -41,10 +40,9 @@ def on_ray(
             ray.init(address, logging_level="error", log_to_driver=False)
         token = context.run.lock(f"ray-{secrets.token_hex(8)}")
         try:
-            write_text(token, "")
+            token.touch()
             gpus = 0.0 if context.device.type == "cpu" else gpus_per_cell or 1.0
-            job = Job.of(context, data_root, token.name)
-            _Driver(context, ledger, job, gpus).run(num_workers)
+            _Driver(context, ledger, Job.of(context, data_root, token.name), gpus).run(num_workers)
         finally:
             token.unlink(missing_ok=True)
             if started:
@@ -64,7 +62,9 @@ class _Driver:
         cpus = context.plan.config.evaluation.threads
         self.remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=_RETRIES)(_run_cell)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self.desk = ray.remote(num_cpus=0, scheduling_strategy=here)(_Desk).remote(context.run)
+        self.desk = ray.remote(num_cpus=0, scheduling_strategy=here)(_Desk).remote(
+            str(context.run.root.resolve())
+        )
         self.at_work: dict[Any, Cell] = {}
         self.steps: dict[str, Progress] = {}
 
@@ -87,19 +87,18 @@ class _Driver:
                     self.ledger.note(cell, attempt)
 
     def _taken(self, cell: Cell, num_workers: int | None) -> bool:
-        """Whether a cell waits no more: it is handed out, or cannot be run."""
-        broken = self.ledger.fails_with(cell)
-        if broken is not None:
-            self.ledger.note(cell, broken)
-            return True
+        """Whether a cell waits no more: handed out, or nothing is to be or can be done."""
         full = num_workers is not None and len(self.at_work) >= num_workers
         if full or not self.ledger.is_ready(cell):
             return False
+        known = self.ledger.fails_with(cell) or already_there(self.context, cell)
+        if known is not None:
+            self.ledger.note(cell, known)
+            return True
         self.at_work[self.remote.remote(self.job, cell, self.desk)] = cell
         return True
 
     def _result(self, cell: Cell, reference: Any) -> Attempt | None:  # noqa: ANN401
-        attempt: Attempt | None
         try:
             attempt, files = self.ray.get(reference)
         except self.ray.exceptions.RayTaskError as error:
@@ -109,7 +108,7 @@ class _Driver:
         write_signed(self.context.run, files)
         if files and cell.attack_id is not None and cell.num_shards > 1:
             join_shards(self.context, cell, cell.attack_id)
-        return attempt
+        return attempt  # type: ignore[no-any-return]
 
     def _show_progress(self) -> None:
         for name, (done, total) in self.ray.get(self.desk.read_news.remote()).items():
@@ -121,8 +120,8 @@ class _Driver:
 class _Desk:
     """Beside the driver: takes news of workers, and gives them files of models."""
 
-    def __init__(self, run: RunFolder) -> None:
-        self.run, self.news = run, dict[str, tuple[int, int]]()
+    def __init__(self, folder: str) -> None:
+        self.run, self.news = RunFolder(Path(folder)), dict[str, tuple[int, int]]()
 
     def write_news(self, name: str, done: int, total: int) -> None:
         self.news[name] = done, total

@@ -57,12 +57,17 @@ def is_finished(run: RunFolder, made: Path, key: str) -> bool:
 
 def fault(run: RunFolder, receipt: Receipt) -> str | None:
     """The first file that is not as it was written; None: all are."""
-    for name, expected in receipt.files.items():
-        path = run.root / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if file_hash(path) != expected:
-            return f"{name} is not as it was written (SHA-256 differs)"
+    faults = (file_fault(run, name, expected) for name, expected in receipt.files.items())
+    return next(filter(None, faults), None)
+
+
+def file_fault(run: RunFolder, name: str, expected: str) -> str | None:
+    """What is wrong with one file of a receipt; None: nothing."""
+    path = run.root / name
+    if not path.is_file():
+        return f"{name} is missing"
+    if file_hash(path) != expected:
+        return f"{name} is not as it was written (SHA-256 differs)"
     return None
 
 
@@ -78,11 +83,9 @@ def check(run: RunFolder, made: Path, path: Path) -> None:
     receipt = receipt_of(run, made)
     name = path.relative_to(run.root).as_posix()
     expected = receipt.files.get(name) if receipt else None
-    if expected is not None and file_hash(path) != expected:
-        raise RequestError(
-            f"{path}: not as it was written (SHA-256 differs); "
-            "the command that made this folder makes it anew"
-        )
+    found = file_fault(run, name, expected) if expected is not None else None
+    if found is not None:
+        raise RequestError(f"{run.root}: {found}; the command that made this folder makes it anew")
 
 
 def read_signed(run: RunFolder, made: Iterable[Path]) -> dict[str, bytes]:

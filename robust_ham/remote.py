@@ -56,21 +56,21 @@ def run_there(
     """
     context = _context(job)
     if (context.run.locks / job.token).is_file():
-        return attempt_cell(context, cell, progress), {}
+        return attempt_cell(context, cell, lambda _: progress), {}
     with tempfile.TemporaryDirectory(prefix="robust-ham-") as folder:
         own = dataclasses.replace(context, run=RunFolder(Path(folder)))
         write_signed(own.run, fetch_models())
-        attempt = attempt_cell(own, cell, progress)
+        attempt = attempt_cell(own, cell, lambda _: progress)
         return attempt, read_signed(own.run, _made(own.run, cell))
 
 
 def _made(run: RunFolder, cell: Cell) -> Iterable[Path]:
     model_id = cell.spec.model_id
     if cell.attack_id is None:
-        return run.model(model_id), run.predictions(model_id)
+        return cell.result(run), run.predictions(model_id)
     if cell.num_shards > 1:
         return (run.shard(model_id, cell.attack_id, cell.shard),)
-    return (run.samples(model_id, cell.attack_id),)
+    return (cell.result(run),)
 
 
 @functools.lru_cache(maxsize=1)

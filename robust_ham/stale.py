@@ -14,6 +14,7 @@ from robust_ham.model_cells import key_of_files, model_key, sign_model
 from robust_ham.model_groups import ModelGroup
 from robust_ham.plan import source_folder
 from robust_ham.receipts import fault, receipt_of
+from robust_ham.run_folder import RunFolder
 from robust_ham.store import file_hash, read_metadata, remove_empty
 
 
@@ -27,12 +28,13 @@ def set_aside_stale(context: Context) -> list[str]:
         A line for each damaged result.
     """
     config = context.plan.config
+    recipes = {attack_id: attack_recipe(context, attack_id) for attack_id in config.attacks}
     found = list[str]()
     for spec in config.model_specs():
         found += _set_aside_model(context, spec)
         for attack_id, attack in config.attacks.items():
-            asked = attack.attacks(spec)
-            found += _set_aside_attack(context, spec.model_id, attack_id, asked)
+            wanted = recipes[attack_id] if attack.attacks(spec) else None
+            found += _set_aside_attack(context.run, spec.model_id, attack_id, wanted)
     return found
 
 
@@ -40,41 +42,27 @@ def _set_aside_model(context: Context, spec: ModelGroup) -> Iterator[str]:
     run = context.run
     folder, predictions = run.model(spec.model_id), run.predictions(spec.model_id)
     source = source_folder(context.plan.config, spec)
-    own = source is None or not folder.is_dir() or not source.samefile(folder)
-    if own and not _is_signed(context, spec, folder):
-        if not folder.is_dir():
-            run.receipt(folder).unlink(missing_ok=True)
-        elif (reason := _why_not(context, spec, folder)) is not None:
+    receipt = receipt_of(run, folder)
+    if not folder.is_dir():
+        _remove(run.receipt(folder))
+    elif source is None or not source.samefile(folder):
+        key = model_key(context, spec)
+        if receipt is None and key is not None and _key_of_unsigned(context, spec, folder) == key:
+            sign_model(context, spec, key)  # of a process killed just before it did
+        elif receipt is None or key not in (None, receipt.key):
             run.set_aside(folder)
-            if reason:
-                yield reason
-    receipt = receipt_of(run, predictions)
-    damage = fault(run, receipt) if receipt else None
-    if damage:
+        elif damage := fault(run, receipt):
+            run.set_aside(folder)
+            yield damage
+    if damage := _damage(run, predictions):
         yield damage
         _remove(run.receipt(predictions), predictions)
 
 
-def _is_signed(context: Context, spec: ModelGroup, folder: Path) -> bool:
-    """Whether a model's folder is finished, what is asked for, and as it was written."""
-    receipt = receipt_of(context.run, folder)
-    if receipt is None or fault(context.run, receipt) is not None:
-        return False
-    return model_key(context, spec) in (None, receipt.key)
-
-
-def _why_not(context: Context, spec: ModelGroup, folder: Path) -> str | None:
-    """What is wrong with a model's folder; empty: it is another's; None: only its receipt missed.
-
-    A process may have been killed between the two; a training is not lost for that.
-    """
-    receipt, key = receipt_of(context.run, folder), model_key(context, spec)
-    if receipt is not None:
-        return fault(context.run, receipt) if receipt.key == key or key is None else ""
-    if key is None or _key_of_unsigned(context, spec, folder) != key:
-        return ""
-    sign_model(context, spec, key)
-    return None
+def _damage(run: RunFolder, made: Path) -> str | None:
+    """What is wrong with a result that has its receipt; None: nothing, or it has none."""
+    receipt = receipt_of(run, made)
+    return fault(run, receipt) if receipt is not None else None
 
 
 def _key_of_unsigned(context: Context, spec: ModelGroup, folder: Path) -> str | None:
@@ -91,34 +79,35 @@ def _key_of_unsigned(context: Context, spec: ModelGroup, folder: Path) -> str | 
 
 
 def _set_aside_attack(
-    context: Context, model_id: str, attack_id: str, asked: bool
+    run: RunFolder, model_id: str, attack_id: str, recipe: str | None
 ) -> Iterator[str]:
-    run, recipe = context.run, attack_recipe(context, attack_id)
+    """``recipe``: of the rows that are wanted; None: none are."""
     path = run.samples(model_id, attack_id)
-    receipt = receipt_of(run, path)
-    about = receipt.about if receipt is not None else read_metadata(path) or {}
-    wanted = asked and about.get("recipe") == recipe
-    damage = fault(run, receipt) if receipt is not None and wanted else None
+    found = _recipe_of(run, path) or (read_metadata(path) or {}).get("recipe")
+    damage = _damage(run, path) if found == recipe else None
     if damage:
         yield damage
-    if not wanted or damage:
+    if damage or recipe is None or found != recipe:
         if path.exists():
             run.set_aside(path)
         made = (run.gallery, run.grid, run.margins, run.spectrum, run.adversarials)
         _remove(run.receipt(path), *(place(model_id, attack_id) for place in made))
-    shards = run.shard(model_id, attack_id, 0).parent
+    joined, shards = receipt_of(run, path) is not None, run.shard(model_id, attack_id, 0).parent
     for shard in sorted(shards.iterdir()) if shards.is_dir() else ():
-        whole, receipt = receipt_of(run, path) is not None, receipt_of(run, shard)
-        wanted = asked and receipt is not None and receipt.about.get("recipe") == recipe
-        wanted = wanted and not whole
-        damage = fault(run, receipt) if receipt is not None and wanted else None
+        wanted = not joined and recipe is not None and _recipe_of(run, shard) == recipe
+        damage = _damage(run, shard) if wanted else None
         if damage:
             yield damage
-        if not wanted or damage:
+        if damage or not wanted:
             _remove(run.receipt(shard))
             shutil.rmtree(shard)
             remove_empty(shard, run.root)
             remove_empty(run.receipt(shard), run.root)
+
+
+def _recipe_of(run: RunFolder, made: Path) -> str | None:
+    receipt = receipt_of(run, made)
+    return receipt.about.get("recipe") if receipt is not None else None
 
 
 def _remove(*paths: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +16,7 @@ from robust_ham.analysis.run import Run
 from robust_ham.cell import Cell, list_cells
 from robust_ham.locks import owner
 from robust_ham.model_groups import TableGroup
+from robust_ham.progress import in_words
 from robust_ham.receipts import receipt_of
 from robust_ham.run_folder import RunFolder
 from robust_ham.store import read_rows
@@ -31,6 +34,8 @@ class Status:
     left: list[str]
     seconds_left: float | None
     """Of one worker, by the time that like cells took; None: no like cell is done."""
+    num_processes: int
+    """That take part in the run; of a Ray cluster, the driver."""
 
     @property
     def num_cells(self) -> int:
@@ -46,7 +51,21 @@ class Status:
             "failed": self.failed,
             "left": self.left,
             "seconds_left": self.seconds_left,
+            "num_processes": self.num_processes,
         }
+
+    def lines(self, root: Path) -> Iterator[str]:
+        """The same for people."""
+        rest = f"; about {in_words(self.seconds_left)} of one worker" if self.seconds_left else ""
+        yield (
+            f"{root}: {len(self.done)} of {self.num_cells} cells done, {len(self.running)} at "
+            f"work, {len(self.failed)} failed, {len(self.left)} left{rest}"
+        )
+        for name, at_work in self.running.items():
+            since = in_words(max(0.0, time.time() - at_work.get("since", time.time())))
+            yield f"  {name}: at work on {at_work.get('host')} ({at_work.get('pid')}) for {since}"
+        for name, reason in self.failed.items():
+            yield f"  {name}: failed: {reason}"
 
 
 def read_status(root: Path) -> Status:
@@ -72,22 +91,26 @@ def read_status(root: Path) -> Status:
             left.append(cell.name)
     times = Times(folder)
     waiting = [cell for cell in cells if cell.name in running or cell.name in left]
-    return Status(done, running, failed, left, times.expected(waiting))
+    return Status(done, running, failed, left, times.expected(waiting), num_processes(folder))
+
+
+PROCESS = "process-"
+"""How the lock begins that every process holds as long as it takes part in a run."""
+
+
+def num_processes(folder: RunFolder) -> int:
+    """How many processes take part in the run of a folder."""
+    return sum(owner(path) is not None for path in folder.locks.glob(f"{PROCESS}*.lock"))
 
 
 def is_done(folder: RunFolder, cell: Cell) -> bool:
     """Whether a cell has its receipt; with another configuration it may be made anew."""
-    model_id = cell.spec.model_id
-    if cell.attack_id is None:
-        made = [folder.model(model_id)]
-        if not isinstance(cell.spec, TableGroup):
-            made.append(folder.predictions(model_id))
-        return all(receipt_of(folder, path) is not None for path in made)
-    whole, shard = (
-        folder.samples(model_id, cell.attack_id),
-        folder.shard(model_id, cell.attack_id, cell.shard),
-    )
-    return any(receipt_of(folder, path) is not None for path in (whole, shard))
+    model_id, made = cell.spec.model_id, receipt_of(folder, cell.result(folder)) is not None
+    if cell.attack_id is not None:
+        shard = folder.shard(model_id, cell.attack_id, cell.shard)
+        return made or receipt_of(folder, shard) is not None
+    predicted = receipt_of(folder, folder.predictions(model_id)) is not None
+    return made and (predicted or isinstance(cell.spec, TableGroup))
 
 
 def _failures(folder: RunFolder) -> dict[str, str]:

@@ -11,19 +11,21 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from torch import nn
 
 from attacks import AttackOutcome
 from robust_ham.analysis.run import Run
 from robust_ham.analysis.tables import make_tables
-from robust_ham.attack_cells import attack_key, attack_model
+from robust_ham.attack_cells import asked_of, attack_model
 from robust_ham.cell import Cell, list_cells
 from robust_ham.checkpoints import WEIGHTS
 from robust_ham.config import RequestError
 from robust_ham.context import Context
 from robust_ham.judging import judge
 from robust_ham.model_cells import load_model, model_key
+from robust_ham.model_groups import ModelGroup
 from robust_ham.progress import unseen
-from robust_ham.receipts import Receipt, fault, receipt_of
+from robust_ham.receipts import file_fault, receipt_of
 from robust_ham.run_folder import RunFolder
 from robust_ham.store import read_arrays, read_table, write_csv
 
@@ -78,7 +80,7 @@ def check_files(run: RunFolder) -> Check:
                 not_here += 1
                 continue
             num_checked += 1
-            found = fault(run, Receipt(receipt.key, {name: expected}, {}))
+            found = file_fault(run, name, expected)
             faults += [found] if found else []
     return Check("files are as they were written", num_checked, faults, not_here)
 
@@ -90,12 +92,8 @@ def _may_be_missing(name: str) -> bool:
 def check_cells(run: RunFolder) -> Check:
     """Every cell of the configuration is finished."""
     cells = list_cells(Run(run).config)
-    faults = []
-    for cell in cells:
-        model_id, attack_id = cell.spec.model_id, cell.attack_id
-        made = run.samples(model_id, attack_id) if attack_id else run.model(model_id)
-        if receipt_of(run, made) is None:
-            faults.append(f"{cell.name} is not finished")
+    left = [cell for cell in cells if receipt_of(run, cell.result(run)) is None]
+    faults = [f"{cell.name} is not finished" for cell in left]
     return Check("cells are finished", len(cells), faults)
 
 
@@ -118,13 +116,14 @@ def check_keys(context: Context) -> Check:
     """Every finished result was made from these data, by these versions of the code."""
     run, faults, num_checked = context.run, list[str](), 0
     for cell in context.plan.cells:
-        spec, attack_id = cell.spec, cell.attack_id
-        made = run.samples(spec.model_id, attack_id) if attack_id else run.model(spec.model_id)
-        receipt = receipt_of(run, made)
+        spec, receipt = cell.spec, receipt_of(run, cell.result(run))
         if receipt is None or receipt_of(run, run.model(spec.model_id)) is None:
             continue
         num_checked += 1
-        key = attack_key(context, spec, attack_id) if attack_id else model_key(context, spec)
+        if cell.attack_id is None:
+            key = model_key(context, spec)
+        else:
+            key = asked_of(context, spec, cell.attack_id).key
         if key is not None and key != receipt.key:
             faults.append(f"{cell.name} was made from something else than it would be now")
     return Check("results are of these data and versions", num_checked, faults)
@@ -132,29 +131,34 @@ def check_keys(context: Context) -> Check:
 
 def check_adversarials(context: Context) -> Check:
     """Every stored adversarial image, shown to its model and measured once more."""
-    run, config, faults, num_checked = context.run, context.plan.config, list[str](), 0
-    for spec in config.model_specs():
-        for attack_id in config.attacks:
-            table = run.samples(spec.model_id, attack_id)
-            path = run.adversarials(spec.model_id, attack_id)
-            if receipt_of(run, table) is None or not path.is_file():
-                continue
-            if not _has_weights(context, spec.model_id):
-                continue
-            rows, arrays = read_table(table), read_arrays(path)
-            attacked = context.plan.attacked_by(attack_id)
-            images = torch.from_numpy(arrays["adversarial"])
-            num_checked += len(rows)
-            if images.shape != attacked.images.shape:
-                faults.append(f"{spec.model_id}/{attack_id}: not of the images that are attacked")
-                continue
-            model, _ = load_model(context, spec)
-            outcome = _as_found(images, rows)
-            judged = judge(model, attacked.images, attacked.labels, outcome, context.device)
-            reason = differ(rows, judged.assign(sample_id=attacked.sample_ids))
-            if reason is not None:
-                faults.append(f"{spec.model_id}/{attack_id}: {reason}")
+    run, faults, num_checked = context.run, list[str](), 0
+    for spec in context.plan.config.model_specs():
+        stored = {
+            attack_id: run.adversarials(spec.model_id, attack_id)
+            for attack_id in context.plan.config.attacks
+            if receipt_of(run, run.samples(spec.model_id, attack_id)) is not None
+        }
+        model = _model_here(context, spec) if any(p.is_file() for p in stored.values()) else None
+        for attack_id, path in stored.items():
+            if model is not None and path.is_file():
+                rows = read_table(run.samples(spec.model_id, attack_id))
+                num_checked += len(rows)
+                reason = _judged_differently(context, model, attack_id, rows, path)
+                faults += [f"{spec.model_id}/{attack_id}: {reason}"] if reason else []
     return Check("stored adversarial images are judged as before", num_checked, faults)
+
+
+def _judged_differently(
+    context: Context, model: nn.Module, attack_id: str, rows: pd.DataFrame, path: Path
+) -> str | None:
+    """How the rows of stored images differ from what is seen in them now; None: they do not."""
+    attacked = context.plan.attacked_by(attack_id)
+    images = torch.from_numpy(read_arrays(path)["adversarial"])
+    if images.shape != attacked.images.shape:
+        return "not of the images that are attacked"
+    outcome = _as_found(images, rows)
+    judged = judge(model, attacked.images, attacked.labels, outcome, context.device)
+    return differ(rows, judged.assign(sample_id=attacked.sample_ids))
 
 
 def _as_found(images: torch.Tensor, rows: pd.DataFrame) -> AttackOutcome:
@@ -167,22 +171,23 @@ def _as_found(images: torch.Tensor, rows: pd.DataFrame) -> AttackOutcome:
 
 def check_again(context: Context, num_cells: int, say: Callable[[str], None]) -> Check:
     """Some attacks, drawn at random, made once more: the same rows must come out."""
-    run = context.run
-    finished = [
+    run, faults, num_checked = context.run, list[str](), 0
+    wanted = [
         cell
         for cell in context.plan.cells
         if cell.attack_id is not None
         and cell.shard == 0
-        and receipt_of(run, run.samples(cell.spec.model_id, cell.attack_id)) is not None
-        and _has_weights(context, cell.spec.model_id)
+        and receipt_of(run, cell.result(run)) is not None
     ]
-    draw = np.random.default_rng().permutation(len(finished))[:num_cells]
-    faults = []
-    for place in sorted(draw):
-        cell = finished[place]
-        say(f"{cell.name}: made once more")
-        faults += [f"{cell.name}: {reason}" for reason in _made_differently(context, cell)]
-    return Check("attacks give the same rows once more", len(draw), faults)
+    np.random.default_rng().shuffle(wanted)
+    for cell in wanted:
+        if num_checked == num_cells:
+            break
+        if _model_here(context, cell.spec) is not None:
+            say(f"{cell.name}: made once more")
+            faults += [f"{cell.name}: {reason}" for reason in _made_differently(context, cell)]
+            num_checked += 1
+    return Check("attacks give the same rows once more", num_checked, faults)
 
 
 def _made_differently(context: Context, cell: Cell) -> Iterator[str]:
@@ -215,11 +220,9 @@ def differ(before: pd.DataFrame, after: pd.DataFrame) -> str | None:
     return f"{int((~same).sum())} of {len(same)} images have another status or distance"
 
 
-def _has_weights(context: Context, model_id: str) -> bool:
-    """Whether the network can be loaded: its weights are here, or where it was taken from."""
-    spec = next(s for s in context.plan.config.model_specs() if s.model_id == model_id)
+def _model_here(context: Context, spec: ModelGroup) -> nn.Module | None:
+    """The network; None: its weights were not passed on."""
     try:
-        load_model(context, spec)
+        return load_model(context, spec)[0]
     except RequestError:
-        return False
-    return True
+        return None

@@ -11,7 +11,7 @@ LAYERS = [  # each may import what stands before it
     {"model_groups", "monitor"},
     {"config"},
     {"run_folder", "store", "windows", "config_files", "splits", "renaming"},
-    {"receipts", "cell", "attackbench"},
+    {"receipts", "cell"},
     {"layers", "analysis", "layouts", "foreign", "own_code", "distributed", "unfinished"},
     {"models", "data", "report", "batches", "status", "foreign_tables"},
     {"checkpoints", "catalogue", "perturbations"},
@@ -47,7 +47,6 @@ TORCHLESS = {
     "store",
     "analysis",
     "report",
-    "attackbench",
     "foreign_tables",
 }
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -21,6 +22,7 @@ import pytest
 from faulty_runs import (
     CONFIG,
     NUM_CELLS,
+    Listening,
     results,
     run_as_nobody,
     run_here,
@@ -30,8 +32,12 @@ from faulty_runs import (
 from test_data import write_idx
 
 from robust_ham import store
+from robust_ham.analysis.run import Run
+from robust_ham.cell import list_cells
 from robust_ham.config import DatasetConfig, RequestError
 from robust_ham.data import load_split
+from robust_ham.locks import try_lock
+from robust_ham.run_folder import RunFolder
 from robust_ham.status import read_status
 
 FORKS = multiprocessing.get_context("forkserver")
@@ -63,7 +69,7 @@ def whole(data, tmp_path_factory):
 @pytest.fixture(scope="module")
 def children():
     """Starts processes that have imported everything, but computed nothing."""
-    os.environ["OMP_NUM_THREADS"] = "1"  # of them alone: torch is already loaded here
+    own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}  # of them alone
     FORKS.set_forkserver_preload(["faulty_runs"])
 
     def start(function, *args):
@@ -71,8 +77,10 @@ def children():
         process.start()
         return process
 
-    start(time.sleep, 0).join()
-    del os.environ["OMP_NUM_THREADS"]
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in own.items():
+            patch.setenv(name, value)
+        start(time.sleep, 0).join()
     return start
 
 
@@ -112,41 +120,39 @@ def test_killed_at_every_rename(whole, data, tmp_path, monkeypatch):
         shutil.rmtree(state)
 
 
-def kill_at_random_moments(count, whole, data, tmp_path, children, seed):
-    _, expected = whole
-    moments = random.Random(seed)
+def killed_at_random_moments(count, data, tmp_path, children):
+    """Of each of ``count`` runs: whether it was killed, what it had finished, and what was made
+    of it by the same command, its results and what became of its cells."""
+    seed = time.time_ns()
     print(f"seed {seed}")
-    start = time.monotonic()
+    moments, start = random.Random(seed), time.monotonic()
     children(run_in_child, tmp_path / "timed", data).join()
-    duration, lost = time.monotonic() - start, 0
+    duration = time.monotonic() - start
     for i in range(count):
         folder = tmp_path / str(i)
         process = children(run_until_killed, folder, data)
         process.join(moments.uniform(0.1, 1.0) * duration)
         process.kill()
         process.join()
-        lost += process.exitcode == -signal.SIGKILL
         folder.mkdir(exist_ok=True)
         kept = finished_files(folder)
-        children(run_in_child, folder, data, folder / "report").join()
-        done = store.read_json(folder / "report")["outcomes"]
-        (folder / "report").unlink()
-        assert results(folder) == expected
-        assert finished_files(folder).items() >= kept.items()
-        attacks = [f for f in kept if f.suffix == ".parquet" and "samples" in f.parts]
-        there = sum(outcome == "already there" for outcome in done.values())
-        assert there >= 2 * len(attacks)  # both shards of each
+        children(run_in_child, folder, data, tmp_path / "report").join()
+        outcomes = store.read_json(tmp_path / "report")["outcomes"]
+        yield process.exitcode == -signal.SIGKILL, folder, kept, outcomes
         shutil.rmtree(folder)
-    assert lost > count / 3  # most were killed before they had ended
 
 
-def test_killed_at_random_moments(whole, data, tmp_path, children):
-    kill_at_random_moments(10, whole, data, tmp_path, children, seed=time.time_ns())
-
-
-@pytest.mark.slow
-def test_killed_at_a_hundred_random_moments(whole, data, tmp_path, children):
-    kill_at_random_moments(100, whole, data, tmp_path, children, seed=time.time_ns())
+@pytest.mark.parametrize("count", [10, pytest.param(100, marks=pytest.mark.slow)])
+def test_killed_at_random_moments(count, whole, data, tmp_path, children):
+    num_killed = 0
+    for killed, folder, kept, outcomes in killed_at_random_moments(count, data, tmp_path, children):
+        num_killed += killed
+        assert results(folder) == whole[1]
+        assert finished_files(folder).items() >= kept.items()  # nothing finished was made anew
+        attacks = [path for path in kept if "samples" in path.parts]
+        there = [name for name, outcome in outcomes.items() if outcome == "already there"]
+        assert len(there) >= 2 * len(attacks)  # both shards of each
+    assert num_killed > count / 3
 
 
 # --- shared --------------------------------------------------------------------------------------
@@ -166,6 +172,28 @@ def test_processes_share_a_folder_and_make_each_result_once(whole, data, tmp_pat
         if name != "transfer":
             assert sum(outcomes[name] == "done" for outcomes in done) == 1
     assert not (folder / "locks").exists()
+
+
+def test_a_cell_that_another_process_is_at_is_waited_for_without_a_bar(data, tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    run_here(folder.root, data)
+    (cell,) = (c for c in list_cells(Run(folder).config) if c.name.endswith("none-s0/shift/1of2"))
+    cell.result(folder).unlink()
+    lock, begun, noted = try_lock(folder.lock(cell.name)), [], []
+
+    class Watching(Listening):
+        def cell_started(self, name):
+            begun.append(name)
+            return super().cell_started(name)
+
+        def note(self, line):
+            noted.append(line)
+            if "wait for another" in line:
+                threading.Timer(1, lock.release).start()
+
+    run_here(folder.root, data, monitor=Watching())
+    assert noted.count("1 cells wait for another process") == 1
+    assert begun.count(cell.name) == 1
 
 
 def test_one_of_two_processes_is_killed(whole, data, tmp_path, children):
@@ -188,6 +216,7 @@ def test_another_configuration_is_refused_while_one_is_run(data, tmp_path, child
             time.sleep(0.01)
         os.kill(process.pid, signal.SIGSTOP)
         assert len(read_status(folder).running) <= 1
+        assert read_status(folder).num_processes == 1
         with pytest.raises(RequestError, match="another process runs another configuration there"):
             run_here(folder, data, CONFIG.replace("steps: 10", "steps: 11"))
         other = write_data(tmp_path / "other", first=50)

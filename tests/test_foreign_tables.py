@@ -16,7 +16,7 @@ import yaml
 from robust_ham import foreign_tables
 from robust_ham.analysis.run import Run
 from robust_ham.config import RequestError
-from robust_ham.foreign_tables import COLUMNS, folders_to_report, write_run_folder
+from robust_ham.foreign_tables import COLUMNS, folders_to_report, readers, write_run_folder
 from robust_ham.report.page import build_report
 from robust_ham.run_folder import RunFolder
 from robust_ham.store import read_table
@@ -419,10 +419,10 @@ def test_other_requests_that_are_refused(tmp_path, monkeypatch):
     with pytest.raises(RequestError, match=r"t.csv: not a CSV file"):
         write_run_folder([path], tmp_path / "out")
     written(tmp_path)
-    monkeypatch.setattr(foreign_tables, "_MAX_ROWS", 5)
+    monkeypatch.setattr(readers, "MAX_ROWS", 5)
     with pytest.raises(RequestError, match=r"t.csv: expected at most 5 rows"):
         write_run_folder([path], tmp_path / "out")
-    monkeypatch.setattr(foreign_tables, "MAX_CSV_BYTES", 10)
+    monkeypatch.setattr(readers, "MAX_CSV_BYTES", 10)
     with pytest.raises(RequestError, match=r"t.csv: expected at most 10 bytes"):
         write_run_folder([path], tmp_path / "out")
 

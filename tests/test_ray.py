@@ -86,6 +86,8 @@ def test_results_come_back_where_the_folder_is_not_shared(
     monitor = run_here(tmp_path, data, executor=on_ray(data))
     assert results(tmp_path) == expected
     assert set(monitor.outcomes.values()) == {"done"}
+    again = run_here(tmp_path, data, executor=on_ray(data))
+    assert {o for name, o in again.outcomes.items() if name != "transfer"} == {"already there"}
 
 
 def elsewhere(cls, context, data_root, token):

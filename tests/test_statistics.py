@@ -5,19 +5,16 @@ import pytest
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
+from robust_ham.analysis.bootstrap import crossed_bootstrap, means_of, medians_of, per_seed
 from robust_ham.analysis.statistics import (
     Interval,
     crossed,
-    crossed_bootstrap,
     crossed_interval,
     holm,
     mcnemar,
-    means_of,
     median_interval,
-    medians_of,
     over_seeds,
     per_image_ratios,
-    per_seed,
     pooled_seed_variance,
     rank_correlation,
     ratio,

@@ -42,7 +42,8 @@ CONTRAST_COLUMNS = (
     "margin_low margin_high verdict seeds_to_decide images_to_decide primary note"
 ).split()
 ACCURACY_MARGINS = {"fashion_mnist": 0.005, "mnist": 0.001}
-"""Differences of accuracy that count as none; other data sets: one percentage point."""
+"""Differences of accuracy that count as none; other data sets: ``ACCURACY_MARGIN``."""
+ACCURACY_MARGIN = 0.01
 RATIO_MARGINS = (0.95, 1.05)
 
 Arm = list[ModelGroup]
@@ -120,7 +121,7 @@ def paired_by_seed(one: Arm, other: Arm) -> tuple[Arm, Arm] | None:
 
 def measures(run: Run) -> Iterator[Measure]:
     """Everything that arms are compared by."""
-    margin = ACCURACY_MARGINS.get(run.config.dataset.name, 0.01)
+    margin = ACCURACY_MARGINS.get(run.config.dataset.name, ACCURACY_MARGIN)
     shares = (-margin, margin)
     yield Measure("clean_accuracy", "", None, "difference", _from_predictions, shares)
     for metric in ("train_loss", "validation_loss"):

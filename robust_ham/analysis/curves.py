@@ -10,17 +10,19 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from robust_ham.analysis.bootstrap import (
+    Statistic,
+    crossed_bootstrap,
+    means_of,
+    medians_of,
+    per_seed,
+)
 from robust_ham.analysis.run import Run
 from robust_ham.analysis.statistics import (
     Interval,
-    Statistic,
     Values,
-    crossed_bootstrap,
     crossed_interval,
-    means_of,
     median_interval,
-    medians_of,
-    per_seed,
     wilson,
 )
 from robust_ham.config import BEST, AttackConfig
@@ -52,7 +54,7 @@ def distances(samples: pd.DataFrame, attack: AttackConfig) -> Values:
     return samples[attack.norm].to_numpy(dtype=np.float64)
 
 
-def _right_at_first(samples: pd.DataFrame) -> NDArray[np.bool_]:
+def right_without_attack(samples: pd.DataFrame) -> NDArray[np.bool_]:
     """Whether an image is right before the attack, (n,); by its status if no label is known."""
     known = samples[["label", "clean_prediction"]].notna().all(axis=1)
     right = samples["clean_prediction"] == samples["label"]
@@ -62,7 +64,7 @@ def _right_at_first(samples: pd.DataFrame) -> NDArray[np.bool_]:
 def summary_row(samples: pd.DataFrame, attack: AttackConfig) -> dict[str, float]:
     """The figures of one model under one attack, from its per-image rows."""
     count = len(samples)
-    right_at_first = _right_at_first(samples)
+    right_at_first = right_without_attack(samples)
     fooled = (samples["status"] == "fooled").to_numpy()
     clean = wilson(int(right_at_first.sum()), count)
     row: dict[str, float] = {
@@ -146,7 +148,7 @@ def optimality(samples: pd.DataFrame, best: pd.DataFrame, attack: AttackConfig) 
     AttackBench's local optimality (arXiv 2404.19460). NaN where the best fools nothing.
     """
     largest = attack.curve_budgets[-1]
-    clean = largest * float(_right_at_first(samples).mean())
+    clean = largest * float(right_without_attack(samples).mean())
     areas = [clean - robust_area(distances(table, attack), largest) for table in (samples, best)]
     return areas[0] / areas[1] if areas[1] > 0 else np.nan
 
@@ -202,7 +204,7 @@ def area_values(samples: pd.DataFrame, attack: AttackConfig) -> Values:
 
 
 def _median_values(samples: pd.DataFrame, attack: AttackConfig) -> Values:
-    return np.where(_right_at_first(samples), samples["l2"].to_numpy(dtype=np.float64), np.nan)
+    return np.where(right_without_attack(samples), samples["l2"].to_numpy(dtype=np.float64), np.nan)
 
 
 def _rho_values(samples: pd.DataFrame, attack: AttackConfig) -> Values:
@@ -219,7 +221,7 @@ def still_right(samples: pd.DataFrame, attack: AttackConfig, budget: float | Non
 def survived(samples: pd.DataFrame, attack: AttackConfig) -> Values:
     """1.0 where an image was right at first and still is, (n,)."""
     held = samples["status"].isin(["survived", "invalid"])
-    return np.asarray(held & _right_at_first(samples), dtype=np.float64)
+    return np.asarray(held & right_without_attack(samples), dtype=np.float64)
 
 
 SHARES = {"clean_accuracy", "robust_accuracy"}

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
 import pandas as pd
 
+from robust_ham.analysis.contrasts import ACCURACY_MARGIN, RATIO_MARGINS
+from robust_ham.analysis.curves import area_values, right_without_attack, still_right, survived
 from robust_ham.analysis.statistics import Values, ratio
 from robust_ham.analysis.verdicts import Margins, Verdict, judge_mean
+from robust_ham.config import AttackConfig
 
 _MARGINS: dict[str, Margins] = {
-    "robust_area": (0.95, 1.05),
-    "robust_accuracy": (-0.01, 0.01),
-    "clean_accuracy": (-0.01, 0.01),
+    "robust_area": RATIO_MARGINS,
+    "robust_accuracy": (-ACCURACY_MARGIN, ACCURACY_MARGIN),
+    "clean_accuracy": (-ACCURACY_MARGIN, ACCURACY_MARGIN),
 }
 Metric = Literal["robust_area", "robust_accuracy", "clean_accuracy"]
 
@@ -64,7 +69,7 @@ def compare(
         metric: ``robust_area``: mean of min(distance, budget), 0 where wrong without attack;
             ``robust_accuracy``: share right within the budget, or under an attack without a
             distance; ``clean_accuracy``: over the attacked images.
-        budget: in the norm's units; None: the largest finite distance of the baseline
+        budget: in the norm's units; None: the largest of a study's own, 0.5 in L2 and 4/255 in L∞
             (``robust_area``), or no distance at all (``robust_accuracy``: ``status`` decides).
         norm: whose distances count.
         margins: effects that count as none, around 1 for ``robust_area``, else around 0; None:
@@ -81,10 +86,10 @@ def compare(
     images = tables[0][0]["sample_id"].tolist()
     if any(t["sample_id"].tolist() != images for table in tables for t in table):
         raise ValueError("expected the same images for all networks, in the same order")
-    if metric == "robust_area" and budget is None:
-        found = baseline[norm].to_numpy(np.float64)
-        budget = float(found[np.isfinite(found)].max(initial=0.0))
-    one, two = (np.stack([_values(t, metric, budget, norm) for t in table]) for table in tables)
+    budgets = None if budget is None else (budget,)
+    attack = AttackConfig.model_validate({"attack": "deepfool", "norm": norm, "budgets": budgets})
+    values = _values_of(metric, budget)
+    one, two = (np.stack([values(t, attack) for t in table]) for table in tables)
     if metric == "robust_area":
         null, (effect, deviation) = 1.0, ratio(one, two)
     else:
@@ -110,13 +115,12 @@ def _by_network(rows: pd.DataFrame) -> list[pd.DataFrame]:
     return [table for _, table in rows.groupby("model_id", sort=False)]
 
 
-def _values(rows: pd.DataFrame, metric: Metric, budget: float | None, norm: str) -> Values:
-    right = np.asarray(rows["clean_prediction"] == rows["label"])
+def _values_of(
+    metric: Metric, budget: float | None
+) -> Callable[[pd.DataFrame, AttackConfig], Values]:
+    """What every image adds to a metric, (n,)."""
     if metric == "clean_accuracy":
-        return right.astype(np.float64)
-    distances = rows[norm].to_numpy(np.float64)
-    if metric == "robust_area" and budget is not None:
-        return np.asarray(np.minimum(distances, budget))
-    if budget is None:
-        return np.asarray(right & (rows["status"] != "fooled"), dtype=np.float64)
-    return np.asarray(distances > budget, dtype=np.float64)
+        return lambda rows, _: right_without_attack(rows).astype(np.float64)
+    if metric == "robust_area":
+        return area_values
+    return survived if budget is None else partial(still_right, budget=budget)

@@ -14,7 +14,6 @@ from robust_ham.config import RequestError
 RESULT_COLUMNS = (
     "run model_id attack metric budget first other scale effect low high num_images note"
 ).split()
-_ONE_NETWORK = "images alone; another training may differ more"
 
 
 def changed_keys(runs: list[Run]) -> pd.DataFrame:
@@ -53,8 +52,8 @@ def _flat(value: Any, place: str = "") -> dict[str, str]:  # noqa: ANN401
 def compared_results(runs: list[Run]) -> pd.DataFrame:
     """A row per other run, network and attack that the first run has too, ``RESULT_COLUMNS``.
 
-    The images are the same, so the interval is of the paired effect over images, for these very
-    networks.
+    The interval is of the paired effect over images, for these very networks: others, trained
+    again, may differ more.
 
     Raises:
         RequestError: nothing in common.
@@ -106,5 +105,4 @@ def _in_a_row(found: PairedComparison) -> dict[str, Any]:
         "low": found.low,
         "high": found.high,
         "num_images": found.num_images,
-        "note": _ONE_NETWORK,
     }

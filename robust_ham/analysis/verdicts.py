@@ -8,13 +8,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from robust_ham.analysis.bootstrap import crossed_bootstrap, medians_of
 from robust_ham.analysis.statistics import (
     Effect,
     Interval,
     Values,
     crossed,
-    crossed_bootstrap,
-    medians_of,
     over_seeds,
     per_image_ratios,
 )

@@ -8,9 +8,9 @@ from pathlib import Path
 from robust_ham.analysis.tables import Tables
 from robust_ham.config import RequestError
 from robust_ham.report.explorer import panel_figure, panels
+from robust_ham.report.page_tables import page_tables
 from robust_ham.report.pictures import drawings
 from robust_ham.report.style import FORMATS, figure_width, save_figure
-from robust_ham.report.tables import page_tables
 from robust_ham.report.writers import WRITERS
 from robust_ham.store import write_text
 
@@ -35,35 +35,35 @@ def check_export(form: str | None, width: float | None) -> None:
         raise RequestError(f"--width: expected {NARROWEST:g} to {WIDEST:g} inches, got {width:g}")
 
 
-def export(results: Tables, form: str, width: float | None = None) -> list[Path]:
+def export(tables: Tables, form: str, width: float | None = None) -> list[Path]:
     """Write every figure or every table as ``export/NAME.ENDING`` of the run; the files.
 
     Args:
-        results: what the page is made of.
+        tables: what the page is made of.
         form: pdf, svg or png: figures; latex or markdown: tables.
         width: of every figure, in inches; None: the width that suits what it shows.
     """
-    folder = results.run.folder.root / "export"
+    folder = tables.run.folder.root / "export"
     if form in WRITERS:
-        return list(_tables(results, folder, form))
-    return list(_figures(results, folder, form, width))
+        return list(_tables(tables, folder, form))
+    return list(_figures(tables, folder, form, width))
 
 
-def _tables(results: Tables, folder: Path, form: str) -> Iterator[Path]:
+def _tables(tables: Tables, folder: Path, form: str) -> Iterator[Path]:
     ending, write = WRITERS[form]
-    for table in page_tables(results):
+    for table in page_tables(tables):
         if table.rows:
             path = folder / f"{table.name}.{ending}"
             write_text(path, write(table))
             yield path
 
 
-def _figures(results: Tables, folder: Path, form: str, width: float | None) -> Iterator[Path]:
+def _figures(tables: Tables, folder: Path, form: str, width: float | None) -> Iterator[Path]:
     with figure_width(width):
-        for drawn in drawings(results):
+        for drawn in drawings(tables):
             save_figure(drawn.figure, folder, drawn.name, [form])
             yield folder / f"{drawn.name}.{form}"
-        for panel in panels(results.run, results.curves):
-            figure = panel_figure(results.run, results.curves, panel, legend=True)
+        for panel in panels(tables.run, tables.curves):
+            figure = panel_figure(tables.run, tables.curves, panel, legend=True)
             save_figure(figure, folder / "panels", panel.name, [form])
             yield folder / "panels" / f"{panel.name}.{form}"

@@ -16,9 +16,9 @@ from robust_ham.report.explorer import Panel, panel_figure, panels, swatches
 from robust_ham.report.figures import METRIC_NAMES, attack_title, axis_name
 from robust_ham.report.html import render_page
 from robust_ham.report.inline import data_uri, inline_svg
+from robust_ham.report.page_tables import CHOICES, Table, headline_table, models_table
 from robust_ham.report.pictures import Picture, Section, draw_pictures
 from robust_ham.report.style import WINDOW_LABELS, render
-from robust_ham.report.tables import CHOICES, headline_table, models_table
 from robust_ham.report.verdict_table import claim_table, in_words, verdict_matrix, verdict_table
 from robust_ham.store import (
     MAX_TEXT_BYTES,
@@ -48,32 +48,31 @@ def build_report(folder: Path) -> Report:
     return write_page(write_tables(folder))
 
 
-def write_page(results: Tables) -> Report:
+def write_page(tables: Tables) -> Report:
     """Write ``figures/`` and ``report.html``."""
-    made = headline_table(results.run, results.curves)
-    pictures = draw_pictures(results)
-    page = results.run.folder.report
-    write_text(page, _page(results, pictures))
-    return Report(page, made.header, made.rows)
+    headline = headline_table(tables.run, tables.curves)
+    page = tables.run.folder.report
+    write_text(page, _page(tables, headline, draw_pictures(tables)))
+    return Report(page, headline.header, headline.rows)
 
 
-def _page(results: Tables, pictures: list[Picture]) -> str:
+def _page(tables: Tables, headline: Table, pictures: list[Picture]) -> str:
     return render_page(
         "page.html.j2",
-        **_about(results),
-        **_verdicts(results),
-        **_trust(results.run),
-        **_figures(results, pictures),
-        arms=headline_table(results.run, results.curves),
-        models=models_table(results),
+        **_about(tables),
+        **_verdicts(tables),
+        **_trust(tables.run),
+        **_figures(tables, pictures),
+        arms=headline,
+        models=models_table(tables),
         choices=CHOICES,
-        **_gallery(results.run),
+        **_gallery(tables.run),
     )
 
 
-def _about(results: Tables) -> dict[str, Any]:
+def _about(tables: Tables) -> dict[str, Any]:
     """What was run, how far it came, and how to make it again."""
-    run = results.run
+    run = tables.run
     config = run.config
     specs = config.model_specs()
     expected = sum(attack.attacks(spec) for spec in specs for attack in config.attacks.values())
@@ -82,8 +81,8 @@ def _about(results: Tables) -> dict[str, Any]:
         "config": config,
         "config_yaml": config_yaml,
         "config_address": data_uri(config_yaml.encode(), "text/yaml"),
-        "num_images": int(results.summary["n"].max()),
-        "num_models": results.summary["model_id"].nunique(),
+        "num_images": int(tables.summary["n"].max()),
+        "num_models": tables.summary["model_id"].nunique(),
         "sizes": sorted({spec.kernel_size for spec in run.specs} - {0}),
         "windows": [WINDOW_LABELS[w] for w in dict.fromkeys(spec.window for spec in run.specs)],
         "num_seeds": len({spec.seed for spec in run.specs}),
@@ -95,11 +94,11 @@ def _about(results: Tables) -> dict[str, Any]:
     }
 
 
-def _verdicts(results: Tables) -> dict[str, Any]:
+def _verdicts(tables: Tables) -> dict[str, Any]:
     """What the run says of windows, and of what others state."""
-    config = results.run.config
-    verdicts = verdict_table(results.run, results.contrasts)
-    answers = claim_table(results.claims)
+    config = tables.run.config
+    verdicts = verdict_table(tables.run, tables.contrasts)
+    answers = claim_table(tables.claims)
     return {
         "verdicts": verdicts,
         "sentences": in_words(verdicts),
@@ -122,9 +121,9 @@ def _trust(run: Run) -> dict[str, Any]:
     }
 
 
-def _figures(results: Tables, pictures: list[Picture]) -> dict[str, Any]:
+def _figures(tables: Tables, pictures: list[Picture]) -> dict[str, Any]:
     """Figures by section; panels to choose from, what they can be chosen by, and their legend."""
-    found = list(_drawn(results))
+    found = list(_drawn(tables))
     attacks, metrics, axes = (
         list(dict.fromkeys(getattr(panel, name) for panel, _ in found))
         for name in ("attack", "metric", "axis")
@@ -134,12 +133,12 @@ def _figures(results: Tables, pictures: list[Picture]) -> dict[str, Any]:
             section.name: [p for p in pictures if p.section == section] for section in Section
         },
         "panels": found,
-        "choice_of_attacks": {a: attack_title(results.run, a) for a in attacks if a},
+        "choice_of_attacks": {a: attack_title(tables.run, a) for a in attacks if a},
         "choice_of_metrics": {m: METRIC_NAMES[m] for m in metrics if m != "clean_accuracy"},
-        "choice_of_axes": {axis: axis_name(results.run, axis) for axis in axes},
+        "choice_of_axes": {axis: axis_name(tables.run, axis) for axis in axes},
         "legend": [
             (name, inline_svg(render(figure, f"swatch-{i}", "svg")))
-            for i, (name, figure) in enumerate(swatches(results.curves))
+            for i, (name, figure) in enumerate(swatches(tables.curves))
         ],
     }
 
@@ -154,9 +153,9 @@ def _gallery(run: Run) -> dict[str, Any]:
     }
 
 
-def _drawn(results: Tables) -> Iterator[tuple[Panel, Markup]]:
-    for panel in panels(results.run, results.curves):
-        figure = panel_figure(results.run, results.curves, panel, legend=False)
+def _drawn(tables: Tables) -> Iterator[tuple[Panel, Markup]]:
+    for panel in panels(tables.run, tables.curves):
+        figure = panel_figure(tables.run, tables.curves, panel, legend=False)
         yield panel, inline_svg(render(figure, panel.name, "svg"))
 
 

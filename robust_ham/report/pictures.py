@@ -63,10 +63,10 @@ class Picture:
     content: Markup
 
 
-def draw_pictures(results: Tables) -> list[Picture]:
+def draw_pictures(tables: Tables) -> list[Picture]:
     """Write ``figures/`` of a run, and return what the page shows of it, in its order."""
-    folder, pictures = results.run.folder.figures, []
-    for drawn in drawings(results):
+    folder, pictures = tables.run.folder.figures, []
+    for drawn in drawings(tables):
         save_figure(drawn.figure, folder, drawn.name, ("png", "svg") if drawn.svg else ("png",))
         if drawn.section != Section.nowhere:
             content = inline_svg((folder / f"{drawn.name}.svg").read_bytes())
@@ -78,12 +78,12 @@ def draw_pictures(results: Tables) -> list[Picture]:
     return pictures
 
 
-def drawings(results: Tables) -> Iterator[Drawing]:
+def drawings(tables: Tables) -> Iterator[Drawing]:
     """All figures of a run, drawn."""
-    run, curves = results.run, results.curves
-    yield from _against_kernel_size(run, curves, results.budgets)
+    run, curves = tables.run, tables.curves
+    yield from _against_kernel_size(run, curves, tables.budgets)
     yield from _of_grids(run)
-    yield from _of_causes(run, curves, results.mechanisms)
+    yield from _of_causes(run, curves, tables.mechanisms)
     yield from _of_training_and_images(run)
 
 

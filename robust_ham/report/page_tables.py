@@ -65,14 +65,14 @@ class Table:
 _NUMBER = re.compile(r"[×+−-]?[0-9?∞.]|–$|$")
 
 
-def page_tables(results: Tables) -> list[Table]:
+def page_tables(tables: Tables) -> list[Table]:
     """All tables of the page."""
     return [
-        headline_table(results.run, results.curves),
-        _verdicts(results),
-        _claims(results),
-        models_table(results),
-        _gate(results.run),
+        headline_table(tables.run, tables.curves),
+        _verdicts(tables),
+        _claims(tables),
+        models_table(tables),
+        _gate(tables.run),
     ]
 
 
@@ -100,17 +100,17 @@ def headline_table(run: Run, curves: pd.DataFrame) -> Table:
     return Table("headline", caption, header, rows)
 
 
-def models_table(results: Tables) -> Table:
+def models_table(tables: Tables) -> Table:
     """A row per model and attack."""
     rows = [
         [_cell(row[name], name) for name in _MODEL_COLUMNS]
-        for row in results.summary.to_dict(orient="records")
+        for row in tables.summary.to_dict(orient="records")
     ]
     caption = "Every model under every attack."
     return Table("models", caption, list(_MODEL_COLUMNS.values()), rows)
 
 
-def _verdicts(results: Tables) -> Table:
+def _verdicts(tables: Tables) -> Table:
     columns = {
         "window": "window",
         "size": "k",
@@ -120,17 +120,17 @@ def _verdicts(results: Tables) -> Table:
         "verdict": "verdict",
         "decide": "would decide",
     }
-    rows = [[row[key] for key in columns] for row in verdict_table(results.run, results.contrasts)]
+    rows = [[row[key] for key in columns] for row in verdict_table(tables.run, tables.contrasts)]
     caption = (
         "Windowed against baseline networks of the same kernel size, paired by seed and image."
     )
     return Table("verdicts", caption, list(columns.values()), rows)
 
 
-def _claims(results: Tables) -> Table:
+def _claims(tables: Tables) -> Table:
     rows = [
         [claim["statement"], claim["source"], claim["answer"], _evidence(claim["evidence"])]
-        for claim in claim_table(results.claims)
+        for claim in claim_table(tables.claims)
         if claim["answer"] != "not run"
     ]
     header = ["statement", "stated by", "answer", "evidence"]

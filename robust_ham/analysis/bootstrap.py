@@ -1,0 +1,112 @@
+"""Figures that are no plain means, with intervals by resampling seeds and images crosswise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from robust_ham.analysis.statistics import Interval, Values
+
+_BOOTSTRAP_DRAWS = 1000
+
+Statistic = Callable[[NDArray[np.int64]], Values]
+"""A figure per seed, (b, S), of images that count as often as each row of the argument, (b, n)."""
+
+
+def means_of(values: Values) -> Statistic:
+    """Mean over the images of each seed, (S, n); NaN is left out, NaN where there is nothing."""
+    present = ~np.isnan(values)
+    filled, known = np.where(present, values, 0.0).T, present.astype(np.float64).T
+
+    def means(counts: NDArray[np.int64]) -> Values:
+        weights = counts.astype(np.float64)
+        with np.errstate(invalid="ignore"):
+            return np.asarray((weights @ filled) / (weights @ known))
+
+    return means
+
+
+def medians_of(values: Values) -> Statistic:
+    """Median over the images of each seed, (S, n); NaN is left out, +∞ is a value like any other.
+
+    NaN where there is nothing.
+    """
+    order = np.argsort(values, axis=1)  # NaN last
+    known = (~np.isnan(values)).sum(axis=1)
+    ranked = [
+        (row[chosen[:count]], chosen[:count])
+        for row, chosen, count in zip(values, order, known, strict=True)
+    ]
+
+    def median(counts: NDArray[np.int64], ordered: Values, chosen: NDArray[np.int64]) -> float:
+        reached = np.cumsum(counts[chosen])
+        total = int(reached[-1]) if len(reached) else 0
+        if total == 0:
+            return np.nan
+        low, high = ordered[np.searchsorted(reached, [(total + 1) // 2, total // 2 + 1])]
+        return float(low if low == high else (low + high) / 2)
+
+    def medians(counts: NDArray[np.int64]) -> Values:
+        return np.array([[median(row, *seed) for seed in ranked] for row in counts])
+
+    return medians
+
+
+def per_seed(statistic: Statistic, num_images: int) -> Values:
+    """The figure of each seed, (S,), every image counting once."""
+    found: Values = statistic(np.ones((1, num_images), dtype=np.int64))[0]
+    return found
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """An estimate and its bootstrap draws."""
+
+    estimate: float
+    draws: Values
+
+    def interval(self, confidence: float = 0.95) -> Interval:
+        """Two-sided percentile interval of the draws that are numbers; NaN if none is."""
+        draws = self.draws[~np.isnan(self.draws)]
+        if len(draws) == 0:
+            return Interval(self.estimate, np.nan, np.nan)
+        tails = [(1 - confidence) / 2, (1 + confidence) / 2]
+        low, high = np.quantile(draws, tails, method="inverted_cdf")
+        return Interval(self.estimate, float(low), float(high))
+
+
+def crossed_bootstrap(
+    statistic: Statistic, num_images: int, *, seed: int = 0, num_draws: int = _BOOTSTRAP_DRAWS
+) -> Bootstrap:
+    """Mean over seeds of a statistic over images, resampling seeds and images crosswise.
+
+    One draw of images is shared by all seeds. Approximate below 10 seeds.
+    """
+    whole = per_seed(statistic, num_images)
+    seeds, counts = _resampled(len(whole), num_images, seed, num_draws)
+    parts = [statistic(part) for part in np.array_split(counts, -(-num_draws // 50))]
+    draws = np.take_along_axis(np.concatenate(parts), seeds, axis=1).mean(axis=1)
+    return Bootstrap(float(whole.mean()), draws)
+
+
+@lru_cache(maxsize=4)
+def _resampled(
+    num_seeds: int, num_images: int, seed: int, num_draws: int
+) -> tuple[NDArray[np.int64], NDArray[Any]]:
+    """Of each draw the seeds, (b, S), and how often each image counts, (b, n).
+
+    Remembered, as all figures of a run ask for the same.
+    """
+    stream = np.random.default_rng(seed)
+    seeds = np.empty((num_draws, num_seeds), dtype=np.int64)
+    counts = np.empty((num_draws, num_images), dtype=np.int32)
+    for b in range(num_draws):
+        seeds[b] = stream.integers(num_seeds, size=num_seeds)
+        images = stream.integers(num_images, size=num_images)
+        counts[b] = np.bincount(images, minlength=num_images)
+    return seeds, counts

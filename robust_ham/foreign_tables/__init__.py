@@ -1,0 +1,186 @@
+"""Somebody else's per-image tables as a run folder, so that ``report`` works on them.
+
+A table has a row per image, attack and model (``COLUMNS``); AttackBench's results are turned into
+such rows first. A folder appears whole or not at all, and the same tables make the same bytes.
+What a table does not say stays empty: nothing is made up.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pydantic import ValidationError
+
+from robust_ham.config import Config, RequestError
+from robust_ham.config_fields import first_error
+from robust_ham.config_files import parse_config
+from robust_ham.foreign_tables.checked_rows import KNOWN, MODEL, checked_rows
+from robust_ham.foreign_tables.readers import COLUMNS, READERS, read_rows
+from robust_ham.receipts import fault, receipt_of, sign
+from robust_ham.run_folder import RunFolder
+from robust_ham.store import (
+    content_key,
+    write_json,
+    write_table,
+    write_text,
+    writing_folder,
+)
+
+__all__ = ["COLUMNS", "folders_to_report", "write_run_folder"]
+
+VERSION = 1
+"""Part of every receipt's key: raised when the same rows give other files."""
+
+_UNKNOWN = "clean_margin l2_relative angle dx dy margin".split()
+"""What our own rows say beside, and those of others do not."""
+_MAX_NAME = 40
+_QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
+"""Of the distances that fool: budgets, until somebody edits ``config.yaml``."""
+
+
+def folders_to_report(paths: list[Path], out: Path | None) -> list[Path]:
+    """The run folders among ``paths``, or the one at ``out`` that its tables are turned into.
+
+    Raises:
+        RequestError: folders and tables together, or a table that makes no sense.
+    """
+    tables = [path for path in paths if path.suffix.lower() in READERS and not path.is_dir()]
+    if not tables:
+        if out is not None:
+            raise RequestError(f"--out: for tables; {paths[0]} is reported where it is")
+        return paths
+    if len(tables) < len(paths):
+        raise RequestError(f"{tables[0]}: tables and run folders need a command each")
+    folder = out or Path("results") / _name(tables[0])
+    write_run_folder(tables, folder)
+    return [folder]
+
+
+def write_run_folder(paths: list[Path], folder: Path) -> None:
+    """Turn tables, taken together, into a run folder; nothing is done if that has been done.
+
+    Raises:
+        RequestError: a table makes no sense, or the folder holds something else.
+    """
+    rows = checked_rows(read_rows(paths))
+    config = _configuration(rows, paths[0])
+    text = rows.drop(columns=["file", "row"]).to_csv(index=False)
+    digest = hashlib.sha256(text.encode(errors="replace")).hexdigest()
+    key = content_key({"version": VERSION, "name": config.name, "rows": digest})
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        _check_same(RunFolder(folder), rows, key)
+        return
+    with writing_folder(folder) as temporary:
+        _write(RunFolder(temporary), config, rows, key)
+
+
+def _check_same(run: RunFolder, rows: pd.DataFrame, key: str) -> None:
+    """Leave a folder of the same tables as it is, configuration included.
+
+    Raises:
+        RequestError: it is of something else, or damaged.
+    """
+    ids = rows[["model_id", "attack_id"]].drop_duplicates()
+    models = [run.model(model_id) for model_id in ids["model_id"].unique()]
+    samples = [run.samples(*pair) for pair in ids.itertuples(index=False)]
+    for made in (*models, *samples):
+        receipt = receipt_of(run, made)
+        if receipt is None or receipt.key != key:
+            raise RequestError(
+                f"{run.root}: holds something else than these tables; remove it or name another "
+                "folder by --out"
+            )
+        found = fault(run, receipt)
+        if found is not None:
+            raise RequestError(f"{run.root}: {found}; remove the folder and make it again")
+
+
+def _write(run: RunFolder, config: Config, rows: pd.DataFrame, key: str) -> None:
+    """All files of a run folder but those that ``report`` makes."""
+    write_text(run.config, config.to_yaml())
+    names = rows[["sample_id", "sample"]].drop_duplicates().reset_index(drop=True)
+    if (names["sample_id"].astype(str) != names["sample"]).any():
+        write_table(run.inputs, names, {"key": key})
+    columns = [*"model_id dataset split sample_id status l2 linf".split(), *KNOWN, *_UNKNOWN]
+    filled = rows.assign(split="", **dict.fromkeys(_UNKNOWN, math.nan))
+    for model_id, of_model in filled.groupby("model_id", sort=False):
+        card = run.model(str(model_id)) / "model.json"
+        about = {"architecture": "table", "name": of_model["model"].iloc[0]}
+        write_json(card, {"model_id": model_id, "model": about})
+        sign(run, card.parent, key, [card])
+        for attack_id, table in of_model.groupby("attack_id", sort=False):
+            path = run.samples(str(model_id), str(attack_id))
+            ordered = table.sort_values("place").reset_index(drop=True)
+            write_table(path, ordered[columns], {"key": key})
+            sign(run, path, key, [path])
+
+
+def _configuration(rows: pd.DataFrame, path: Path) -> Config:
+    """The configuration that describes all rows; they gain ``model_id`` and ``attack_id``.
+
+    Raises:
+        RequestError: there are too many models, or two of them would have one name.
+    """
+    families, attacks = (_safe_names(rows[name].unique()) for name in ("model", "attack"))
+    groups: list[dict[str, Any]] = []
+    for _, group in rows.groupby(MODEL[:3], sort=False):
+        first, seeds = group.iloc[0], [int(seed) for seed in group["seed"].unique()]
+        known = {"name": families[first["model"]], "window": first["window"]}
+        known["kernel_size"] = int(first["kernel_size"])
+        several = {"sweep": {"seed": seeds}} if len(seeds) > 1 else {"seed": seeds[0]}
+        groups.append({"architecture": "table"} | known | several)
+    values = {
+        "name": _safe_names([_name(path)])[_name(path)],
+        "dataset": {"name": rows["dataset"].iloc[0]},
+        "models": groups,
+        "attacks": {
+            attacks[str(attack)]: {"attack": "table", "norm": norm} | _budgets(rows, norm)
+            for attack, norm in rows.groupby("attack", sort=False)["norm"].first().items()
+        },
+        "evaluation": {"num_images": rows["sample_id"].nunique(), "gate": False, "gallery": False},
+    }
+    try:
+        config = Config.model_validate(values)
+    except ValidationError as error:
+        raise RequestError(f"{path}: {first_error(error)}") from None
+    parse_config(config.to_yaml(), origin=f"{path}: its configuration")  # report must read it
+    ids = {(s.family, s.window, s.kernel_size, s.seed): s.model_id for s in config.model_specs()}
+    models = zip(rows["model"].map(families), *(rows[name] for name in MODEL[1:]), strict=True)
+    rows["model_id"] = [ids[model] for model in models]
+    rows["attack_id"] = rows["attack"].map(attacks)
+    return config
+
+
+def _budgets(rows: pd.DataFrame, norm: str) -> dict[str, Any]:
+    """Quantiles of the distances of all attacks in a norm, to two digits: the same for each."""
+    here = rows[(rows["norm"] == norm) & (rows["status"] == "fooled")]
+    if norm == "none" or here.empty:
+        return {}
+    quantiles = np.quantile(here[norm].to_numpy(dtype=np.float64), _QUANTILES)
+    return {"budgets": sorted({float(f"{quantile:.2g}") for quantile in quantiles})}
+
+
+def _safe_names(names: Iterable[str]) -> dict[str, str]:
+    """Names of others to names that files can have: different ones stay different."""
+    safe = {n: re.sub(r"[^A-Za-z0-9._-]+", "_", n).strip("._-")[:_MAX_NAME] or "_" for n in names}
+    counts = Counter(name.lower() for name in safe.values())
+    for name, short in safe.items():
+        if counts[short.lower()] > 1 or short == "_":
+            digest = hashlib.sha256(name.encode(errors="replace")).hexdigest()[:12]
+            safe[name] = f"x{short}-{digest}" if short == "_" else f"{short}-{digest}"
+    if len(set(safe.values())) < len(safe):
+        raise RequestError("two names of the table are too much alike to be file names")
+    return safe
+
+
+def _name(path: Path) -> str:
+    """What a run made of a table is called."""
+    return "attackbench" if path.suffix.lower() == ".json" else path.stem

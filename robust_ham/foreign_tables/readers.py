@@ -1,0 +1,119 @@
+"""Files of others to rows of text: CSV, parquet, and AttackBench's results."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from robust_ham.config import RequestError
+from robust_ham.foreign_tables.attackbench import read_result
+from robust_ham.store import MAX_CSV_BYTES, check_size, read_table, reading
+
+COLUMNS = {
+    "model": "name of the network; seeds, windows and kernel sizes of one have the same",
+    "attack": "name of the attack",
+    "sample_id": "number or name of the image",
+    "l2": "L2 distance in pixel space; 0: wrong without attack; inf or empty: survived",
+    "linf": "the same in L∞; one of the two is enough",
+    "fooled": "true or false, in place of a distance, where an attack has none",
+    "correct": "whether the image is right without attack; needed beside fooled",
+    "invalid": "whether what the attack returned is no image; counts as survived",
+    "norm": "l2 or linf: which distances count, where an attack has both (l2)",
+    "window": "window of the kernels (none)",
+    "kernel_size": "k of the k×k convolutions, odd",
+    "seed": "seed of the training (0)",
+    "label": "class of the image",
+    "clean_prediction": "class seen without attack",
+    "adversarial_prediction": "class seen after it",
+    "forwards": "passes forward spent on the image",
+    "backwards": "passes backward",
+    "dataset": "name of the data set, the same in all rows",
+}
+"""Column to what it holds; in brackets what is meant where it is empty or missing."""
+
+REQUIRED = ["model", "attack", "sample_id"]
+MAX_ROWS = 2_000_000
+
+
+def read_rows(paths: list[Path]) -> pd.DataFrame:
+    """The rows of all tables as text, in their order; empty where a table has no such column."""
+    tables = []
+    for path in paths:
+        if not path.is_file():
+            raise RequestError(f"{path}: no such file")
+        table = READERS[path.suffix.lower()](path)
+        if table.empty:
+            raise RequestError(f"{path}: no rows")
+        tables.append(table.assign(file=str(path), row=range(1, len(table) + 1)))
+    together = pd.concat(tables, ignore_index=True)
+    if len(together) > MAX_ROWS:
+        raise RequestError(f"{paths[0]}: expected at most {MAX_ROWS:,} rows, got {len(together):,}")
+    return together.fillna("").reindex(columns=["file", "row", *COLUMNS], fill_value="")
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    check_size(path, MAX_CSV_BYTES)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            lines = csv.reader(file, strict=True)
+            header = [name.strip() for name in next(lines, [])]
+            _check_columns(path, header)
+            return pd.DataFrame(
+                list(_csv_rows(path, lines, len(header))), columns=header, dtype=object
+            )
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise RequestError(f"{path}: not a CSV file ({error})") from None
+
+
+def _csv_rows(path: Path, lines: Any, count: int) -> Iterator[list[str]]:  # noqa: ANN401
+    for i, row in enumerate(lines):
+        if i == MAX_ROWS:
+            raise RequestError(f"{path}: expected at most {MAX_ROWS:,} rows")
+        if len(row) not in (0, count):
+            place = f"{path}: line {lines.line_num}"
+            raise RequestError(f"{place}: expected {count} values, got {len(row)}")
+        if row:
+            yield [value.strip() for value in row]
+
+
+def _read_parquet(path: Path) -> pd.DataFrame:
+    with reading(path):
+        table = read_table(path)
+        _check_columns(path, [str(name) for name in table.columns])
+        texts = {name: [_as_text(value) for value in table[name]] for name in table.columns}
+    return pd.DataFrame(texts, dtype=object)
+
+
+def _as_text(value: Any) -> str:  # noqa: ANN401
+    if isinstance(value, float | np.floating):
+        return "" if math.isnan(value) else repr(float(value))
+    return "" if value is None or value is pd.NA else str(value).strip()
+
+
+def _read_attackbench(path: Path) -> pd.DataFrame:
+    return pd.DataFrame(read_result(path), dtype=object)
+
+
+READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
+    ".csv": _read_csv,
+    ".parquet": _read_parquet,
+    ".json": _read_attackbench,
+}
+
+
+def _check_columns(path: Path, columns: list[str]) -> None:
+    """Refuse a table that lacks a column, has one twice, or one that means nothing here."""
+    wrong = [f"unknown column {name!r:.60}" for name in columns if name not in COLUMNS]
+    wrong += [f"no column {name}" for name in REQUIRED if name not in columns]
+    wrong += [f"two columns {name}" for name in COLUMNS if columns.count(name) > 1]
+    if not {"l2", "linf", "fooled"} & set(columns):
+        wrong.append("no column l2, linf or fooled")
+    if wrong:
+        told = "; ".join(f"{name}: {about}" for name, about in COLUMNS.items())
+        raise RequestError(f"{path}: {wrong[0]}; columns are {told}")
