@@ -1,6 +1,8 @@
 """Figures and tables for papers: every one a file, of the width that was asked for."""
 
 import re
+import shutil
+import subprocess
 
 import pytest
 from PIL import Image
@@ -8,7 +10,7 @@ from test_report import folder  # noqa: F401
 
 from robust_ham.analysis.tables import write_tables
 from robust_ham.report.export import export
-from robust_ham.report.tables import Table
+from robust_ham.report.page_tables import Table
 from robust_ham.report.writers import latex, markdown
 
 TABLE = Table(
@@ -70,7 +72,7 @@ def test_every_table_of_the_page_is_a_file(folder):  # noqa: F811
     made = {path.name: path.read_text() for path in export(results, "latex")}
     assert set(made) == {"headline.tex", "verdicts.tex", "models.tex"}  # no claims, no gate here
     assert r"cnn2-w4-f7-k3-none-s0 & 3 & baseline & 0 & d & 6" in made["models.tex"]
-    assert made["models.tex"].count(r"\\") == 1 + 8
+    assert made["models.tex"].count(" \\\\\n") == 1 + 8
     made = {path.name: path.read_text() for path in export(results, "markdown")}
     assert made["headline.md"].count("\n| cnn2-w4-f7 | 3 |") == 2
 
@@ -82,6 +84,32 @@ def test_latex_is_escaped():
     assert r"model\_id & effect \\" in text
     assert r"a|b & \ensuremath{\times}1.08 [\ensuremath{-}0.1, \ensuremath{\infty}] \\" in text
     assert r"\{c\}\textbackslash{}d & -- \\" in text
+
+
+def test_long_headings_and_prose_are_broken():
+    text = latex(
+        Table("t", "", ["accuracy under attack of all", "why"], [["1", "so " * 20], ["2", ""]])
+    )
+    assert r"\shortstack{accuracy\\under attack\\of all} & why \\" in text
+    assert r"\begin{tabular}{r>{\raggedright\arraybackslash}p{6cm}}" in text
+    assert r"\begin{tabular}{rr}" in latex(Table("t", "", ["a", "b"], []))
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex here")
+def test_latex_compiles(tmp_path):
+    prose = Table("prose", "ρ² of – “all”", ["√x", "why"], [["‖x‖₂ ≤ 3°", "~^&%$#_{}\\ so " * 9]])
+    (tmp_path / "paper.tex").write_text(
+        r"\documentclass{article}\usepackage{array,booktabs,graphicx}\begin{document}"
+        + latex(TABLE)
+        + latex(prose)
+        + r"\end{document}"
+    )
+    subprocess.run(
+        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"],
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+    )
 
 
 def test_markdown_is_escaped():

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Callable
 
-from robust_ham.report.tables import Table
+from robust_ham.report.page_tables import Table
 
 
 def markdown(table: Table) -> str:
@@ -37,34 +38,59 @@ _LATEX = {
     "°": r"\ensuremath{^\circ}",
     "‖": r"\ensuremath{\Vert}",
     "₂": r"\ensuremath{_2}",
+    "²": r"\ensuremath{^2}",
+    "≤": r"\ensuremath{\leq}",
+    "±": r"\ensuremath{\pm}",
+    "α": r"\ensuremath{\alpha}",
 }
 
 
+_PROSE = 40
+"""Characters from which on a column of text has lines that are broken."""
+
+
 def latex(table: Table) -> str:
-    """A table in LaTeX, for the package booktabs."""
+    """A table in LaTeX; one that is wider than the text is made smaller."""
 
     def line(values: list[str]) -> str:
         return " & ".join(map(_escaped, values)) + r" \\"
 
-    columns = "".join("r" if numeric else "l" for numeric in table.numeric)
+    values = list(zip(*table.rows, strict=True)) or [()] * len(table.header)
+    columns = "".join(map(_column, table.numeric, values))
     return "\n".join(
         [
-            "% needs \\usepackage{booktabs}",
+            "% needs \\usepackage{array,booktabs,graphicx}",
             r"\begin{table}",
             r"\centering",
             rf"\caption{{{_escaped(table.caption)}}}",
             rf"\label{{tab:{table.name}}}",
+            r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
             rf"\begin{{tabular}}{{{columns}}}",
             r"\toprule",
-            line(table.header),
+            " & ".join(map(_heading, table.header, values)) + r" \\",
             r"\midrule",
             *map(line, table.rows),
             r"\bottomrule",
-            r"\end{tabular}",
+            r"\end{tabular}}",
             r"\end{table}",
             "",
         ]
     )
+
+
+def _column(numeric: bool, values: tuple[str, ...]) -> str:
+    """How a column of values is set."""
+    longest = max(map(len, values), default=0)
+    if numeric or longest < _PROSE:
+        return "r" if numeric else "l"
+    return rf">{{\raggedright\arraybackslash}}p{{{6 if longest < 5 * _PROSE else 12}cm}}"
+
+
+def _heading(text: str, values: tuple[str, ...]) -> str:
+    """A heading on as many lines as keep it from being wider than its column."""
+    lines = textwrap.wrap(text, max(12, *map(len, values), 0))
+    stacked = r"\\".join(map(_escaped, lines))
+    return rf"\shortstack{{{stacked}}}" if len(lines) > 1 else stacked
 
 
 def _escaped(text: str) -> str:
