@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: quickstart test test-slow test-faults lint zoo bench bench-training reference schema readme-pictures clean
+.PHONY: quickstart test test-slow test-faults lint zoo bench bench-training reference examples schema readme-pictures clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/robust-ham run quickstart
@@ -16,7 +16,7 @@ test: $(INSTALLED) lint
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
 
-# Kills, full disks, damaged files, dying nodes, a thousand cells: the long versions (about 20 minutes).
+# Kills, full disks, damaged files, dying nodes, a thousand cells: the long versions (about 8 minutes).
 test-faults: $(INSTALLED)
 	$(BIN)/python -m pytest -m "slow or not slow" tests/test_faults.py tests/test_locks.py tests/test_ray.py tests/test_soak.py tests/test_verify.py
 
@@ -49,6 +49,11 @@ reference: $(INSTALLED)
 	  $(BIN)/robust-ham explain $$name --out results/reference/$$name || exit $$?; done
 	for name in $(REFERENCE); do \
 	  $(BIN)/robust-ham run $${name}_laptop --out results/reference/$${name}_laptop $(if $(DATA),--data-root $(DATA)) || [ $$? -eq 4 ] || exit 1; done
+
+# Runs the notebooks of examples/ again, with what they print and draw (about 1 minute).
+examples: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[examples]'
+	$(BIN)/python tests/notebooks.py
 
 schema: $(INSTALLED)
 	$(BIN)/robust-ham list schema > configs/schema.json

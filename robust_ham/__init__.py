@@ -1,7 +1,8 @@
 """Adversarial robustness of baseline and windowed CNNs across kernel sizes.
 
-``evaluate`` networks on images, ``compare`` what came out, put windows into a network by
-``windowed``; the command line, ``robust-ham``, does whole studies.
+``load_images`` and ``load_model``, or bring your own; ``evaluate`` networks on images, ``compare``
+what came out, put windows into a network by ``windowed``; the command line, ``robust-ham``, does
+whole studies.
 """
 
 from __future__ import annotations
@@ -11,13 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from robust_ham.analysis.paired import compare
-    from robust_ham.api import evaluate
+    from robust_ham.api import evaluate, load_images, load_model
     from robust_ham.models.surgery import windowed
 
 __version__ = "0.1.0"
-__all__ = ["compare", "evaluate", "windowed"]
+__all__ = ["compare", "evaluate", "load_images", "load_model", "windowed"]
 
-_PLACES = {"compare": "analysis.paired", "evaluate": "api", "windowed": "models.surgery"}
+_PLACES = {
+    "compare": "analysis.paired",
+    "evaluate": "api",
+    "load_images": "api",
+    "load_model": "api",
+    "windowed": "models.surgery",
+}
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401

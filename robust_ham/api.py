@@ -3,17 +3,66 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
+from rich.console import Console
 from rich.progress import Progress, TaskID
 from torch import Tensor, nn
 
-from robust_ham.config import AttackConfig
-from robust_ham.evaluation import AttackedImages
+from robust_ham import checkpoints
+from robust_ham.config import AttackConfig, DatasetConfig
+from robust_ham.data import load_split
+from robust_ham.evaluation import AttackedImages, attacked_images
 from robust_ham.evaluation import evaluate as evaluate_one
+from robust_ham.plan import ZOO
 from robust_ham.splits import to_float
+
+
+def load_model(place: str | Path) -> nn.Module:
+    """A trained network in eval mode: images in [0, 1] in, logits out.
+
+    Args:
+        place: its folder in a run, ``results/NAME/models/ID``, or ``zoo:fashion_mnist/ID`` for one
+            that the package holds.
+
+    Raises:
+        RequestError: a file is missing, damaged, or not what the model's card says.
+    """
+    name = str(place)
+    folder = ZOO / name.removeprefix("zoo:") if name.startswith("zoo:") else Path(place)
+    return checkpoints.load(folder)[0]
+
+
+def load_images(
+    dataset: str = "fashion_mnist",
+    num_images: int = 200,
+    *,
+    data_root: str | Path | None = None,
+    image_size: int | None = None,
+    seed: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """The test images that a run attacks, classes taking turns, and their labels.
+
+    Args:
+        dataset: its name or path, as in a configuration (``dataset.name``).
+        num_images: how many, from the start of the order that ``seed`` draws.
+        data_root: folder to look in first.
+        image_size: of data whose images differ in size, or to subsample to.
+        seed: ``evaluation.seed`` of the run.
+
+    Returns:
+        Images (N, C, H, W) in [0, 1], labels (N,) int64.
+
+    Raises:
+        RequestError: the data set is not found or damaged, or has fewer images.
+    """
+    config = DatasetConfig(name=dataset, image_size=image_size)
+    split = load_split(config, "test", Path(data_root) if data_root is not None else None)
+    found = attacked_images(split, num_images, seed)
+    return found.images, found.labels
 
 
 def evaluate(
@@ -59,7 +108,7 @@ def evaluate(
     attacked = AttackedImages(clean.cpu(), labels.long().cpu(), list(range(len(labels))))
     asked = AttackConfig.model_validate({"attack": attack} | options)
     tables = []
-    with Progress(disable=not progress) as bars:
+    with Progress(console=Console(stderr=True), disable=not progress) as bars:
         for name, model in named.items():
             bar = bars.add_task(name, total=len(labels))
 

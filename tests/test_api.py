@@ -13,7 +13,7 @@ from conftest import fashion_images, zoo_model
 from torch import nn
 
 import robust_ham
-from robust_ham import compare, evaluate, windowed
+from robust_ham import compare, evaluate, load_images, load_model, windowed
 from robust_ham.config import RequestError
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -188,18 +188,39 @@ def blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
-def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
+def test_the_python_of_the_readme_runs(monkeypatch, capsys):
     images, labels = fashion_images(8)
     known = {
         "images": images,
         "labels": labels,
         "model": zoo_model(3, "none"),
-        "networks": {f"s{s}": zoo_model(5, "none", s) for s in range(2)},
-        "windowed_networks": {f"s{s}": zoo_model(5, "hamming", s) for s in range(2)},
     }
     monkeypatch.setattr("torchvision.models.resnet50", nn_resnet)
+    made = {}
     for block in blocks("python"):
-        exec(block, dict(known))
+        exec(block, made := made | known)
+    assert len(made["rows"]) == 3 * 20
+    assert capsys.readouterr().out.startswith("robust_area 0.")  # what compare says
+    assert made["outcome"].fooled.shape == (8,)
+    assert made["worst"].margins.shape == (8, 775)
+    assert made["to_grey"](None, images, labels, strength=1.0).eq(0.5).all()
+    kernels = [m.kernel_size for n, m in made["plain"].named_modules() if n.endswith("conv2")]
+    assert set(kernels) == {(7, 7)}
+
+
+def test_images_and_networks_are_those_of_a_run():
+    images, labels = load_images("fashion_mnist", 8)
+    expected = fashion_images(8)
+    assert torch.equal(images, expected[0])
+    assert torch.equal(labels, expected[1])
+    model = load_model("zoo:fashion_mnist/cnn3-w16x32-k3-none-s0")
+    assert not model.training
+    with torch.no_grad():
+        assert torch.equal(model(images), zoo_model(3, "none")(images))
+    with pytest.raises(RequestError, match="no such model card"):
+        load_model("zoo:fashion_mnist/nothing")
+    with pytest.raises(RequestError, match="expected at most 10000"):
+        load_images("fashion_mnist", 10_001)
 
 
 def nn_resnet():

@@ -16,7 +16,7 @@ from robust_ham import peers
 from robust_ham.catalogue import attack_options
 from robust_ham.config import OURS, AttackConfig
 from robust_ham.profiling import CountedPoints, Job, profile
-from robust_ham.report.benchmark import markdown, table_of
+from robust_ham.report.benchmark import markdown, summary_of, table_of
 
 CONFIG = """
 schema: 1
@@ -202,7 +202,21 @@ def test_the_readme_shows_the_committed_benchmarks():
     readme = (root / "README.md").read_text(encoding="utf-8")
     for name in ("cifar10", "fashion_mnist"):
         table = pd.read_csv(root / "results" / "bench" / name / "bench.csv")
-        header, rows = table_of(table)
         page = root / "results" / "bench" / name / "bench.md"
-        assert page.read_text(encoding="utf-8") == markdown(header, rows)
-        assert markdown(*table_of(table, short=True)) in readme, f"the table of {page} is another"
+        summary = markdown(*summary_of(table))
+        assert page.read_text(encoding="utf-8") == f"{summary}\n{markdown(*table_of(table))}"
+        assert summary in readme, f"the table of {page} is another"
+
+
+def test_the_summary_of_a_benchmark():
+    columns = ["model_id", "attack", "library", "version", "ratio", "ratio_low", "ratio_high"]
+    columns += ["fooled", "mean_l2", "mean_linf"]
+    rows = [
+        ["a", "deepfool_l2", "robust-ham", "1", 1, 1, 1, 1.0, 0.5, 0.1],
+        ["a", "deepfool_l2", "foolbox", "3", 4, 3, 9, 0.9, 1.0, 0.1],
+        ["b", "deepfool_l2", "robust-ham", "1", 1, 1, 1, 1.0, 0.2, 0.1],
+        ["b", "deepfool_l2", "foolbox", "3", 6, 2, 7, 0.8, 0.2, 0.1],
+    ]
+    _, (line,) = summary_of(pd.DataFrame(rows, columns=columns))
+    assert line[:3] == ["deepfool_l2", "foolbox 3", "5.0 (2.0 … 9.0)"]
+    assert line[3:] == ["80.0% … 90.0%", "100.0%", "1.000 … 2.000", "1.000"]

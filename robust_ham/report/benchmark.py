@@ -30,9 +30,40 @@ def build_benchmark(folder: Path, table: pd.DataFrame) -> Benchmark:
     """Write ``bench.md`` and ``figures/bench.*`` of a benchmark's ``table``."""
     save_figure(_figure(table), folder / "figures", "bench")
     page = folder / "bench.md"
-    header, rows = table_of(table)
-    write_text(page, markdown(header, rows))
+    write_text(page, f"{markdown(*summary_of(table))}\n{markdown(*table_of(table))}")
     return Benchmark(page, *table_of(table, short=True))
+
+
+def summary_of(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """Header and a row per attack and library: over networks, the median and the extremes.
+
+    The extremes of times are those of every round on every network.
+    """
+    header = "attack|library|its time / ours|fooled|fooled by ours|mean L2 / ours|mean L∞ / ours"
+    ours = table[table["library"] == OURS].set_index(["attack", "model_id"])
+    others = table[table["library"] != OURS].set_index(["attack", "model_id"])
+    rows = []
+    for (attack, library), here in others.groupby(["attack", "library"], sort=False):
+        reference = ours.loc[here.index]
+        low, high = here["ratio_low"].min(), here["ratio_high"].max()
+        rows.append(
+            [
+                str(attack),
+                f"{library} {here['version'].iloc[0]}",
+                f"{here['ratio'].median():.1f} ({low:.1f} … {high:.1f})",
+                _range(here["fooled"], ".1%"),
+                _range(reference["fooled"], ".1%"),
+                _range(here["mean_l2"] / reference["mean_l2"], ".3f"),
+                _range(here["mean_linf"] / reference["mean_linf"], ".3f"),
+            ]
+        )
+    return header.split("|"), rows
+
+
+def _range(values: pd.Series, form: str) -> str:
+    """Lowest … highest; one number where they do not differ."""
+    low, high = (_number(value, form) for value in (values.min(), values.max()))
+    return low if low == high else f"{low} … {high}"
 
 
 _SHORT = "network|attack|library|seconds|times ours|fooled|mean L2|mean L∞".split("|")

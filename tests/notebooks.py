@@ -1,0 +1,32 @@
+"""Run the notebooks of `examples/` and keep what they print and draw: `make examples`."""
+
+import json
+from pathlib import Path
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def code_cells(path):
+    """The source of each code cell, and what it has printed."""
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] == "code":
+            streams = [o["text"] for o in cell["outputs"] if o["output_type"] == "stream"]
+            yield "".join(cell["source"]), "".join("".join(text) for text in streams)
+
+
+def run(path):
+    """Run a notebook from its first cell to its last, and write it with its outputs."""
+    import nbclient
+    import nbformat
+
+    notebook = nbformat.read(path, as_version=4)
+    nbclient.NotebookClient(notebook, record_timing=False).execute()
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)
+    nbformat.write(notebook, path)
+
+
+if __name__ == "__main__":
+    for place in sorted(EXAMPLES.glob("*.ipynb")):
+        run(place)
+        print(place)
