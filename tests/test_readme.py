@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,14 @@ COMMANDS = [
     for line in re.findall(r"^ {4,}(?:\.venv/bin/)?(robust-ham .*)$", README, re.MULTILINE)
 ] + [shlex.split(line) for line in re.findall(r"`(robust-ham (?:run|explain) [\w-]+)`", README)]
 PLACES = {"CONFIG", "NAME", "my_experiment.yaml"}
+VERBS = [shlex.split(line) for line in re.findall(r"^\| `(robust-ham [^`]+)`", README, re.M)]
+"""Of the table of commands."""
+ELSEWHERE = {"run", "bench", "explain", "import"}
+"""Verbs that tests of their own run: test_cli, test_bench, test_explain, test_import."""
+
+
+def group_commands():
+    return typer.main.get_command(app).commands
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
@@ -74,6 +83,15 @@ def test_the_own_experiment_runs_as_written(run_cli, tmp_path, monkeypatch):
         assert code in (0, 4), (words, errors)  # 4: a network of one epoch may not be trusted
     assert Path("results/my_experiment/report.html").is_file()
     assert {p.suffix for p in Path("results/my_experiment/export").iterdir()} >= {".pdf", ".tex"}
+    verbs = [words for words in VERBS if words[1] not in ELSEWHERE]
+    assert {words[1] for words in verbs} == {*group_commands()} - ELSEWHERE
+    for words in verbs:
+        places = ["results/my_experiment" if "DIR" in word else word for word in words[1:]]
+        if words[1] == "compare":
+            shutil.copytree("results/my_experiment", "results/other")
+            places[-1] = "results/other"
+        code, _, errors = run_cli(*places)
+        assert code == 0, (words, errors)
 
 
 def test_the_tests_it_names_exist():
