@@ -46,6 +46,7 @@ def write_comparison(folders: list[Path], out: Path) -> Report:
         "figure": figure,
         "description": "; ".join(" ".join(row) for row in rows),
         "header": header,
+        "text": ["network", "attack", "measure", "note"],
         "rows": rows,
     }
     write_text(page, render_page("comparison.html.j2", **values))
