@@ -596,10 +596,15 @@ def _report(folder: Path, form: str | None = None, width: float | None = None) -
     from robust_ham.analysis.tables import write_tables
     from robust_ham.report.export import export
     from robust_ham.report.page import write_page
+    from robust_ham.report.verdict_table import claim_table
 
     tables = write_tables(folder)
     made = write_page(tables)
     _print_table(made.header, made.rows)
+    answers = [[claim["answer"], claim["statement"]] for claim in claim_table(tables.claims)]
+    if answered := [row for row in answers if row[0] != "not run"]:
+        _say("")
+        _print_table(["answer", "statement"], answered)
     _say(f"\nreport: {made.page}")
     if form is not None:
         _say(f"export: {len(export(tables, form, width))} files in {folder / 'export'}")
@@ -607,7 +612,7 @@ def _report(folder: Path, form: str | None = None, width: float | None = None) -
 
 _WORDS = (
     *("network", "window", "attack", "library", "layer", "filter", "measured", "contestant"),
-    *("run", "measure", "note"),
+    *("run", "measure", "note", "answer", "statement"),
 )
 """Columns of words in printed tables; the others hold numbers."""
 

@@ -1,5 +1,7 @@
 """Every committed results folder holds what it says: files, hashes, figures, tables from rows."""
 
+import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -108,6 +110,28 @@ def test_figures_are_there(run):
     figures = list((ROOT / run / "figures").glob("*.png"))
     assert len(figures) >= 5
     assert page.count("<svg") >= len(figures) - 1
+
+
+def test_a_report_rebuilds_every_table_and_prints_the_answers(run_cli, tmp_path):
+    run = ROOT / "results" / "reference" / "mnist14_cnn_laptop"
+    folder = tmp_path / run.name
+    committed = [ROOT / name for name in COMMITTED if (ROOT / name).is_relative_to(run)]
+    tables = [p for p in committed if p.suffix == ".csv" and p.parent == run]
+    for path in committed:
+        place = folder / path.relative_to(run)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, place)
+    for path in folder.glob("*.html"):
+        path.unlink()
+    shutil.rmtree(folder / "figures")
+    code, printed, _ = run_cli("report", folder)
+    assert code == 0
+    assert re.search(r"\n(supported|contradicted|undecided) +On MNIST subsampled to 14×14", printed)
+    assert len(tables) >= 8
+    for path in tables:
+        assert (folder / path.name).read_bytes() == path.read_bytes(), path.name
+    figures = {path.name for path in (run / "figures").iterdir()}
+    assert {path.name for path in (folder / "figures").iterdir()} == figures
 
 
 def test_explanations_have_figure_and_table():
