@@ -70,11 +70,17 @@ def test_a_narrow_figure_stacks_its_panels(folder):  # noqa: F811
 def test_every_table_of_the_page_is_a_file(folder):  # noqa: F811
     results = write_tables(folder.root)
     made = {path.name: path.read_text() for path in export(results, "latex")}
-    assert set(made) == {"headline.tex", "verdicts.tex", "models.tex"}  # no claims, no gate here
+    assert set(made) == {
+        "headline.tex",
+        "answers.tex",
+        "verdicts.tex",
+        "models.tex",
+    }  # no claims, no gate here
     assert r"cnn2-w4-f7-k3-none-s0 & 3 & baseline & 0 & d & 6" in made["models.tex"]
     assert made["models.tex"].count(" \\\\\n") == 1 + 8
     made = {path.name: path.read_text() for path in export(results, "markdown")}
     assert made["headline.md"].count("\n| cnn2-w4-f7 | 3 |") == 2
+    assert "\n| Hamming | 3 | equivalent: ×1.000 [1.000, 1.000] |" in made["answers.md"]
 
 
 def test_latex_is_escaped():
@@ -147,4 +153,4 @@ def test_what_cannot_be_exported(run_cli, folder, words, message):  # noqa: F811
 def test_the_command_says_where_the_files_are(run_cli, folder):  # noqa: F811
     code, printed, _ = run_cli("report", folder.root, "--export", "markdown")
     assert code == 0
-    assert f"export: 3 files in {folder.root / 'export'}" in printed
+    assert f"export: 4 files in {folder.root / 'export'}" in printed

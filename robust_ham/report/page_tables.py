@@ -14,7 +14,7 @@ from robust_ham.analysis.run import Run
 from robust_ham.analysis.tables import Tables
 from robust_ham.report import figures
 from robust_ham.report.style import WINDOW_LABELS, size_label
-from robust_ham.report.verdict_table import claim_table, verdict_table
+from robust_ham.report.verdict_table import claim_table, verdict_matrix, verdict_table
 
 _PERCENT = {"test_accuracy", "clean_accuracy", "robust_accuracy", "fooled_rate"}
 _MODEL_COLUMNS = {
@@ -69,6 +69,7 @@ def page_tables(tables: Tables) -> list[Table]:
     """All tables of the page."""
     return [
         headline_table(tables.run, tables.curves),
+        answers_table(tables),
         _verdicts(tables),
         _claims(tables),
         models_table(tables),
@@ -108,6 +109,24 @@ def models_table(tables: Tables) -> Table:
     ]
     caption = "Every model under every attack."
     return Table("models", caption, list(_MODEL_COLUMNS.values()), rows)
+
+
+def answers_table(tables: Tables) -> Table:
+    """Window and kernel size by verdict."""
+    matrix = verdict_matrix(verdict_table(tables.run, tables.contrasts))
+    rows = [
+        [
+            window,
+            size,
+            *("–" if row is None else f"{row['verdict']}: {row['effect']}" for row in found),
+        ]
+        for window, size, found in matrix.lines
+    ]
+    caption = (
+        "Windowed minus baseline networks of the same kernel size in percentage points, or "
+        "windowed over baseline (×), with simultaneous 95 % intervals over seeds and images."
+    )
+    return Table("answers", caption, ["window", "k", *matrix.figures], rows)
 
 
 def _verdicts(tables: Tables) -> Table:
