@@ -15,18 +15,18 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from robust_ham.attack_cells import asked_of, attack_model
+from robust_ham.attack_cells import asked_of, attack_model, attack_recipe, join_shards
 from robust_ham.cell import Cell
 from robust_ham.config import RequestError
 from robust_ham.context import Context, Done
 from robust_ham.locks import locked, try_lock
-from robust_ham.model_cells import is_obtained, obtain_model
+from robust_ham.model_cells import is_obtained, model_key, obtain_model
 from robust_ham.perturbations import high_frequency_share
 from robust_ham.progress import Progress
 from robust_ham.receipts import is_finished
 from robust_ham.run_folder import RunFolder
 from robust_ham.splits import to_float
-from robust_ham.store import read_rows, write_csv, write_table
+from robust_ham.store import content_key, read_rows, write_csv, write_table
 
 log = logging.getLogger(__name__)
 
@@ -41,14 +41,39 @@ class Attempt(NamedTuple):
     """Of a failed cell: the kind of the error."""
 
 
+def run_key(context: Context) -> str:
+    """Hash of all that decides a run's results: data, options, code, device, threads, precision.
+
+    Only processes that find the same one may work in the same folder.
+    """
+    config = context.plan.config
+    about = {
+        "config": config.to_yaml(),
+        "test": context.plan.dataset.test_hash,
+        "models": [model_key(context, spec) for spec in config.model_specs()],
+        "attacks": [attack_recipe(context, attack_id) for attack_id in config.attacks],
+    }
+    return content_key(context.where | about)
+
+
 def already_there(context: Context, cell: Cell) -> Attempt | None:
     """How a cell ends that has nothing to do, as far as that is known without its model."""
     if cell.attack_id is None:
         there = is_obtained(context, cell.spec)
     else:
-        asked = asked_of(context, cell.spec, cell.attack_id)
-        there = is_finished(context.run, cell.result(context.run), asked.key)
+        there = _is_attacked(context, cell, cell.attack_id)
     return Attempt("already there", 0.0) if there else None
+
+
+def _is_attacked(context: Context, cell: Cell, attack_id: str) -> bool:
+    run, asked = context.run, asked_of(context, cell.spec, attack_id)
+    if is_finished(run, cell.result(run), asked.key):
+        return True
+    shard = run.shard(cell.spec.model_id, attack_id, cell.shard)
+    if cell.num_shards == 1 or not is_finished(run, shard, asked.key):
+        return False
+    join_shards(context, cell, attack_id)
+    return True
 
 
 def attempt_cell(

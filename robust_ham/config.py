@@ -42,6 +42,7 @@ BEST = {"l2": "best", "linf": "best_linf"}
 
 MAX_MODELS = 10_000
 """Of one configuration, sweeps expanded: more is a slip or malice, and would never end."""
+MAX_CELLS = 1_000_000
 MAX_ID_BYTES = 200
 """Of a model id; a file name holds 255, of which a temporary file's takes up to 40 more."""
 
@@ -59,9 +60,13 @@ class RequestError(Exception):
     """
 
     def __str__(self) -> str:
-        line = super().__str__()
-        line = _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], line)
-        return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 1]}…"
+        return printable(super().__str__())
+
+
+def printable(line: str) -> str:
+    """A line that a terminal may be shown, whoever has written it."""
+    line = _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], line)
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 1]}…"
 
 
 class DatasetConfig(Section):
@@ -330,6 +335,11 @@ class Config(Section):
         num_models = sum(group.num_models for group in self.models)
         if num_models > MAX_MODELS:
             raise ValueError(f"models: expected at most {MAX_MODELS:,} in all, got {num_models:,}")
+        num_cells = num_models * (1 + sum(map(self.num_shards, self.attacks)))
+        if num_cells > MAX_CELLS:
+            raise ValueError(
+                f"evaluation.shard_size: expected at most {MAX_CELLS:,} cells, got {num_cells:,}"
+            )
         seen: set[str] = set()
         for spec in self.model_specs():
             if len(os.fsencode(spec.model_id)) > MAX_ID_BYTES:

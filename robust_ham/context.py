@@ -41,14 +41,6 @@ class Context:
             self._inputs_keys[count] = content_key(self.inputs.iloc[:count].to_dict(orient="list"))
         return self._inputs_keys[count]
 
-    @cached_property
-    def key(self) -> str:
-        """Hash of all that the run is asked for: processes with the same one can share its work."""
-        config, data = self.plan.config, self.plan.dataset
-        trains = any(spec.is_trained_here for spec in config.model_specs())
-        hashes = {"test": data.test_hash} | (data.hashes if trains else {})
-        return content_key(self.where | {"config": config.to_yaml(), "data": hashes})
-
     @property
     def where(self) -> dict[str, Any]:
         """What decides the rounding of results: device kind and threads."""

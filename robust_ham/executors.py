@@ -17,7 +17,14 @@ import torch
 
 from robust_ham import distributed, stopping
 from robust_ham.cell import Cell
-from robust_ham.cells import Attempt, attempt_cell, note_failure, write_inputs, write_timings
+from robust_ham.cells import (
+    Attempt,
+    attempt_cell,
+    note_failure,
+    run_key,
+    write_inputs,
+    write_timings,
+)
 from robust_ham.config import RequestError
 from robust_ham.context import Context
 from robust_ham.gate import write_gate
@@ -179,9 +186,9 @@ def _joined(context: Context, monitor: Monitor) -> Iterator[None]:
     """Take part in the run of a folder; who finds nobody there puts it in order first.
 
     Raises:
-        RequestError: others are at work there with another configuration, other data or devices.
+        RequestError: others are at work there with another configuration, data, code or device.
     """
-    run, asked = context.run, context.run.locks / "asked.key"
+    run, asked, key = context.run, context.run.locks / "asked.key", run_key(context)
     with contextlib.ExitStack() as starting:
         starting.enter_context(locked(run.lock("start"), stopping.check))
         if not num_processes(run):
@@ -190,10 +197,11 @@ def _joined(context: Context, monitor: Monitor) -> Iterator[None]:
             for line in set_aside_stale(context):
                 monitor.note(f"{line}: computed again")
             write_text(run.config, context.plan.config.to_yaml())
-            write_text(asked, context.key)
-        elif asked.read_text() != context.key:
+            write_text(asked, key)
+        elif asked.read_text() != key:
             raise RequestError(
-                f"{run.root}: another process runs another configuration there, or other data"
+                f"{run.root}: another process runs another configuration there, or other data, "
+                "code or precision"
             )
         mine = try_lock(run.lock(f"{PROCESS}{secrets.token_hex(4)}"))
         assert mine is not None

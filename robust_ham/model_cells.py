@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from collections.abc import Collection, Iterable
 from pathlib import Path
@@ -17,7 +16,7 @@ from robust_ham.context import Context, Done
 from robust_ham.model_groups import FactoryGroup, ModelGroup
 from robust_ham.plan import source_folder
 from robust_ham.progress import Progress, unseen
-from robust_ham.receipts import is_finished, sign
+from robust_ham.receipts import is_finished, receipt_of, sign
 from robust_ham.store import (
     content_key,
     file_hash,
@@ -69,6 +68,29 @@ def sign_model(context: Context, spec: ModelGroup, key: str) -> None:
     sign(context.run, folder, key, list(folder.iterdir()))
 
 
+def is_made(context: Context, spec: ModelGroup, key: str) -> bool:
+    """Whether a model's folder is finished; one that lacks only its receipt is given it."""
+    run, folder = context.run, context.run.model(spec.model_id)
+    if receipt_of(run, folder) is None and _key_of_unsigned(context, spec, folder) == key:
+        sign_model(context, spec, key)  # of a process killed just before it did
+    return is_finished(run, folder, key)
+
+
+def _key_of_unsigned(context: Context, spec: ModelGroup, folder: Path) -> str | None:
+    """The key of a folder without a receipt, by what is in it."""
+    if not folder.is_dir():
+        return None
+    if source_folder(context.plan.config, spec) is not None:
+        return key_of_files(folder.iterdir())
+    try:
+        card = checkpoints.read_card(folder)
+    except RequestError:
+        return None
+    weights, curve = folder / checkpoints.WEIGHTS, folder / checkpoints.CURVE
+    whole = weights.is_file() and file_hash(weights) == card["weights_sha256"] and curve.is_file()
+    return str(card.get("key")) if whole else None
+
+
 def model_identity(context: Context, spec: ModelGroup) -> dict[str, Any]:
     """All that decides a trained model and its card; its hash is the model's key."""
     config, dataset = context.plan.config, context.plan.dataset
@@ -90,7 +112,8 @@ def _train(context: Context, spec: ModelGroup, progress: Progress) -> Done:
     key = content_key(identity)
     folder = context.run.model(spec.model_id)
     unfinished = Unfinished(context.run.unfinished(spec.model_id), key)
-    if distributed.agreed(is_finished(context.run, folder, key), context.device):
+    there = distributed.rank() == 0 and is_made(context, spec, key)
+    if distributed.agreed(there, context.device):
         unfinished.remove()  # of a process that was killed just before it did
         return "already there"
     last_epoch = _epoch_like_twin(context, spec)
@@ -128,6 +151,7 @@ def _train(context: Context, spec: ModelGroup, progress: Progress) -> Done:
     }
     if is_finished(context.run, folder, key):  # by another that took this process for dead
         return "already there"
+    _make_room(context, folder)
     checkpoints.save(folder, model, card, curve)
     sign_model(context, spec, key)
     unfinished.remove()
@@ -155,10 +179,17 @@ def _epoch_like_twin(context: Context, spec: ModelGroup) -> int | None:
 
 def help_train(context: Context) -> None:
     """What all processes but the first do: their share of every training, and nothing else."""
+    failed = set[str]()
     for cell in context.plan.cells:
-        if cell.attack_id is None and cell.spec.is_trained_here:
-            with contextlib.suppress(training.TrainingError):  # the first process notes it
+        if cell.attack_id is not None or not cell.spec.is_trained_here:
+            continue
+        try:
+            if failed.isdisjoint(cell.needs):  # else the first process does not begin
                 _train(context, cell.spec, unseen)
+                continue
+        except training.TrainingError:  # the first process notes it
+            pass
+        failed.add(cell.name)
 
 
 def _card(context: Context, spec: ModelGroup, model: nn.Module, num_classes: int) -> dict[str, Any]:
@@ -176,12 +207,13 @@ def _copy_card(context: Context, spec: ModelGroup, source: Path) -> Done:
         RequestError: the curve is none: a link in a folder of a stranger's may be to anything.
     """
     target, key = context.run.model(spec.model_id), key_of_files(checkpoints.described(source))
-    if is_finished(context.run, target, key) or (target.is_dir() and source.samefile(target)):
+    if (target.is_dir() and source.samefile(target)) or is_made(context, spec, key):
         return "already there"
     curve = source / checkpoints.CURVE
     if curve.is_file():
         with reading(curve):
             read_csv(curve).astype(float)["epoch"]
+    _make_room(context, target)
     with writing_folder(target) as temporary:
         for path in checkpoints.described(source):
             (temporary / path.name).write_bytes(path.read_bytes())
@@ -200,13 +232,18 @@ def _describe_factory(context: Context, spec: FactoryGroup) -> Done:
     target = context.run.model(spec.model_id)
     if is_finished(context.run, target, key):
         return "already there"
-    if target.is_dir():
-        context.run.set_aside(target)
+    _make_room(context, target)
     card = _card(context, spec, model, test.num_classes) | {"weights_sha256": weights}
     with writing_folder(target) as temporary:
         write_json(temporary / checkpoints.CARD, card)
     sign_model(context, spec, key)
     return "done"
+
+
+def _make_room(context: Context, folder: Path) -> None:
+    """Another model's folder, or one that was left unfinished, is not written over."""
+    if folder.is_dir():
+        context.run.set_aside(folder)
 
 
 def finished_models(context: Context, failed: Collection[str]) -> list[ModelGroup]:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from robust_ham import stopping
 from robust_ham.attack_cells import join_shards
 from robust_ham.cell import Cell
 from robust_ham.cells import Attempt, already_there
 from robust_ham.context import Context
 from robust_ham.executors import Executor, Ledger
 from robust_ham.progress import Progress
-from robust_ham.receipts import read_signed, write_signed
-from robust_ham.remote import Files, Job, run_there
-from robust_ham.run_folder import RunFolder
+from robust_ham.receipts import write_signed
+from robust_ham.remote import Desk, Files, Job, run_there
 
 _POLL_SECONDS = 0.5
 _RETRIES = 3  # of a cell whose worker has died
@@ -36,13 +37,17 @@ def on_ray(
     def execute(context: Context, ledger: Ledger) -> None:
         import ray
 
-        if started := not ray.is_initialized():
-            ray.init(address, logging_level="error", log_to_driver=False)
+        with stopping.uninterrupted():  # Ray turns a signal that arrives inside it into an error
+            if started := not ray.is_initialized():
+                ray.init(address, logging_level="error", log_to_driver=False)
         token = context.run.lock(f"ray-{secrets.token_hex(8)}")
         try:
             token.touch()
             gpus = 0.0 if context.device.type == "cpu" else gpus_per_cell or 1.0
-            _Driver(context, ledger, Job.of(context, data_root, token.name), gpus).run(num_workers)
+            job = Job.of(context, data_root, token.name)
+            with stopping.uninterrupted():
+                driver = _Driver(context, ledger, job, gpus)
+            driver.run(num_workers)
         finally:
             token.unlink(missing_ok=True)
             if started:
@@ -59,32 +64,44 @@ class _Driver:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         self.context, self.ledger, self.job, self.ray = context, ledger, job, ray
-        cpus = context.plan.config.evaluation.threads
+        self.room = {"CPU": context.plan.config.evaluation.threads, "GPU": gpus}
+        cpus = self.room["CPU"]
         self.remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=_RETRIES)(_run_cell)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self.desk = ray.remote(num_cpus=0, scheduling_strategy=here)(_Desk).remote(
+        self.desk = ray.remote(num_cpus=0, scheduling_strategy=here)(Desk).remote(
             str(context.run.root.resolve())
         )
         self.at_work: dict[Any, Cell] = {}
         self.steps: dict[str, Progress] = {}
+        self._tell_of_room()
 
     def run(self, num_workers: int | None) -> None:
         """Until every cell has ended."""
         waiting = list(self.context.plan.cells)
         while waiting or self.at_work:
-            waiting = [cell for cell in waiting if not self._taken(cell, num_workers)]
-            if not self.at_work:
-                continue
-            ended, _ = self.ray.wait(list(self.at_work), timeout=_POLL_SECONDS)
-            self._show_progress()
-            for reference in ended:
-                cell = self.at_work.pop(reference)
-                attempt = self._result(cell, reference)
-                if attempt is None:  # another process is at it
-                    waiting.append(cell)
-                    time.sleep(_POLL_SECONDS)
-                else:
-                    self.ledger.note(cell, attempt)
+            with stopping.uninterrupted():
+                waiting = [cell for cell in waiting if not self._taken(cell, num_workers)]
+                waiting += self._ended()
+
+    def _tell_of_room(self) -> None:
+        """Say so if no machine of the cluster is large enough for a cell."""
+        alive = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+        if not any(all(node.get(k, 0) >= v for k, v in self.room.items()) for node in alive):
+            asked = " and ".join(f"{count:g} {name}" for name, count in self.room.items() if count)
+            self.ledger.monitor.note(f"no node of the cluster has {asked} for a cell: waiting")
+
+    def _ended(self) -> Iterator[Cell]:
+        """Note what has ended within half a second; yields cells that another process is at."""
+        ended = self.ray.wait(list(self.at_work), timeout=_POLL_SECONDS)[0] if self.at_work else []
+        self._show_progress()
+        for reference in ended:
+            cell = self.at_work.pop(reference)
+            attempt = self._result(cell, reference)
+            if attempt is None:
+                time.sleep(_POLL_SECONDS)
+                yield cell
+            else:
+                self.ledger.note(cell, attempt)
 
     def _taken(self, cell: Cell, num_workers: int | None) -> bool:
         """Whether a cell waits no more: handed out, or nothing is to be or can be done."""
@@ -117,28 +134,11 @@ class _Driver:
             self.steps[name](done, total)
 
 
-class _Desk:
-    """Beside the driver: takes news of workers, and gives them files of models."""
-
-    def __init__(self, folder: str) -> None:
-        self.run, self.news = RunFolder(Path(folder)), dict[str, tuple[int, int]]()
-
-    def write_news(self, name: str, done: int, total: int) -> None:
-        self.news[name] = done, total
-
-    def read_news(self) -> dict[str, tuple[int, int]]:
-        news, self.news = self.news, {}
-        return news
-
-    def models(self, names: list[str]) -> Files:
-        return read_signed(self.run, [self.run.model(name) for name in names])
-
-
 def _run_cell(job: Job, cell: Cell, desk: Any) -> tuple[Attempt | None, Files]:  # noqa: ANN401
     """On a worker: run one cell, and tell how far it is twice a second."""
     import ray
 
-    told = 0.0
+    told, models = 0.0, [*cell.needs, cell.spec.model_id]
 
     def progress(done: int, total: int) -> None:
         nonlocal told
@@ -146,4 +146,4 @@ def _run_cell(job: Job, cell: Cell, desk: Any) -> tuple[Attempt | None, Files]: 
             told = time.monotonic()
             desk.write_news.remote(cell.name, done, total)
 
-    return run_there(job, cell, lambda: ray.get(desk.models.remote(cell.needs)), progress)
+    return run_there(job, cell, lambda: ray.get(desk.models.remote(models)), progress)

@@ -9,14 +9,22 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pandas as pd
 
 from robust_ham.config import RequestError
 from robust_ham.run_folder import RunFolder
-from robust_ham.store import file_hash, read_json, read_rows, write_csv, write_json, writing
+from robust_ham.store import (
+    file_hash,
+    read_json,
+    read_rows,
+    write_csv,
+    write_json,
+    writing,
+    writing_folder,
+)
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +54,15 @@ def receipt_of(run: RunFolder, made: Path) -> Receipt | None:
         return None
     if not isinstance(key, str) or not isinstance(files, dict):
         return None
+    if not all(_is_inside(name) and isinstance(found, str) for name, found in files.items()):
+        return None
     return Receipt(key, files, about)
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a path cannot leave the folder that it starts from."""
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts
 
 
 def is_finished(run: RunFolder, made: Path, key: str) -> bool:
@@ -102,11 +118,22 @@ def read_signed(run: RunFolder, made: Iterable[Path]) -> dict[str, bytes]:
 
 
 def write_signed(run: RunFolder, files: dict[str, bytes]) -> None:
-    """Write what another process has made, each receipt after its files."""
+    """Write what another process has made: a result that is a folder whole, receipts last."""
     receipts = run.receipts.relative_to(run.root).as_posix()
-    for name in sorted(files, key=lambda name: name.startswith(f"{receipts}/")):
+    signed = [name for name in files if name.startswith(f"{receipts}/")]
+    left = {name: content for name, content in files.items() if name not in signed}
+    for receipt in signed:
+        made = run.root / PurePosixPath(receipt).relative_to(receipts).with_suffix("")
+        inside = [name for name in left if (run.root / name).parent == made]
+        if inside:
+            if made.is_dir():
+                run.set_aside(made)
+            with writing_folder(made) as temporary:
+                for name in inside:
+                    (temporary / PurePosixPath(name).name).write_bytes(left.pop(name))
+    for name, content in [*left.items(), *((name, files[name]) for name in signed)]:
         with writing(run.root / name) as temporary:
-            temporary.write_bytes(files[name])
+            temporary.write_bytes(content)
 
 
 def kept_rows(run: RunFolder, path: Path, columns: list[str]) -> pd.DataFrame:

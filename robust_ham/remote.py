@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import socket
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ from pathlib import Path
 import torch
 
 from robust_ham.cell import Cell
-from robust_ham.cells import Attempt, attempt_cell
+from robust_ham.cells import Attempt, attempt_cell, run_key
+from robust_ham.config import RequestError
 from robust_ham.config_files import parse_config
 from robust_ham.context import Context
 from robust_ham.plan import make_plan
@@ -38,13 +40,35 @@ class Job:
     device: str
     token: str
     """Name of a file among the locks: who does not see it does not see the folder."""
+    key: str
+    """Of the run: a worker that finds another one would mix results."""
 
     @classmethod
     def of(cls, context: Context, data_root: Path | None, token: str) -> Job:
         """The cells of a run."""
         config, folder = context.plan.config.to_yaml(), str(context.run.root.resolve())
         root = str(data_root.resolve()) if data_root else None
-        return cls(config, root, folder, context.device.type, token)
+        return cls(config, root, folder, context.device.type, token, run_key(context))
+
+
+class Desk:
+    """Beside the process that runs the plan: hears news of workers, gives them files of models."""
+
+    def __init__(self, folder: str) -> None:
+        self.run, self.news = RunFolder(Path(folder)), dict[str, tuple[int, int]]()
+
+    def write_news(self, name: str, done: int, total: int) -> None:
+        """A worker is so far with a cell."""
+        self.news[name] = done, total
+
+    def read_news(self) -> dict[str, tuple[int, int]]:
+        """What has been heard since the last call."""
+        news, self.news = self.news, {}
+        return news
+
+    def models(self, names: list[str]) -> Files:
+        """Those of them that are finished, with their receipts."""
+        return read_signed(self.run, [self.run.model(name) for name in names])
 
 
 def run_there(
@@ -52,16 +76,21 @@ def run_there(
 ) -> tuple[Attempt | None, Files]:
     """Run a cell; the files it made, where the run folder cannot be seen.
 
-    ``fetch_models`` gets the files of the models that the cell needs.
+    ``fetch_models`` gets the files of the models that the cell needs, and of its own.
+
+    Raises:
+        RequestError: this machine would make other results than the one that runs the plan.
     """
     context = _context(job)
     if (context.run.locks / job.token).is_file():
         return attempt_cell(context, cell, lambda _: progress), {}
     with tempfile.TemporaryDirectory(prefix="robust-ham-") as folder:
         own = dataclasses.replace(context, run=RunFolder(Path(folder)))
-        write_signed(own.run, fetch_models())
+        fetched = fetch_models()
+        write_signed(own.run, fetched)
         attempt = attempt_cell(own, cell, lambda _: progress)
-        return attempt, read_signed(own.run, _made(own.run, cell))
+        made = read_signed(own.run, _made(own.run, cell))
+        return attempt, {n: content for n, content in made.items() if fetched.get(n) != content}
 
 
 def _made(run: RunFolder, cell: Cell) -> Iterable[Path]:
@@ -79,4 +108,7 @@ def _context(job: Job) -> Context:
     config = parse_config(job.config, origin="the run's configuration")
     torch.set_num_threads(config.evaluation.threads)
     plan = make_plan(config, Path(job.data_root) if job.data_root else None)
-    return Context(plan, RunFolder(Path(job.folder)), torch.device(job.device))
+    context = Context(plan, RunFolder(Path(job.folder)), torch.device(job.device))
+    if run_key(context) != job.key:
+        raise RequestError(f"{socket.gethostname()}: has other data, code or precision than here")
+    return context

@@ -6,16 +6,14 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from robust_ham import checkpoints
 from robust_ham.attack_cells import attack_recipe
-from robust_ham.config import RequestError
 from robust_ham.context import Context
-from robust_ham.model_cells import key_of_files, model_key, sign_model
+from robust_ham.model_cells import is_made, model_key
 from robust_ham.model_groups import ModelGroup
 from robust_ham.plan import source_folder
 from robust_ham.receipts import fault, receipt_of
 from robust_ham.run_folder import RunFolder
-from robust_ham.store import file_hash, read_metadata, remove_empty
+from robust_ham.store import read_metadata, remove_empty
 
 
 def set_aside_stale(context: Context) -> list[str]:
@@ -42,14 +40,13 @@ def _set_aside_model(context: Context, spec: ModelGroup) -> Iterator[str]:
     run = context.run
     folder, predictions = run.model(spec.model_id), run.predictions(spec.model_id)
     source = source_folder(context.plan.config, spec)
-    receipt = receipt_of(run, folder)
     if not folder.is_dir():
         _remove(run.receipt(folder))
     elif source is None or not source.samefile(folder):
         key = model_key(context, spec)
-        if receipt is None and key is not None and _key_of_unsigned(context, spec, folder) == key:
-            sign_model(context, spec, key)  # of a process killed just before it did
-        elif receipt is None or key not in (None, receipt.key):
+        made = key is None or is_made(context, spec, key)
+        receipt = receipt_of(run, folder)
+        if receipt is None or not made:
             run.set_aside(folder)
         elif damage := fault(run, receipt):
             run.set_aside(folder)
@@ -63,19 +60,6 @@ def _damage(run: RunFolder, made: Path) -> str | None:
     """What is wrong with a result that has its receipt; None: nothing, or it has none."""
     receipt = receipt_of(run, made)
     return fault(run, receipt) if receipt is not None else None
-
-
-def _key_of_unsigned(context: Context, spec: ModelGroup, folder: Path) -> str | None:
-    """The key of a folder without a receipt, by what is in it."""
-    if source_folder(context.plan.config, spec) is not None:
-        return key_of_files(folder.iterdir())
-    try:
-        card = checkpoints.read_card(folder)
-    except RequestError:
-        return None
-    weights = folder / checkpoints.WEIGHTS
-    whole = weights.is_file() and file_hash(weights) == card["weights_sha256"]
-    return str(card.get("key")) if whole else None
 
 
 def _set_aside_attack(

@@ -14,12 +14,13 @@ import pandas as pd
 
 from robust_ham.analysis.run import Run
 from robust_ham.cell import Cell, list_cells
+from robust_ham.config import printable
 from robust_ham.locks import owner
 from robust_ham.model_groups import TableGroup
 from robust_ham.progress import in_words
 from robust_ham.receipts import receipt_of
 from robust_ham.run_folder import RunFolder
-from robust_ham.store import read_rows
+from robust_ham.store import MAX_TEXT_BYTES, check_size, read_rows
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,10 @@ class Status:
         )
         for name, at_work in self.running.items():
             since = in_words(max(0.0, time.time() - at_work.get("since", time.time())))
-            yield f"  {name}: at work on {at_work.get('host')} ({at_work.get('pid')}) for {since}"
+            place = printable(f"{at_work.get('host')} ({at_work.get('pid')})")
+            yield f"  {name}: at work on {place} for {since}"
         for name, reason in self.failed.items():
-            yield f"  {name}: failed: {reason}"
+            yield f"  {name}: failed: {printable(reason)}"
 
 
 def read_status(root: Path) -> Status:
@@ -117,6 +119,7 @@ def _failures(folder: RunFolder) -> dict[str, str]:
     """Name of a cell to why it failed; a line that makes no sense is passed over."""
     found = {}
     try:
+        check_size(folder.failures, MAX_TEXT_BYTES)
         lines = folder.failures.read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
         return {}

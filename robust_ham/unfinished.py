@@ -32,7 +32,8 @@ class Unfinished:
     def save(self, rows: Rows, model: nn.Module, optimizer: torch.optim.SGD) -> None:
         """Write weights, momentum and the curve so far, whole."""
         tensors = {k: v.contiguous().cpu() for k, v in _tensors(model, optimizer).items()}
-        about = {"key": self.key, "rows": json.dumps(rows), "sha256": _hash(tensors)}
+        told = json.dumps(rows)
+        about = {"key": self.key, "rows": told, "sha256": _hash(tensors, told)}
         with writing(self.path) as temporary:
             save_file(tensors, temporary, about)
 
@@ -46,7 +47,8 @@ class Unfinished:
             tensors = load_file(self.path)
         except (SafetensorError, OSError, ValueError):
             about, tensors = {}, {}
-        if about.get("key") != self.key or about.get("sha256") != _hash(tensors):
+        told = about.get("rows", "")
+        if about.get("key") != self.key or about.get("sha256") != _hash(tensors, told):
             log.warning("%s is damaged or of another model: training starts anew", self.path.name)
             return []
         for name, parameter in model.named_parameters():
@@ -55,7 +57,7 @@ class Unfinished:
         with torch.no_grad():
             for name, tensor in _tensors(model, optimizer).items():
                 tensor.copy_(tensors[name])
-        rows: Rows = json.loads(about["rows"])
+        rows: Rows = json.loads(told)
         return rows
 
     def remove(self) -> None:
@@ -75,8 +77,8 @@ def _tensors(model: nn.Module, optimizer: torch.optim.SGD) -> dict[str, Tensor]:
     return state
 
 
-def _hash(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+def _hash(tensors: dict[str, Tensor], told: str) -> str:
+    digest = hashlib.sha256(told.encode())
     for name in sorted(tensors):
         digest.update(name.encode())
         digest.update(tensors[name].flatten().view(torch.uint8).numpy().tobytes())

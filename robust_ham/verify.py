@@ -27,7 +27,7 @@ from robust_ham.model_groups import ModelGroup
 from robust_ham.progress import unseen
 from robust_ham.receipts import file_fault, receipt_of
 from robust_ham.run_folder import RunFolder
-from robust_ham.store import read_arrays, read_table, write_csv
+from robust_ham.store import read_arrays, read_table, reading, write_csv
 
 RELATIVE, SHARE = 1e-5, 0.999
 """Distances agree within this, for at least this share of images (contract 1)."""
@@ -153,7 +153,8 @@ def _judged_differently(
 ) -> str | None:
     """How the rows of stored images differ from what is seen in them now; None: they do not."""
     attacked = context.plan.attacked_by(attack_id)
-    images = torch.from_numpy(read_arrays(path)["adversarial"])
+    with reading(path):
+        images = torch.from_numpy(read_arrays(path)["adversarial"].astype(np.float32))
     if images.shape != attacked.images.shape:
         return "not of the images that are attacked"
     outcome = _as_found(images, rows)

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from faulty_runs import (
     CONFIG,
     NUM_CELLS,
@@ -34,11 +35,15 @@ from test_data import write_idx
 from robust_ham import store
 from robust_ham.analysis.run import Run
 from robust_ham.cell import list_cells
+from robust_ham.cells import run_key
 from robust_ham.config import DatasetConfig, RequestError
+from robust_ham.config_files import parse_config
+from robust_ham.context import Context
 from robust_ham.data import load_split
 from robust_ham.locks import try_lock
+from robust_ham.plan import make_plan
 from robust_ham.run_folder import RunFolder
-from robust_ham.status import read_status
+from robust_ham.status import PROCESS, read_status
 
 FORKS = multiprocessing.get_context("forkserver")
 
@@ -194,6 +199,27 @@ def test_a_cell_that_another_process_is_at_is_waited_for_without_a_bar(data, tmp
     run_here(folder.root, data, monitor=Watching())
     assert noted.count("1 cells wait for another process") == 1
     assert begun.count(cell.name) == 1
+
+
+@pytest.mark.parametrize("killed", ["before its receipt", "half written"])
+def test_a_model_without_its_receipt_does_not_stop_the_others(whole, data, tmp_path, killed):
+    """Its process was killed; another, which takes part already, comes to the same cell."""
+    folder = RunFolder(tmp_path / "run")
+    shutil.copytree(whole[0], folder.root)
+    model = sorted((folder.root / "models").iterdir())[0]
+    folder.receipt(model).unlink()
+    if killed == "half written":
+        (model / "training.csv").unlink()
+    context = Context(make_plan(parse_config(CONFIG), data), folder, torch.device("cpu"))
+    other = try_lock(folder.lock(f"{PROCESS}other"))
+    store.write_text(folder.locks / "asked.key", run_key(context))
+    before = model.stat().st_ino
+    monitor = run_here(folder.root, data)
+    other.release()
+    assert results(folder.root) == whole[1]
+    adopted = killed == "before its receipt"
+    assert (model.stat().st_ino == before) == adopted
+    assert (monitor.outcomes[model.name] == "already there") == adopted
 
 
 def test_one_of_two_processes_is_killed(whole, data, tmp_path, children):

@@ -1,5 +1,8 @@
 """Cells on a Ray cluster of two nodes, one of which dies: the same bytes as in one process."""
 
+import os
+import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -7,7 +10,8 @@ import torch
 from faulty_runs import CONFIG, Listening, results, run_here
 from test_faults import write_data
 
-from robust_ham import remote
+from robust_ham import remote, stopping
+from robust_ham.cells import run_key
 from robust_ham.config_files import parse_config
 from robust_ham.executors import run_plan
 from robust_ham.plan import make_plan
@@ -92,7 +96,8 @@ def test_results_come_back_where_the_folder_is_not_shared(
 
 def elsewhere(cls, context, data_root, token):
     """A job whose workers do not see the folder."""
-    return cls(context.plan.config.to_yaml(), str(data_root), "/nowhere", "cpu", token)
+    config = context.plan.config.to_yaml()
+    return cls(config, str(data_root), "/nowhere", "cpu", token, run_key(context))
 
 
 def test_a_worker_is_killed(cluster, data, tmp_path, monkeypatch):
@@ -102,6 +107,25 @@ def test_a_worker_is_killed(cluster, data, tmp_path, monkeypatch):
     failed = run_plan(plan, tmp_path / "run", CPU, monitor, on_ray(data)).num_failed
     assert failed == 0
     assert list(monitor.outcomes.values()) == ["done"] * 5
+
+
+def test_a_cell_that_fits_nowhere_is_told_and_ctrl_c_stops(cluster, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(stopping, "_asked", None)
+    before = signal.getsignal(signal.SIGINT)
+    monitor = Listening()
+    large = CONFIG.replace("threads: 1", "threads: 64")
+    stopping.listen()
+    timer = threading.Timer(5, os.kill, (os.getpid(), signal.SIGINT))
+    try:
+        timer.start()
+        with pytest.raises(stopping.Stopped) as stopped:
+            run_here(tmp_path, data, large, on_ray(data), monitor)
+    finally:
+        timer.cancel()
+        signal.signal(signal.SIGINT, before)
+        torch.set_num_threads(1)
+    assert stopped.value.code == 130
+    assert monitor.notes == ["no node of the cluster has 64 CPU for a cell: waiting"]
 
 
 @pytest.mark.slow

@@ -194,6 +194,7 @@ def test_a_configuration_stands_for_so_many_models():
         ("name=..", "name: expected letters"),
         ("attacks={../x: {attack: deepfool}}", "attacks.*: expected letters"),
         ("attacks.b={attack: band_deepfool, band: <b>}", "attacks.b.*band: expected a whole"),
+        ("evaluation={num_images: 9000000000000000000, shard_size: 1}", "at most 1,000,000 cells"),
         ("training.epochs='99999999999999999999'", "expected a number of at most 64 bits"),
         ('training={"a\\nb": 1}', "a.nb: unknown key"),
     ],

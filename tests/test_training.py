@@ -164,7 +164,12 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(tmp_path, schedule,
     assert all(torch.equal(ours[name], expected[name]) for name in expected)
 
 
-@pytest.mark.parametrize("fault", ["another key", "truncated", "a bit flipped"])
+DIGITS = b"0123456789"
+
+
+@pytest.mark.parametrize(
+    "fault", ["another key", "truncated", "a bit flipped", "a digit of the curve"]
+)
 def test_a_state_that_cannot_be_trusted_is_not_used(tmp_path, fault, caplog):
     path = tmp_path / "m.safetensors"
     split = squares()
@@ -176,6 +181,11 @@ def test_a_state_that_cannot_be_trusted_is_not_used(tmp_path, fault, caplog):
         path.write_bytes(content[:-8])
     elif fault == "a bit flipped":
         content[-5] ^= 1
+        path.write_bytes(content)
+    elif fault == "a digit of the curve":
+        content[
+            next(i for i in range(content.index(b"train_loss"), 10**6) if content[i] in DIGITS)
+        ] ^= 1
         path.write_bytes(content)
     key = "other" if fault == "another key" else "k"
     steps = []

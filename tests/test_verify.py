@@ -51,7 +51,8 @@ def test_status_of_a_run_that_goes_on(run_cli, folder):
     for name in ("samples", "predictions"):
         shutil.rmtree(folder / "receipts" / name)
     (folder / "failures.jsonl").write_text(
-        json.dumps({"cell": f"{MODEL}/shift/1of2", "reason": "the loss is nan"}) + "\nnot json\n"
+        json.dumps({"cell": f"{MODEL}/shift/1of2", "reason": "the loss is nan\x1b[2J"})
+        + "\nnot json\n"
     )
     lock = try_lock(run.lock(f"{MODEL}/deepfool_l2/1of2"))
     try:
@@ -66,7 +67,7 @@ def test_status_of_a_run_that_goes_on(run_cli, folder):
         assert len(models) == 2
         assert found.seconds_left == pytest.approx(models.sum() + 4 * deepfool + 3 * shift)
         printed = run_cli("status", folder)[1]
-        assert f"  {MODEL}/shift/1of2: failed: the loss is nan" in printed
+        assert f"  {MODEL}/shift/1of2: failed: the loss is nan\\x1b[2J\n" in printed
         assert f"  {MODEL}/deepfool_l2/1of2: at work on " in printed
     finally:
         lock.release()
