@@ -94,7 +94,8 @@ def evaluate(
         survived (distance ∞) or invalid.
 
     Raises:
-        ValueError: images or labels of another shape, or an option that the attack refuses.
+        ValueError: images or labels of another shape, or no images at once.
+        RequestError: no such attack, or an option that it refuses.
     """
     named = dict(models) if isinstance(models, Mapping) else {"model": models}
     if images.ndim != 4 or labels.shape != images.shape[:1]:
@@ -104,6 +105,8 @@ def evaluate(
         )
     if not len(images):
         raise ValueError("expected at least one image")
+    if batch_size < 1:
+        raise ValueError(f"batch_size: expected 1 or more, got {batch_size}")
     clean = to_float(images) if images.dtype == torch.uint8 else images.detach().float()
     attacked = AttackedImages(clean.cpu(), labels.long().cpu(), list(range(len(labels))))
     asked = AttackConfig.model_validate({"attack": attack} | options)

@@ -103,6 +103,24 @@ def test_what_compare_refuses(attacked):
         compare(rows, rows.assign(sample_id=rows["sample_id"] + 1))
     with pytest.raises(ValueError, match="metric: expected one of robust_area"):
         compare(rows, rows, "area")
+    spatial = rows.assign(l2=np.nan, linf=np.nan)
+    for metric, budget in (("robust_area", None), ("robust_accuracy", 0.5)):
+        with pytest.raises(ValueError, match="no l2 distances: ask for robust_accuracy without"):
+            compare(spatial, spatial, metric, budget=budget)
+    assert compare(spatial, spatial, "robust_accuracy").verdict == "equivalent"
+
+
+def test_one_image_says_nothing_of_others(attacked):
+    one = attacked[attacked["sample_id"] == attacked["sample_id"].iloc[0]]
+    for metric in ("robust_area", "clean_accuracy", "robust_accuracy"):
+        found = compare(arm(one, "hamming"), arm(one, "none"), metric)
+        assert found.verdict == "undecided"
+        assert "one image" in found.note or "figure is 0" in found.note
+
+
+def test_batches_have_images():
+    with pytest.raises(ValueError, match="batch_size: expected 1 or more, got 0"):
+        evaluate(zoo_model(3, "none"), *fashion_images(2), batch_size=0)
 
 
 def test_windowed_is_the_surgery():

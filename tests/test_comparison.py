@@ -74,7 +74,29 @@ def test_other_images_have_no_effect(run_cli, runs, tmp_path):
     assert run_cli("compare", runs / "short", other, "--out", tmp_path / "out")[0] == 0
     found = pd.read_csv(tmp_path / "out/comparison.csv")
     assert found["effect"].isna().all()
-    assert set(found["note"]) == {"not the same images"}
+    assert set(found["note"]) == {"another dataset"}
+
+
+def test_distances_in_other_norms_are_not_compared(run_cli, tmp_path):
+    for norm, wrong in (("l2", 0.3), ("linf", 0.02)):
+        rows = [f"m,deepfool,{i},{wrong * i}" for i in range(5)]
+        table = tmp_path / f"{norm}.csv"
+        table.write_text("\n".join([f"model,attack,sample_id,{norm}", *rows]) + "\n")
+        assert run_cli("report", table, "--out", tmp_path / norm)[0] == 0
+    places = tmp_path / "l2", tmp_path / "linf"
+    assert run_cli("compare", *places, "--out", tmp_path / "out")[0] == 0
+    found = pd.read_csv(tmp_path / "out" / "comparison.csv").set_index("metric")
+    assert found.loc[["robust_area", "robust_accuracy"], "effect"].isna().all()
+    assert set(found["note"]) == {"another norm"}
+
+
+def test_a_network_that_is_always_wrong_is_compared(run_cli, tmp_path):
+    table = tmp_path / "wrong.csv"
+    table.write_text("model,attack,sample_id,l2\nm,ddn,0,0\nm,ddn,1,0\nn,ddn,0,0\nn,ddn,1,0.5\n")
+    assert run_cli("report", table, "--out", tmp_path / "a")[0] == 0
+    code, printed, _ = run_cli("compare", tmp_path / "a", tmp_path / "a", "--out", tmp_path / "o")
+    assert code == 0
+    assert "the baseline's figure is 0" in printed
 
 
 def test_what_cannot_be_compared(run_cli, runs, tmp_path):

@@ -299,3 +299,34 @@ def test_two_checkpoints_are_compared_as_two_checkpoints(tmp_path):
         (other & ~one).sum(),
     )
     assert clean["num_images"] == 500
+
+
+def test_a_figure_that_happens_to_have_one_image_is_not_a_card(tmp_path):
+    def first(spec, tables):
+        for name in tables:
+            tables[name] = tables[name].iloc[:1]
+
+    table = contrasts(make(tmp_path, effect={5: 2.0, 9: 2.0}, change=first))
+    area = pick(table, metric="robust_area", attack="d")
+    assert set(area["verdict"]) == {"undecided"}
+    assert set(area["note"]) <= {"one image says nothing of others", "the baseline's figure is 0"}
+
+
+def test_an_interaction_needs_the_same_images_at_both_sizes(tmp_path):
+    def fewer(spec, tables):
+        if spec.kernel_size == 9:
+            for name in tables:
+                tables[name] = tables[name].iloc[:-1]
+
+    def other(spec, tables):
+        if spec.kernel_size == 9:
+            for name in tables:
+                tables[name]["sample_id"] += 1000
+
+    assert pick(
+        contrasts(make(tmp_path / "a", change=fewer)), metric="robust_area", versus="interaction"
+    ).empty
+    grown = pick(
+        contrasts(make(tmp_path / "b", change=other)), metric="robust_area", versus="interaction"
+    )
+    assert set(grown["note"]) == {"not the same images"}

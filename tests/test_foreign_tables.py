@@ -543,3 +543,14 @@ def test_json_that_is_none_of_attackbench(tmp_path, text):
     path.with_name("config.json").unlink()
     with pytest.raises(RequestError, match=r"no such file"):
         write_run_folder([path], tmp_path / "out")
+
+
+def test_a_table_none_of_whose_arms_is_complete(run_cli, tmp_path):
+    """One seed has other images than the other, and each was attacked by another attack."""
+    rows = [f"m,0,d,{i},0.{i}" for i in range(1, 6)] + [f"m,1,e,{i},0.{i}" for i in range(1, 5)]
+    table = written(tmp_path, "\n".join(["model,seed,attack,sample_id,l2", *rows]) + "\n")
+    code, printed, _ = run_cli("report", table, "--out", tmp_path / "out")
+    assert code == 0
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "m-none-s1" in page
+    assert f"report: {tmp_path / 'out' / 'report.html'}" in printed

@@ -10,13 +10,16 @@ from test_curves import CARD, CONFIG, six_rows
 
 from robust_ham.analysis.run import Run
 from robust_ham.analysis.spatial_grids import by_angle_and_shift, by_direction, spatial_grids
+from robust_ham.analysis.tables import write_tables
 from robust_ham.config import RequestError
+from robust_ham.report.figures import attack_title
 from robust_ham.report.heat_maps import turns
 from robust_ham.report.page import build_report
+from robust_ham.report.page_tables import headline_table
 from robust_ham.report.ticks import log_ticks, readable
 from robust_ham.report.verdict_table import in_words, verdict_matrix
 from robust_ham.run_folder import RunFolder
-from robust_ham.store import write_csv, write_json, write_table, write_text
+from robust_ham.store import read_table, write_csv, write_json, write_table, write_text
 
 
 def make_run(path, config=CONFIG, size=6, **card):
@@ -201,6 +204,35 @@ def test_a_damaged_grid_is_named(folder):
 )
 def test_ticks_of_counts_are_round_numbers(low, high, most, ticks):
     assert log_ticks(low, high, most) == pytest.approx(ticks)
+
+
+def test_attacks_of_one_kind_are_told_apart(folder):
+    twice = CONFIG.replace("attacks:\n", "attacks:\n  again: {attack: deepfool, steps: 7}\n", 1)
+    assert twice != CONFIG
+    write_text(folder.config, twice)
+    run = Run(folder)
+    assert attack_title(run, "d") == "DeepFool L2 (d)"
+    assert attack_title(run, "again") == "DeepFool L2 (again)"
+    assert "(" not in attack_title(run, "s")
+
+
+def test_an_endpoint_without_any_comparison(tmp_path):
+    alone = CONFIG.replace("window: [none, hamming]", "window: [none]")
+    assert alone != CONFIG
+    folder = make_run(tmp_path, alone + "endpoints: [{metric: robust_area, attack: d}]\n")
+    assert build_report(folder.root).page.is_file()
+
+
+def test_seeds_and_images_of_each_figure_are_told(folder):
+    tables = write_tables(folder.root)
+    table = headline_table(
+        tables.run, tables.curves.assign(num_seeds=[5, *[1] * 99][: len(tables.curves)])
+    )
+    assert any(cell.endswith("(1 seed)") for row in table.rows for cell in row)
+    assert "the same for all" in build_report(folder.root).page.read_text()
+    path = folder.samples(tables.run.specs[0].model_id, "s")
+    write_table(path, read_table(path).iloc[:3], {})
+    assert "<small>at most; " in build_report(folder.root).page.read_text()
 
 
 def test_counts_as_people_say_them():

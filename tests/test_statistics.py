@@ -97,6 +97,15 @@ def test_one_seed_gives_the_interval_over_images():
     assert crossed_interval(values)[1:] == pytest.approx(expected)
 
 
+def test_equal_seed_means_are_no_certainty():
+    """Each seed is wrong on one other image: the means are equal by chance."""
+    values = np.zeros((3, 200))
+    values[[0, 1, 2], [3, 50, 120]] = 1
+    effect = crossed(values)
+    assert effect.interval().low < 0 < effect.interval().high
+    assert 0.01 < effect.p_value() < 1
+
+
 def test_no_variation_gives_an_interval_of_no_width():
     assert crossed_interval(np.full((3, 10), 0.25)) == pytest.approx((0.25, 0.25, 0.25))
 

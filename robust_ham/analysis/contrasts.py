@@ -65,6 +65,7 @@ class Measure:
     values: Callable[[Run, ModelGroup], Values | None]
     margins: Margins | None = None
     lower_is_better: bool = False
+    per_image: bool = True
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ def measures(run: Run) -> Iterator[Measure]:
 
 def measure_of_card(metric: str) -> Measure:
     """A number on the models' cards, such as ``train_loss``."""
-    return Measure(metric, "", None, "difference", partial(_from_card, metric))
+    return Measure(metric, "", None, "difference", partial(_from_card, metric), per_image=False)
 
 
 def _from_predictions(run: Run, spec: ModelGroup) -> Values | None:
@@ -209,7 +210,7 @@ def _with_reservations(
     """The row, and what it must say beside, or in place of, what its numbers say."""
     undecided = {"verdict": "undecided", "seeds_to_decide": None, "images_to_decide": None}
     specs = [spec for c in comparisons for spec in [*c.windowed, *c.baseline]]
-    if not all(_same_images(run, comparison, measure) for comparison in comparisons):
+    if not _same_images(run, specs, measure):
         return row | UNKNOWN | undecided | {"note": "not the same images"}
     if measure.attack and "fail" in {run.badge(s.model_id, measure.attack) for s in specs}:
         return row | undecided | {"note": "the gate fails a model: not to be trusted"}
@@ -220,11 +221,10 @@ def _with_reservations(
     return row
 
 
-def _same_images(run: Run, comparison: Comparison, measure: Measure) -> bool:
+def _same_images(run: Run, specs: list[ModelGroup], measure: Measure) -> bool:
     """Whether all models were attacked on the same images, in the same order."""
     if not measure.attack:
         return True
-    specs = [*comparison.windowed, *comparison.baseline]
     attack = run.attacks[measure.attack]
     tables = [run.samples[s.model_id, measure.attack] for s in specs if attack.attacks(s)]
     return all(table["sample_id"].equals(tables[0]["sample_id"]) for table in tables)
@@ -243,6 +243,8 @@ def _interaction_rows(
         return []
     low, low_deviation = _deviation(measure, *few)
     high, high_deviation = _deviation(measure, *many)
+    if low_deviation.shape != high_deviation.shape:
+        return []
     deviation = high_deviation - low_deviation
     row = _about(run, by_size[large], measure, *many) | {
         "versus": "interaction",
@@ -262,6 +264,7 @@ def _interaction_rows(
         0.0,
         margins,
         lower_is_better=measure.lower_is_better,
+        per_image=measure.per_image,
     )
     row |= judged | {"p_holm": judged["p"]}  # the only one of its kind
     both = [by_size[small], by_size[large]]
@@ -273,7 +276,7 @@ def _pooled(measure: Measure, cells: list[tuple[Values, Values]]) -> tuple[float
     if measure.scale == "median ratio" or len(cells) < 2:
         return None
     deviations = [_deviation(measure, windowed, baseline)[1] for windowed, baseline in cells]
-    usable = all(1 < len(d) < FEW_SEEDS and d.shape[1] > 1 for d in deviations)
+    usable = measure.per_image and all(1 < len(d) < FEW_SEEDS for d in deviations)
     finite = all(np.isfinite(d).all() for d in deviations)
     if not (usable and finite and vary_alike(deviations)):
         return None
@@ -305,7 +308,7 @@ def _about(
         "budget": measure.budget,
         "scale": measure.scale,
         "num_seeds": len(windowed),
-        "num_images": windowed.shape[1] if windowed.shape[1] > 1 else None,
+        "num_images": windowed.shape[1] if measure.per_image else None,
         "primary": comparison.versus == "same k" and _is_primary(run, measure),
         **means,
     }
@@ -342,4 +345,5 @@ def _judged(
         null,
         measure.margins,
         lower_is_better=measure.lower_is_better,
+        per_image=measure.per_image,
     )

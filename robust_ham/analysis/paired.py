@@ -76,7 +76,8 @@ def compare(
             5 % and one percentage point.
 
     Raises:
-        ValueError: the tables have other images or numbers of networks, or no such metric.
+        ValueError: the tables have other images or numbers of networks, no such metric, or no
+            distances where the metric needs them.
     """
     if metric not in _MARGINS:
         raise ValueError(f"metric: expected one of {', '.join(_MARGINS)}, got {metric!r}")
@@ -85,7 +86,9 @@ def compare(
         raise ValueError(f"expected as many networks, got {len(tables[0])} and {len(tables[1])}")
     images = tables[0][0]["sample_id"].tolist()
     if any(t["sample_id"].tolist() != images for table in tables for t in table):
-        raise ValueError("expected the same images for all networks, in the same order")
+        raise ValueError("not the same images")
+    if metric == "robust_area" or (metric == "robust_accuracy" and budget is not None):
+        _check_distances([*tables[0], *tables[1]], norm)
     budgets = None if budget is None else (budget,)
     attack = AttackConfig.model_validate({"attack": "deepfool", "norm": norm, "budgets": budgets})
     values = _values_of(metric, budget)
@@ -106,6 +109,11 @@ def compare(
         num_images=len(images),
         note=row["note"],
     )
+
+
+def _check_distances(tables: list[pd.DataFrame], norm: str) -> None:
+    if any(table.loc[table["status"] == "fooled", norm].isna().any() for table in tables):
+        raise ValueError(f"no {norm} distances: ask for robust_accuracy without a budget")
 
 
 def _by_network(rows: pd.DataFrame) -> list[pd.DataFrame]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from robust_ham.analysis.paired import PairedComparison, compare
 from robust_ham.analysis.run import Run
-from robust_ham.config import RequestError
+from robust_ham.config import AttackConfig, RequestError
 
 RESULT_COLUMNS = (
     "run model_id attack metric budget first other scale effect low high num_images note"
@@ -79,9 +80,10 @@ def compared_results(runs: list[Run]) -> pd.DataFrame:
                 row = about | {"metric": metric, "budget": budget}
                 try:
                     _check_data(samples, theirs)
+                    _check_norm(attack, other.attacks[attack_id])
                     found = compare(theirs, samples, metric, budget=budget, norm=attack.norm)
-                except ValueError:
-                    rows.append(row | {"note": "not the same images"})
+                except ValueError as error:
+                    rows.append(row | {"note": str(error)})
                 else:
                     rows.append(row | _in_a_row(found))
     if not rows:
@@ -96,6 +98,12 @@ def _check_data(one: pd.DataFrame, other: pd.DataFrame) -> None:
             raise ValueError(f"another {column}")
 
 
+def _check_norm(one: AttackConfig, other: AttackConfig) -> None:
+    """Distances in another norm are no better or worse."""
+    if (one.norm, one.has_budget) != (other.norm, other.has_budget):
+        raise ValueError("another norm")
+
+
 def _in_a_row(found: PairedComparison) -> dict[str, Any]:
     return {
         "first": found.baseline,
@@ -105,4 +113,5 @@ def _in_a_row(found: PairedComparison) -> dict[str, Any]:
         "low": found.low,
         "high": found.high,
         "num_images": found.num_images,
+        "note": found.note if np.isnan(found.effect) else "",
     }

@@ -107,8 +107,10 @@ def _crossed_variance(
         + ms_image**2 / (images - 1)
         + ms_residual**2 / ((seeds - 1) * (images - 1))
     )
-    if total <= 0 or spread == 0:  # no variation to speak of
-        total, spread = max(ms_seed, 0.0), max(ms_seed**2 / freedom, 1e-300)
+    if total <= 0 or spread == 0:  # seeds and images vary no more than chance makes them
+        within = ms_residual**2 / ((seeds - 1) * (images - 1))
+        total = max(ms_seed, ms_residual, 0.0)
+        spread = max(ms_seed**2 / freedom, within, 1e-300)
     return total / (seeds * images), max(total**2 / spread, 1.0)
 
 

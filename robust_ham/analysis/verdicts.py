@@ -22,6 +22,7 @@ FEW_SEEDS = 5
 """Below, a cell's own variance of seed means is too rough to stand alone."""
 
 ONE_SEED = "one seed: two networks, not two methods"
+ONE_IMAGE = "one image says nothing of others"
 
 Margins = tuple[float, float]
 Verdict = Literal["better", "worse", "equivalent", "undecided"]
@@ -107,24 +108,28 @@ def judge_mean(
     margins: Margins | None,
     *,
     lower_is_better: bool = False,
+    per_image: bool = True,
 ) -> dict[str, Any]:
     """Columns of ``contrasts.csv`` that judge an effect.
 
     Args:
         estimate: the effect.
-        deviation: values (S, n) whose mean has the effect's error; n = 1: one value per seed.
+        deviation: values (S, n) whose mean has the effect's error.
         confidence: of the simultaneous interval.
         pooled: variance of seed means over several cells, and its degrees of freedom.
         null: what no effect is.
         margins: effects that count as none.
         lower_is_better: of the figure that is compared.
+        per_image: else there is one value per seed, n = 1.
     """
     row: dict[str, Any] = UNKNOWN | {"verdict": "undecided", "note": ""}
     if margins is not None:
         row |= {"margin_low": margins[0], "margin_high": margins[1]}
     if not np.isfinite(deviation).all():
         return row | {"note": "the baseline's figure is 0"}
-    error = over_seeds(deviation[:, 0]) if deviation.shape[1] == 1 else crossed(deviation, pooled)
+    if per_image and deviation.shape[1] == 1:
+        return row | {"effect": estimate, "note": ONE_IMAGE}
+    error = crossed(deviation, pooled) if per_image else over_seeds(deviation[:, 0])
     effect = replace(error, estimate=estimate)
     simultaneous = effect.interval(confidence)
     row |= _intervals(effect.interval(), simultaneous) | {"p": effect.p_value(null)}
@@ -132,11 +137,11 @@ def judge_mean(
         return row | {"note": ONE_SEED}
     if pooled is not None:
         row["note"] = "seed variance pooled over the comparisons"
-    elif len(deviation) < FEW_SEEDS and deviation.shape[1] > 1:
+    elif len(deviation) < FEW_SEEDS and per_image:
         row["note"] = f"{len(deviation)} seeds and nothing to pool them with: intervals are rough"
     upwards = _upwards(simultaneous) if lower_is_better else simultaneous
     row["verdict"] = verdict(upwards, null, margins)
-    if row["verdict"] == "undecided" and deviation.shape[1] > 1:
+    if row["verdict"] == "undecided" and per_image:
         row["seeds_to_decide"] = seeds_to_decide(effect, confidence, null, margins)
         row["images_to_decide"] = images_to_decide(effect, confidence, null, margins)
     return row

@@ -137,8 +137,8 @@ def _figure(table: pd.DataFrame) -> Figure:
             bottom.set_xlabel("time, in units of ours")
         axes = panels[0, 0]  # the others share its limits and ticks
         axes.set_xscale("log")
-        axes.set_xlim(0.7, 4 * table["ratio_high"].max())
-        axes.xaxis.set_major_locator(FixedLocator([1, 3, 10, 30, 100, 300]))
+        axes.set_xlim(0.7 * min(1, table["ratio_low"].min()), 4 * table["ratio_high"].max())
+        axes.xaxis.set_major_locator(FixedLocator([0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300]))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}×"))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_yticks(range(len(libraries)), libraries)

@@ -36,7 +36,13 @@ _PRIMARY = ("robust_area", "robust_accuracy")
 
 
 def attack_title(run: Run, attack_id: str) -> str:
-    """How figures call an attack."""
+    """How figures call an attack: by its id too, where two would be called the same."""
+    title = _title(run, attack_id)
+    alone = [_title(run, other) for other in run.attacks].count(title) == 1
+    return title if alone else f"{title} ({attack_id})"
+
+
+def _title(run: Run, attack_id: str) -> str:
     attack = run.attacks[attack_id]
     norm = {"l2": " L2", "linf": " L∞"}[attack.norm]
     names = {

@@ -82,6 +82,7 @@ def _about(tables: Tables) -> dict[str, Any]:
         "config_yaml": config_yaml,
         "config_address": data_uri(config_yaml.encode(), "text/yaml"),
         "num_images": int(tables.summary["n"].max()),
+        "same_images": tables.summary["n"].nunique() == 1,
         "num_models": tables.summary["model_id"].nunique(),
         "sizes": sorted({spec.kernel_size for spec in run.specs} - {0}),
         "windows": [WINDOW_LABELS[w] for w in dict.fromkeys(spec.window for spec in run.specs)],

@@ -95,7 +95,7 @@ def headline_table(run: Run, curves: pd.DataFrame) -> Table:
         ]
         for attack_id, metric in wanted:
             found = arm[(arm["attack"] == attack_id) & (arm["metric"] == metric)]
-            row.append(_interval(found.iloc[0], metric) if len(found) else "–")
+            row.append(_estimate(found.iloc[0], metric, int(row[3])) if len(found) else "–")
         rows.append(row)
     caption = "Estimates with 95 % intervals over seeds and images."
     return Table("headline", caption, header, rows)
@@ -182,6 +182,13 @@ def _cell(value: Any, name: str) -> str:  # noqa: ANN401
     if float(value).is_integer():
         return f"{int(value):,}".replace(",", "\u202f")
     return f"{value:.3g}"
+
+
+def _estimate(row: pd.Series[Any], metric: str, num_seeds: int) -> str:
+    """Estimate and interval; of how many seeds, where not of ``num_seeds``."""
+    own = int(row["num_seeds"])
+    about = f" ({own} {'seed' if own == 1 else 'seeds'})" if own != num_seeds else ""
+    return _interval(row, metric) + about
 
 
 def _interval(row: pd.Series[Any], metric: str) -> str:

@@ -91,6 +91,8 @@ def _against_kernel_size(
     run: Run, curves: pd.DataFrame, budgets: pd.DataFrame
 ) -> Iterator[Drawing]:
     headline = [panel[:2] for panel in figures.primary_panels(run, curves)]
+    if not headline:  # no arm is complete yet
+        return
     yield Drawing(
         "robustness",
         figures.robustness_figure(run, curves),

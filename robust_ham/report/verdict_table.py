@@ -17,7 +17,7 @@ from robust_ham.report.style import WINDOW_LABELS, size_label
 def verdict_table(run: Run, effects: pd.DataFrame) -> list[dict[str, str]]:
     """A row per verdict: the primary endpoints, or, without any, one figure per attack."""
     if run.config.endpoints:
-        shown = effects[effects["primary"]]
+        shown = effects[effects["primary"].astype(bool)]
     else:
         distances = {attack for attack, config in run.attacks.items() if config.has_budget}
         headline = effects["metric"].isin(["clean_accuracy", "robust_area"])

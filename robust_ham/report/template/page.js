@@ -11,7 +11,7 @@ for (const chooser of document.querySelectorAll("[data-chooser]")) {
       const found = new Set(left.map((item) => item.dataset[select.name]));
       const options = [...select.options];
       for (const option of options) option.disabled = !found.has(option.value);
-      if (select.selectedOptions[0].disabled) select.value = options.find((o) => !o.disabled).value;
+      if (select.selectedOptions[0]?.disabled) select.value = options.find((o) => !o.disabled).value;
       left = left.filter((item) => [undefined, select.value].includes(item.dataset[select.name]));
     }
     for (const item of items) item.hidden = !left.includes(item);
