@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: quickstart test test-slow test-faults lint zoo bench bench-training reference examples schema readme-pictures clean
+.PHONY: quickstart test test-slow test-faults lint zoo bench bench-training reference examples results schema readme-pictures clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/robust-ham run quickstart
@@ -54,6 +54,10 @@ reference: $(INSTALLED)
 examples: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[examples]'
 	$(BIN)/python tests/notebooks.py
+
+# Puts the verdicts of the studies into results/README.md.
+results: $(INSTALLED)
+	$(BIN)/python tests/results_tables.py
 
 schema: $(INSTALLED)
 	$(BIN)/robust-ham list schema > configs/schema.json

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from results_tables import PAGE, PLACE, filled
 
 from robust_ham.analysis.run import Run
 from robust_ham.analysis.tables import make_tables
@@ -132,6 +133,15 @@ def test_a_report_rebuilds_every_table_and_prints_the_answers(run_cli, tmp_path)
         assert (folder / path.name).read_bytes() == path.read_bytes(), path.name
     figures = {path.name for path in (run / "figures").iterdir()}
     assert {path.name for path in (folder / "figures").iterdir()} == figures
+
+
+def test_the_page_of_results_shows_their_answers():
+    text = PAGE.read_text(encoding="utf-8")
+    assert len(PLACE.findall(text)) >= 2
+    assert filled(text) == text
+    links = re.findall(r"\]\(((?!http)[^)]+)\)", text)
+    assert len(links) >= 4
+    assert [link for link in links if not (PAGE.parent / link).exists()] == []
 
 
 def test_explanations_have_figure_and_table():
