@@ -214,6 +214,7 @@ def _joined(context: Context, monitor: Monitor) -> Iterator[None]:
     last = try_lock(run.lock("start"))
     if last is not None:
         if not num_processes(run):
+            run.remove_leftovers()  # of others that were killed meanwhile
             asked.unlink(missing_ok=True)
         last.release()
         with contextlib.suppress(OSError):  # others are there

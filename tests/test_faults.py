@@ -222,6 +222,21 @@ def test_a_model_without_its_receipt_does_not_stop_the_others(whole, data, tmp_p
     assert (monitor.outcomes[model.name] == "already there") == adopted
 
 
+def test_who_leaves_last_removes_what_the_killed_had_begun(whole, data, tmp_path):
+    begun = (
+        tmp_path / "run" / "samples" / "cnn2-w8-k3-none-s0" / ".shift.parquet.6c10206f.tmp.parquet"
+    )
+
+    class Watching(Listening):
+        def cell_ended(self, name, outcome, seconds):
+            begun.parent.mkdir(parents=True, exist_ok=True)
+            begun.touch()
+
+    run_here(tmp_path / "run", data, monitor=Watching())
+    assert not begun.exists()
+    assert results(tmp_path / "run") == whole[1]
+
+
 def test_one_of_two_processes_is_killed(whole, data, tmp_path, children):
     _, expected = whole
     folder = tmp_path / "run"
