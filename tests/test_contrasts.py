@@ -330,3 +330,19 @@ def test_an_interaction_needs_the_same_images_at_both_sizes(tmp_path):
         contrasts(make(tmp_path / "b", change=other)), metric="robust_area", versus="interaction"
     )
     assert set(grown["note"]) == {"not the same images"}
+
+
+def test_a_ratio_is_never_below_zero(tmp_path):
+    def rough(spec, tables):
+        if spec.window == "hamming":
+            tables["d"]["l2"] *= (0.01, 0.5, 2.0)[spec.seed]
+
+    area = pick(
+        contrasts(make(tmp_path, seeds=(0, 1, 2), change=rough)),
+        metric="robust_area",
+        attack="d",
+        versus="same k",
+    )
+    assert (area["simultaneous_low"] == 0).any()
+    assert (area["low"] >= 0).all()
+    assert (area["verdict"] == "undecided").all()

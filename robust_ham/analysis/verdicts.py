@@ -117,7 +117,7 @@ def judge_mean(
         deviation: values (S, n) whose mean has the effect's error.
         confidence: of the simultaneous interval.
         pooled: variance of seed means over several cells, and its degrees of freedom.
-        null: what no effect is.
+        null: what no effect is: 0 of a difference, 1 of a ratio, which is never below 0.
         margins: effects that count as none.
         lower_is_better: of the figure that is compared.
         per_image: else there is one value per seed, n = 1.
@@ -131,8 +131,12 @@ def judge_mean(
         return row | {"effect": estimate, "note": ONE_IMAGE}
     error = crossed(deviation, pooled) if per_image else over_seeds(deviation[:, 0])
     effect = replace(error, estimate=estimate)
-    simultaneous = effect.interval(confidence)
-    row |= _intervals(effect.interval(), simultaneous) | {"p": effect.p_value(null)}
+    least = 0.0 if null == 1 else -np.inf
+    nominal, simultaneous = (
+        interval._replace(low=max(least, interval.low))
+        for interval in (effect.interval(), effect.interval(confidence))
+    )
+    row |= _intervals(nominal, simultaneous) | {"p": effect.p_value(null)}
     if len(deviation) == 1:
         return row | {"note": ONE_SEED}
     if pooled is not None:
