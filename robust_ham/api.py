@@ -57,8 +57,11 @@ def load_images(
         Images (N, C, H, W) in [0, 1], labels (N,) int64.
 
     Raises:
+        ValueError: fewer than one image, or an ``image_size`` that is none.
         RequestError: the data set is not found or damaged, or has fewer images.
     """
+    if num_images < 1:
+        raise ValueError(f"num_images: expected 1 or more, got {num_images}")
     config = DatasetConfig(name=dataset, image_size=image_size)
     split = load_split(config, "test", Path(data_root) if data_root is not None else None)
     found = attacked_images(split, num_images, seed)
@@ -94,7 +97,7 @@ def evaluate(
         survived (distance ∞) or invalid.
 
     Raises:
-        ValueError: images or labels of another shape, or no images at once.
+        ValueError: images or labels of another shape, none, or a ``batch_size`` of none.
         RequestError: no such attack, or an option that it refuses.
     """
     named = dict(models) if isinstance(models, Mapping) else {"model": models}

@@ -55,6 +55,18 @@ def asked_of(context: Context, spec: ModelGroup, attack_id: str) -> Asked:
     return Asked(attack_recipe(context, attack_id), weights)
 
 
+def find_rows(context: Context, cell: Cell, attack_id: str) -> bool:
+    """Whether a cell's rows are there already; of several shards, the last one makes the whole."""
+    run, asked = context.run, asked_of(context, cell.spec, attack_id)
+    if is_finished(run, cell.result(run), asked.key):
+        return True
+    shard = run.shard(cell.spec.model_id, attack_id, cell.shard)
+    if cell.num_shards == 1 or not is_finished(run, shard, asked.key):
+        return False
+    join_shards(context, cell, attack_id)  # its process may have been killed before it did
+    return True
+
+
 def attack_model(context: Context, cell: Cell, attack_id: str, progress: Progress) -> Done:
     """Attack a model that has been obtained, and write one row per image.
 
@@ -64,30 +76,26 @@ def attack_model(context: Context, cell: Cell, attack_id: str, progress: Progres
         RequestError: a checkpoint or an option is not what was asked for.
     """
     run, spec = context.run, cell.spec
-    asked = asked_of(context, spec, attack_id)
-    if is_finished(run, cell.result(run), asked.key):
+    if find_rows(context, cell, attack_id):
         return "already there"
-    shard = run.shard(spec.model_id, attack_id, cell.shard)
-    there = cell.num_shards > 1 and is_finished(run, shard, asked.key)
-    if not there:
-        config = context.plan.config
-        found = evaluate(
-            load_model(context, spec)[0],
-            context.plan.shard_of(cell),
-            config.attacks[attack_id],
-            attack_id,
-            batch_size=config.evaluation.batch_size,
-            device=context.device,
-            progress=progress,
-        )
-        if is_finished(run, cell.result(run), asked.key):  # by one that took this one for dead
-            return "already there"
-        if cell.num_shards == 1:
-            _write(context, spec, attack_id, found, asked)
-            return "done"
-        _write_shard(context, shard, found, asked)
-    join_shards(context, cell, attack_id)
-    return "already there" if there else "done"
+    asked, config = asked_of(context, spec, attack_id), context.plan.config
+    found = evaluate(
+        load_model(context, spec)[0],
+        context.plan.shard_of(cell),
+        config.attacks[attack_id],
+        attack_id,
+        batch_size=config.evaluation.batch_size,
+        device=context.device,
+        progress=progress,
+    )
+    if is_finished(run, cell.result(run), asked.key):  # by one that took this one for dead
+        return "already there"
+    if cell.num_shards == 1:
+        _write(context, spec, attack_id, found, asked)
+    else:
+        _write_shard(context, run.shard(spec.model_id, attack_id, cell.shard), found, asked)
+        join_shards(context, cell, attack_id)
+    return "done"
 
 
 def _write(

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from robust_ham.attack_cells import asked_of, attack_model, attack_recipe, join_shards
+from robust_ham.attack_cells import attack_model, attack_recipe, find_rows
 from robust_ham.cell import Cell
 from robust_ham.config import RequestError
 from robust_ham.context import Context, Done
@@ -23,7 +23,6 @@ from robust_ham.locks import locked, try_lock
 from robust_ham.model_cells import is_obtained, model_key, obtain_model
 from robust_ham.perturbations import high_frequency_share
 from robust_ham.progress import Progress
-from robust_ham.receipts import is_finished
 from robust_ham.run_folder import RunFolder
 from robust_ham.splits import to_float
 from robust_ham.store import content_key, read_rows, write_csv, write_table
@@ -61,19 +60,8 @@ def already_there(context: Context, cell: Cell) -> Attempt | None:
     if cell.attack_id is None:
         there = is_obtained(context, cell.spec)
     else:
-        there = _is_attacked(context, cell, cell.attack_id)
+        there = find_rows(context, cell, cell.attack_id)
     return Attempt("already there", 0.0) if there else None
-
-
-def _is_attacked(context: Context, cell: Cell, attack_id: str) -> bool:
-    run, asked = context.run, asked_of(context, cell.spec, attack_id)
-    if is_finished(run, cell.result(run), asked.key):
-        return True
-    shard = run.shard(cell.spec.model_id, attack_id, cell.shard)
-    if cell.num_shards == 1 or not is_finished(run, shard, asked.key):
-        return False
-    join_shards(context, cell, attack_id)
-    return True
 
 
 def attempt_cell(

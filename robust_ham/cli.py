@@ -391,7 +391,7 @@ def bench(
     from robust_ham.report.benchmark import build_benchmark
 
     made = build_benchmark(folder, table)
-    _print_table(made.header, made.rows)
+    _print_table(made.table.header, made.table.rows)
     _say(f"\nbenchmark: {made.page}")
 
 

@@ -43,6 +43,7 @@ BEST = {"l2": "best", "linf": "best_linf"}
 MAX_MODELS = 10_000
 """Of one configuration, sweeps expanded: more is a slip or malice, and would never end."""
 MAX_CELLS = 1_000_000
+"""Models and their attacks, shard by shard."""
 MAX_ID_BYTES = 200
 """Of a model id; a file name holds 255, of which a temporary file's takes up to 40 more."""
 

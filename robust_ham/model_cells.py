@@ -62,18 +62,18 @@ def key_of_files(paths: Iterable[Path]) -> str:
     return content_key({path.name: file_hash(path) for path in paths})
 
 
-def sign_model(context: Context, spec: ModelGroup, key: str) -> None:
+def _sign_model(context: Context, spec: ModelGroup, key: str) -> None:
     """Write the receipt of a model's folder."""
     folder = context.run.model(spec.model_id)
     sign(context.run, folder, key, list(folder.iterdir()))
 
 
-def is_made(context: Context, spec: ModelGroup, key: str) -> bool:
-    """Whether a model's folder is finished; one that lacks only its receipt is given it."""
-    run, folder = context.run, context.run.model(spec.model_id)
-    if receipt_of(run, folder) is None and _key_of_unsigned(context, spec, folder) == key:
-        sign_model(context, spec, key)  # of a process killed just before it did
-    return is_finished(run, folder, key)
+def adopt_model(context: Context, spec: ModelGroup, key: str) -> None:
+    """Give a model's folder the receipt before which its process was killed, if that is all."""
+    folder = context.run.model(spec.model_id)
+    unsigned = receipt_of(context.run, folder) is None
+    if unsigned and _key_of_unsigned(context, spec, folder) == key:
+        _sign_model(context, spec, key)
 
 
 def _key_of_unsigned(context: Context, spec: ModelGroup, folder: Path) -> str | None:
@@ -112,8 +112,9 @@ def _train(context: Context, spec: ModelGroup, progress: Progress) -> Done:
     key = content_key(identity)
     folder = context.run.model(spec.model_id)
     unfinished = Unfinished(context.run.unfinished(spec.model_id), key)
-    there = distributed.rank() == 0 and is_made(context, spec, key)
-    if distributed.agreed(there, context.device):
+    if distributed.rank() == 0:
+        adopt_model(context, spec, key)
+    if distributed.agreed(is_finished(context.run, folder, key), context.device):
         unfinished.remove()  # of a process that was killed just before it did
         return "already there"
     last_epoch = _epoch_like_twin(context, spec)
@@ -153,7 +154,7 @@ def _train(context: Context, spec: ModelGroup, progress: Progress) -> Done:
         return "already there"
     _make_room(context, folder)
     checkpoints.save(folder, model, card, curve)
-    sign_model(context, spec, key)
+    _sign_model(context, spec, key)
     unfinished.remove()
     return "done"
 
@@ -183,13 +184,13 @@ def help_train(context: Context) -> None:
     for cell in context.plan.cells:
         if cell.attack_id is not None or not cell.spec.is_trained_here:
             continue
+        if not failed.isdisjoint(cell.needs):  # the first process does not begin
+            failed.add(cell.name)
+            continue
         try:
-            if failed.isdisjoint(cell.needs):  # else the first process does not begin
-                _train(context, cell.spec, unseen)
-                continue
+            _train(context, cell.spec, unseen)
         except training.TrainingError:  # the first process notes it
-            pass
-        failed.add(cell.name)
+            failed.add(cell.name)
 
 
 def _card(context: Context, spec: ModelGroup, model: nn.Module, num_classes: int) -> dict[str, Any]:
@@ -207,7 +208,10 @@ def _copy_card(context: Context, spec: ModelGroup, source: Path) -> Done:
         RequestError: the curve is none: a link in a folder of a stranger's may be to anything.
     """
     target, key = context.run.model(spec.model_id), key_of_files(checkpoints.described(source))
-    if (target.is_dir() and source.samefile(target)) or is_made(context, spec, key):
+    if target.is_dir() and source.samefile(target):
+        return "already there"
+    adopt_model(context, spec, key)
+    if is_finished(context.run, target, key):
         return "already there"
     curve = source / checkpoints.CURVE
     if curve.is_file():
@@ -217,7 +221,7 @@ def _copy_card(context: Context, spec: ModelGroup, source: Path) -> Done:
     with writing_folder(target) as temporary:
         for path in checkpoints.described(source):
             (temporary / path.name).write_bytes(path.read_bytes())
-    sign_model(context, spec, key)
+    _sign_model(context, spec, key)
     return "done"
 
 
@@ -236,7 +240,7 @@ def _describe_factory(context: Context, spec: FactoryGroup) -> Done:
     card = _card(context, spec, model, test.num_classes) | {"weights_sha256": weights}
     with writing_folder(target) as temporary:
         write_json(temporary / checkpoints.CARD, card)
-    sign_model(context, spec, key)
+    _sign_model(context, spec, key)
     return "done"
 
 

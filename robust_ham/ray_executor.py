@@ -64,8 +64,7 @@ class _Driver:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         self.context, self.ledger, self.job, self.ray = context, ledger, job, ray
-        self.room = {"CPU": context.plan.config.evaluation.threads, "GPU": gpus}
-        cpus = self.room["CPU"]
+        cpus = context.plan.config.evaluation.threads
         self.remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=_RETRIES)(_run_cell)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self.desk = ray.remote(num_cpus=0, scheduling_strategy=here)(Desk).remote(
@@ -73,7 +72,7 @@ class _Driver:
         )
         self.at_work: dict[Any, Cell] = {}
         self.steps: dict[str, Progress] = {}
-        self._tell_of_room()
+        self._tell_if_none_fits({"CPU": cpus, "GPU": gpus})
 
     def run(self, num_workers: int | None) -> None:
         """Until every cell has ended."""
@@ -83,11 +82,11 @@ class _Driver:
                 waiting = [cell for cell in waiting if not self._taken(cell, num_workers)]
                 waiting += self._ended()
 
-    def _tell_of_room(self) -> None:
+    def _tell_if_none_fits(self, needed: dict[str, float]) -> None:
         """Say so if no machine of the cluster is large enough for a cell."""
         alive = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
-        if not any(all(node.get(k, 0) >= v for k, v in self.room.items()) for node in alive):
-            asked = " and ".join(f"{count:g} {name}" for name, count in self.room.items() if count)
+        if not any(all(node.get(k, 0) >= v for k, v in needed.items()) for node in alive):
+            asked = " and ".join(f"{count:g} {name}" for name, count in needed.items() if count)
             self.ledger.monitor.note(f"no node of the cluster has {asked} for a cell: waiting")
 
     def _ended(self) -> Iterator[Cell]:

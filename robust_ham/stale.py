@@ -8,7 +8,7 @@ from pathlib import Path
 
 from robust_ham.attack_cells import attack_recipe
 from robust_ham.context import Context
-from robust_ham.model_cells import is_made, model_key
+from robust_ham.model_cells import adopt_model, model_key
 from robust_ham.model_groups import ModelGroup
 from robust_ham.plan import source_folder
 from robust_ham.receipts import fault, receipt_of
@@ -44,9 +44,10 @@ def _set_aside_model(context: Context, spec: ModelGroup) -> Iterator[str]:
         _remove(run.receipt(folder))
     elif source is None or not source.samefile(folder):
         key = model_key(context, spec)
-        made = key is None or is_made(context, spec, key)
+        if key is not None:
+            adopt_model(context, spec, key)
         receipt = receipt_of(run, folder)
-        if receipt is None or not made:
+        if receipt is None or key not in (None, receipt.key):
             run.set_aside(folder)
         elif damage := fault(run, receipt):
             run.set_aside(folder)

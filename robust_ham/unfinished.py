@@ -32,8 +32,8 @@ class Unfinished:
     def save(self, rows: Rows, model: nn.Module, optimizer: torch.optim.SGD) -> None:
         """Write weights, momentum and the curve so far, whole."""
         tensors = {k: v.contiguous().cpu() for k, v in _tensors(model, optimizer).items()}
-        told = json.dumps(rows)
-        about = {"key": self.key, "rows": told, "sha256": _hash(tensors, told)}
+        text = json.dumps(rows)
+        about = {"key": self.key, "rows": text, "sha256": _hash(tensors, text)}
         with writing(self.path) as temporary:
             save_file(tensors, temporary, about)
 
@@ -47,8 +47,8 @@ class Unfinished:
             tensors = load_file(self.path)
         except (SafetensorError, OSError, ValueError):
             about, tensors = {}, {}
-        told = about.get("rows", "")
-        if about.get("key") != self.key or about.get("sha256") != _hash(tensors, told):
+        text = about.get("rows", "")
+        if about.get("key") != self.key or about.get("sha256") != _hash(tensors, text):
             log.warning("%s is damaged or of another model: training starts anew", self.path.name)
             return []
         for name, parameter in model.named_parameters():
@@ -57,7 +57,7 @@ class Unfinished:
         with torch.no_grad():
             for name, tensor in _tensors(model, optimizer).items():
                 tensor.copy_(tensors[name])
-        rows: Rows = json.loads(told)
+        rows: Rows = json.loads(text)
         return rows
 
     def remove(self) -> None:
@@ -77,8 +77,8 @@ def _tensors(model: nn.Module, optimizer: torch.optim.SGD) -> dict[str, Tensor]:
     return state
 
 
-def _hash(tensors: dict[str, Tensor], told: str) -> str:
-    digest = hashlib.sha256(told.encode())
+def _hash(tensors: dict[str, Tensor], rows: str) -> str:
+    digest = hashlib.sha256(rows.encode())
     for name in sorted(tensors):
         digest.update(name.encode())
         digest.update(tensors[name].flatten().view(torch.uint8).numpy().tobytes())

@@ -21,8 +21,6 @@ def run(path):
 
     notebook = nbformat.read(path, as_version=4)
     nbclient.NotebookClient(notebook, record_timing=False).execute()
-    for cell in notebook.cells:
-        cell.metadata.pop("execution", None)
     nbformat.write(notebook, path)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from robust_ham.analysis.run import Run
 from robust_ham.analysis.tables import make_tables
 from robust_ham.report.page_tables import answers_table
-from robust_ham.report.writers import markdown
+from robust_ham.report.writers import markdown_rows
 from robust_ham.run_folder import RunFolder
 
 PAGE = Path(__file__).parent.parent / "results" / "README.md"
@@ -18,8 +18,7 @@ def filled(text):
 
     def table(found):
         made = make_tables(Run(RunFolder(PAGE.parent / found[2])))
-        rows = markdown(answers_table(made)).partition("\n\n")[2]
-        return f"{found[1]}\n{rows}"
+        return f"{found[1]}\n{markdown_rows(answers_table(made))}"
 
     return PLACE.sub(table, text)
 

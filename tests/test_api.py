@@ -13,8 +13,9 @@ from conftest import fashion_images, zoo_model
 from torch import nn
 
 import robust_ham
-from robust_ham import compare, evaluate, load_images, load_model, windowed
+from robust_ham import checkpoints, compare, evaluate, load_images, load_model, windowed
 from robust_ham.config import RequestError
+from robust_ham.plan import ZOO
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
@@ -217,7 +218,7 @@ def test_the_python_of_the_readme_runs(monkeypatch, capsys):
     made = {}
     for block in blocks("python"):
         exec(block, made := made | known)
-    assert len(made["rows"]) == 3 * 20
+    assert len(made["hamming_rows"]) == 3 * 20
     assert capsys.readouterr().out.startswith("robust_area 0.")  # what compare says
     assert made["outcome"].fooled.shape == (8,)
     assert made["worst"].margins.shape == (8, 775)
@@ -234,11 +235,15 @@ def test_images_and_networks_are_those_of_a_run():
     model = load_model("zoo:fashion_mnist/cnn3-w16x32-k3-none-s0")
     assert not model.training
     with torch.no_grad():
-        assert torch.equal(model(images), zoo_model(3, "none")(images))
+        known = checkpoints.load(ZOO / "fashion_mnist" / "cnn3-w16x32-k3-none-s0")[0]
+        assert torch.equal(model(images), known(images))
     with pytest.raises(RequestError, match="no such model card"):
         load_model("zoo:fashion_mnist/nothing")
     with pytest.raises(RequestError, match="expected at most 10000"):
         load_images("fashion_mnist", 10_001)
+    for none in (0, -3):
+        with pytest.raises(ValueError, match=f"num_images: expected 1 or more, got {none}"):
+            load_images("fashion_mnist", none)
 
 
 def nn_resnet():

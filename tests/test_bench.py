@@ -16,7 +16,8 @@ from robust_ham import peers
 from robust_ham.catalogue import attack_options
 from robust_ham.config import OURS, AttackConfig
 from robust_ham.profiling import CountedPoints, Job, profile
-from robust_ham.report.benchmark import markdown, summary_of, table_of
+from robust_ham.report.benchmark import summary_of, table_of
+from robust_ham.report.writers import markdown, markdown_rows
 
 CONFIG = """
 schema: 1
@@ -150,7 +151,7 @@ def test_the_command_and_the_same_command_again(run_cli, tmp_path):
     assert theirs["mean_l2"] == pytest.approx(ours["mean_l2"], rel=5e-3)
     assert np.isnan(table.iloc[2]["mean_l2"])
     assert (folder / "figures" / "bench.svg").is_file()
-    assert "| cnn3-w16x32-k3-none-s0 | deepfool_l2 | foolbox" in (folder / "bench.md").read_text()
+    assert r"| cnn3-w16x32-k3-none-s0 | deepfool\_l2 | foolbox" in (folder / "bench.md").read_text()
     before = (folder / "bench.csv").read_bytes()
     code, out, _ = run_cli(*words)
     assert code == 0
@@ -203,9 +204,9 @@ def test_the_readme_shows_the_committed_benchmarks():
     for name in ("cifar10", "fashion_mnist"):
         table = pd.read_csv(root / "results" / "bench" / name / "bench.csv")
         page = root / "results" / "bench" / name / "bench.md"
-        summary = markdown(*summary_of(table))
-        assert page.read_text(encoding="utf-8") == f"{summary}\n{markdown(*table_of(table))}"
-        assert summary in readme, f"the table of {page} is another"
+        summary, whole = summary_of(table), table_of(table)
+        assert page.read_text(encoding="utf-8") == f"{markdown(summary)}\n{markdown(whole)}"
+        assert markdown_rows(summary) in readme, f"the table of {page} is another"
 
 
 def test_the_summary_of_a_benchmark():
@@ -217,6 +218,6 @@ def test_the_summary_of_a_benchmark():
         ["b", "deepfool_l2", "robust-ham", "1", 1, 1, 1, 1.0, 0.2, 0.1],
         ["b", "deepfool_l2", "foolbox", "3", 6, 2, 7, 0.8, 0.2, 0.1],
     ]
-    _, (line,) = summary_of(pd.DataFrame(rows, columns=columns))
+    (line,) = summary_of(pd.DataFrame(rows, columns=columns)).rows
     assert line[:3] == ["deepfool_l2", "foolbox 3", "5.0 (2.0 … 9.0)"]
     assert line[3:] == ["80.0% … 90.0%", "100.0%", "1.000 … 2.000", "1.000"]

@@ -9,9 +9,9 @@ import pytest
 import torch
 from faulty_runs import CONFIG, Listening, results, run_here
 from test_faults import write_data
+from test_remote import job_elsewhere
 
-from robust_ham import remote, stopping
-from robust_ham.cells import run_key
+from robust_ham import stopping
 from robust_ham.config_files import parse_config
 from robust_ham.executors import run_plan
 from robust_ham.plan import make_plan
@@ -86,18 +86,12 @@ def test_a_node_dies(cluster, data, expected, tmp_path):
 def test_results_come_back_where_the_folder_is_not_shared(
     cluster, data, expected, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(remote.Job, "of", classmethod(elsewhere))
+    monkeypatch.setattr("robust_ham.ray_executor.Job.of", job_elsewhere)
     monitor = run_here(tmp_path, data, executor=on_ray(data))
     assert results(tmp_path) == expected
     assert set(monitor.outcomes.values()) == {"done"}
     again = run_here(tmp_path, data, executor=on_ray(data))
     assert {o for name, o in again.outcomes.items() if name != "transfer"} == {"already there"}
-
-
-def elsewhere(cls, context, data_root, token):
-    """A job whose workers do not see the folder."""
-    config = context.plan.config.to_yaml()
-    return cls(config, str(data_root), "/nowhere", "cpu", token, run_key(context))
 
 
 def test_a_worker_is_killed(cluster, data, tmp_path, monkeypatch):

@@ -39,9 +39,12 @@ def context_of(folder, data, config=CONFIG):
     return Context(make_plan(parse_config(config), data), RunFolder(folder), CPU)
 
 
-def job_elsewhere(context, data):
+REAL_JOB = Job.of
+
+
+def job_elsewhere(context, data, token="no token"):
     """Of a worker that does not see the folder."""
-    return dataclasses.replace(Job.of(context, data, "no-token"), folder="/nowhere")
+    return dataclasses.replace(REAL_JOB(context, data, token), folder="/nowhere")
 
 
 def test_a_worker_with_other_data_is_refused(data, tmp_path):

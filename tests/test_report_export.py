@@ -10,8 +10,7 @@ from test_report import folder  # noqa: F401
 
 from robust_ham.analysis.tables import write_tables
 from robust_ham.report.export import export
-from robust_ham.report.page_tables import Table
-from robust_ham.report.writers import latex, markdown
+from robust_ham.report.writers import Table, latex, markdown
 
 TABLE = Table(
     "effects",

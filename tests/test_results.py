@@ -12,10 +12,10 @@ from results_tables import PAGE, PLACE, filled
 
 from robust_ham.analysis.run import Run
 from robust_ham.analysis.tables import make_tables
-from robust_ham.cell import list_cells
-from robust_ham.receipts import file_fault, receipt_of
+from robust_ham.explain import EXPERIMENTS
 from robust_ham.run_folder import RunFolder
 from robust_ham.store import read_json
+from robust_ham.verify import check_cells, check_files
 
 ROOT = Path(__file__).parent.parent
 COMMITTED = subprocess.run(
@@ -25,9 +25,6 @@ RUNS = sorted(
     Path(name).parent for name in COMMITTED if name.endswith("/config.yaml") and "bench" not in name
 )
 REPORTED = [run for run in RUNS if f"{run}/report.html" in COMMITTED]
-EXPLAINED = sorted(
-    Path(name).parent for name in COMMITTED if "reference" in name and name.endswith(".png")
-)
 if not RUNS:
     pytest.skip("not a git checkout with results", allow_module_level=True)
 runs = pytest.mark.parametrize("run", RUNS, ids=lambda run: run.name)
@@ -40,55 +37,36 @@ def test_there_are_results():
 
 
 @runs
-def test_the_configuration_is_read_and_the_manifest_is_of_it(run):
+def test_the_manifest_is_of_the_configuration(run):
     folder = RunFolder(ROOT / run)
     manifest = read_json(folder.manifest)
     assert manifest["versions"]["robust-ham"]
-    assert Run(folder).config.name == read_name(folder.config)
-
-
-def read_name(path):
-    (line,) = [line for line in path.read_text().splitlines() if line.startswith("name: ")]
-    return line.removeprefix("name: ")
+    assert manifest["name"] == Run(folder).config.name
 
 
 @runs
-def test_committed_files_are_those_of_their_receipts(run):
-    folder, files = RunFolder(ROOT / run), set(COMMITTED)
-    num_checked = 0
-    for path in folder.receipts.rglob("*.json"):
-        receipt = receipt_of(
-            folder, folder.root / path.relative_to(folder.receipts).with_suffix("")
-        )
-        assert receipt is not None, path
-        for name, expected in receipt.files.items():
-            if f"{run}/{name}" in files:
-                num_checked += 1
-                assert file_fault(folder, name, expected) is None
-    assert num_checked or not folder.receipts.exists()
+def test_files_are_those_of_their_receipts(run):
+    folder = RunFolder(ROOT / run)
+    found = check_files(folder)
+    assert found.faults == []
+    assert found.num_checked or not folder.receipts.exists()
 
 
 @runs
 def test_nothing_is_committed_that_should_not_be(run):
-    parts = [
-        Path(name).relative_to(run).parts for name in COMMITTED if Path(name).is_relative_to(run)
-    ]
-    assert not {part[0] for part in parts} & {"margins", "adversarials", "superseded", "locks"}
+    files = [Path(name) for name in COMMITTED if Path(name).is_relative_to(run)]
+    parts = {path.relative_to(run).parts[0] for path in files}
+    assert not parts & {"margins", "adversarials", "superseded", "locks", "unfinished"}
     if Run(RunFolder(ROOT / run)).config.dataset.name.startswith(("cifar", "imagenet")):
-        assert "gallery" not in {part[0] for part in parts}
-        assert not [part for part in parts if "gallery" in part[-1]]
-    sizes = [(ROOT / name).stat().st_size for name in COMMITTED if Path(name).is_relative_to(run)]
-    assert max(sizes) < 20_000_000
-    weights = [n for n in COMMITTED if Path(n).is_relative_to(run) and n.endswith(".safetensors")]
-    assert sum((ROOT / name).stat().st_size for name in weights) < 40_000_000
+        assert not [path for path in files if "gallery" in str(path)]
+    sizes = {path: (ROOT / path).stat().st_size for path in files}
+    assert max(sizes.values()) < 20_000_000
+    assert sum(sizes[path] for path in files if path.suffix == ".safetensors") < 40_000_000
 
 
 @reported
 def test_every_cell_is_there(run):
-    folder = RunFolder(ROOT / run)
-    for cell in list_cells(Run(folder).config):
-        made = cell.result(folder).relative_to(ROOT)
-        assert any(Path(name) == made or made in Path(name).parents for name in COMMITTED), made
+    assert check_cells(RunFolder(ROOT / run)).faults == []
 
 
 @reported
@@ -145,7 +123,6 @@ def test_the_page_of_results_shows_their_answers():
 
 
 def test_explanations_have_figure_and_table():
-    folders = [f for f in EXPLAINED if f.name != "figures"]
-    assert len(folders) >= 7
-    for folder in folders:
-        assert list((ROOT / folder).glob("*.csv")), folder
+    for name in EXPERIMENTS:
+        folder = f"results/reference/{name}"
+        assert {f"{folder}/{name}.png", f"{folder}/{name}.csv"} <= set(COMMITTED)

@@ -101,14 +101,10 @@ def _crossed_variance(
     ms_seed: float, ms_image: float, ms_residual: float, seeds: int, images: int, freedom: float
 ) -> tuple[float, float]:
     """Variance of the mean from mean squares, and Satterthwaite's degrees of freedom."""
+    within = ms_residual**2 / ((seeds - 1) * (images - 1))
     total = ms_seed + ms_image - ms_residual
-    spread = (
-        ms_seed**2 / freedom
-        + ms_image**2 / (images - 1)
-        + ms_residual**2 / ((seeds - 1) * (images - 1))
-    )
+    spread = ms_seed**2 / freedom + ms_image**2 / (images - 1) + within
     if total <= 0 or spread == 0:  # seeds and images vary no more than chance makes them
-        within = ms_residual**2 / ((seeds - 1) * (images - 1))
         total = max(ms_seed, ms_residual, 0.0)
         spread = max(ms_seed**2 / freedom, within, 1e-300)
     return total / (seeds * images), max(total**2 / spread, 1.0)

@@ -14,6 +14,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from robust_ham.config import OURS
 from robust_ham.report.style import figure_style, save_figure
+from robust_ham.report.writers import Table, markdown
 from robust_ham.store import write_text
 
 
@@ -22,20 +23,19 @@ class Benchmark:
     """Where the page is, and the table to print."""
 
     page: Path
-    header: list[str]
-    rows: list[list[str]]
+    table: Table
 
 
 def build_benchmark(folder: Path, table: pd.DataFrame) -> Benchmark:
     """Write ``bench.md`` and ``figures/bench.*`` of a benchmark's ``table``."""
     save_figure(_figure(table), folder / "figures", "bench")
     page = folder / "bench.md"
-    write_text(page, f"{markdown(*summary_of(table))}\n{markdown(*table_of(table))}")
-    return Benchmark(page, *table_of(table, short=True))
+    write_text(page, f"{markdown(summary_of(table))}\n{markdown(table_of(table))}")
+    return Benchmark(page, short_table_of(table))
 
 
-def summary_of(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
-    """Header and a row per attack and library: over networks, the median and the extremes.
+def summary_of(table: pd.DataFrame) -> Table:
+    """A row per attack and library: over networks, the median and the extremes.
 
     The extremes of times are those of every round on every network.
     """
@@ -57,7 +57,8 @@ def summary_of(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
                 _range(here["mean_linf"] / reference["mean_linf"], ".3f"),
             ]
         )
-    return header.split("|"), rows
+    caption = "Every attack and library: median over networks, lowest and highest."
+    return Table("summary", caption, header.split("|"), rows)
 
 
 def _range(values: pd.Series, form: str) -> str:
@@ -69,8 +70,8 @@ def _range(values: pd.Series, form: str) -> str:
 _SHORT = "network|attack|library|seconds|times ours|fooled|mean L2|mean L∞".split("|")
 
 
-def table_of(table: pd.DataFrame, *, short: bool = False) -> tuple[list[str], list[list[str]]]:
-    """Header and rows as people read them; ``short``: what a terminal has room for."""
+def table_of(table: pd.DataFrame) -> Table:
+    """A row per network, attack and library."""
     header = (
         "network|attack|library|seconds|times ours|times floor|forwards|backwards|fooled"
         "|same as ours|median L2|mean L2|mean L∞|memory (MB)"
@@ -96,20 +97,19 @@ def table_of(table: pd.DataFrame, *, short: bool = False) -> tuple[list[str], li
                 _number(row["peak_memory_mb"], ".0f"),
             ]
         )
-    if short:
-        columns = [header.index(name) for name in _SHORT]
-        return _SHORT, [[row[i] for i in columns] for row in rows]
-    return header, rows
+    return Table("bench", "Every network, attack and library.", header, rows)
+
+
+def short_table_of(table: pd.DataFrame) -> Table:
+    """The columns that a terminal has room for."""
+    whole = table_of(table)
+    columns = [whole.header.index(name) for name in _SHORT]
+    rows = [[row[i] for i in columns] for row in whole.rows]
+    return Table(whole.name, whole.caption, _SHORT, rows)
 
 
 def _number(value: Any, form: str) -> str:  # noqa: ANN401 - a cell of a table
     return "" if pd.isna(value) else format(value, form)
-
-
-def markdown(header: list[str], rows: list[list[str]]) -> str:
-    """A table in Markdown."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def _figure(table: pd.DataFrame) -> Figure:

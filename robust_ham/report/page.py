@@ -11,15 +11,17 @@ from markupsafe import Markup
 
 from robust_ham.analysis.run import Run
 from robust_ham.analysis.tables import Tables, write_tables
+from robust_ham.config import Config
 from robust_ham.report.cards import strips
 from robust_ham.report.explorer import Panel, panel_figure, panels, swatches
 from robust_ham.report.figures import METRIC_NAMES, attack_title, axis_name
 from robust_ham.report.html import render_page
 from robust_ham.report.inline import data_uri, inline_svg
-from robust_ham.report.page_tables import CHOICES, Table, headline_table, models_table
+from robust_ham.report.page_tables import CHOICES, headline_table, models_table
 from robust_ham.report.pictures import Picture, Section, draw_pictures
 from robust_ham.report.style import WINDOW_LABELS, render
 from robust_ham.report.verdict_table import claim_table, in_words, verdict_matrix, verdict_table
+from robust_ham.report.writers import Table
 from robust_ham.store import (
     MAX_TEXT_BYTES,
     check_size,
@@ -82,7 +84,7 @@ def _about(tables: Tables) -> dict[str, Any]:
         "config_yaml": config_yaml,
         "config_address": data_uri(config_yaml.encode(), "text/yaml"),
         "num_images": int(tables.summary["n"].max()),
-        "same_images": tables.summary["n"].nunique() == 1,
+        "images_are": _which_images(config, tables.summary["n"].nunique() > 1),
         "num_models": tables.summary["model_id"].nunique(),
         "sizes": sorted({spec.kernel_size for spec in run.specs} - {0}),
         "windows": [WINDOW_LABELS[w] for w in dict.fromkeys(spec.window for spec in run.specs)],
@@ -93,6 +95,14 @@ def _about(tables: Tables) -> dict[str, Any]:
         "manifest": _manifest(run.folder.manifest),
         "failures": _failures(run.folder.failures),
     }
+
+
+def _which_images(config: Config, numbers_differ: bool) -> str:
+    """Whether every attack is on all of them, and where they are from."""
+    if config.is_of_tables:
+        return ("at most; " if numbers_differ else "") + config.dataset.name
+    number = "at most" if numbers_differ else "the same for all"
+    return f"{number}; {config.dataset.name}, {config.evaluation.split} split"
 
 
 def _verdicts(tables: Tables) -> dict[str, Any]:

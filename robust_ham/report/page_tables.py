@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,6 +12,7 @@ from robust_ham.analysis.tables import Tables
 from robust_ham.report import figures
 from robust_ham.report.style import WINDOW_LABELS, size_label
 from robust_ham.report.verdict_table import claim_table, verdict_matrix, verdict_table
+from robust_ham.report.writers import Table
 
 _PERCENT = {"test_accuracy", "clean_accuracy", "robust_accuracy", "fooled_rate"}
 _MODEL_COLUMNS = {
@@ -44,25 +42,6 @@ _MODEL_COLUMNS = {
 }
 CHOICES = ("k", "window", "seed", "attack", "gate")
 """Columns of the table of all models that a reader chooses rows by."""
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table as people read it."""
-
-    name: str
-    caption: str
-    header: list[str]
-    rows: list[list[str]]
-
-    @cached_property
-    def numeric(self) -> list[bool]:
-        """Which columns hold numbers."""
-        columns = zip(*self.rows, strict=True) if self.rows else [()] * len(self.header)
-        return [all(_NUMBER.match(value) for value in column) for column in columns]
-
-
-_NUMBER = re.compile(r"[×+−-]?[0-9?∞.]|–$|$")
 
 
 def page_tables(tables: Tables) -> list[Table]:

@@ -1,23 +1,46 @@
-"""Tables for papers and notes: LaTeX and Markdown."""
+"""Tables as people read them, and written for papers and notes: LaTeX and Markdown."""
 
 from __future__ import annotations
 
 import re
 import textwrap
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 
-from robust_ham.report.page_tables import Table
+
+@dataclass(frozen=True)
+class Table:
+    """A table as people read it."""
+
+    name: str
+    caption: str
+    header: list[str]
+    rows: list[list[str]]
+
+    @cached_property
+    def numeric(self) -> list[bool]:
+        """Which columns hold numbers."""
+        columns = zip(*self.rows, strict=True) if self.rows else [()] * len(self.header)
+        return [all(_NUMBER.match(value) for value in column) for column in columns]
+
+
+_NUMBER = re.compile(r"[×+−-]?[0-9?∞.]|–$|$")
 
 
 def markdown(table: Table) -> str:
     """A table in Markdown, under its caption."""
+    return f"{table.caption}\n\n{markdown_rows(table)}"
+
+
+def markdown_rows(table: Table) -> str:
+    """A table in Markdown, alone."""
     rule = ["---:" if numeric else "---" for numeric in table.numeric]
     lines = [
         [re.sub(r"([|\\<>`*_])", r"\\\1", value) for value in line]
         for line in (table.header, *table.rows)
     ]
-    body = "".join(f"| {' | '.join(line)} |\n" for line in (lines[0], rule, *lines[1:]))
-    return f"{table.caption}\n\n{body}"
+    return "".join(f"| {' | '.join(line)} |\n" for line in (lines[0], rule, *lines[1:]))
 
 
 _LATEX = {
@@ -88,7 +111,7 @@ def _column(numeric: bool, values: tuple[str, ...]) -> str:
 
 def _heading(text: str, values: tuple[str, ...]) -> str:
     """A heading on as many lines as keep it from being wider than its column."""
-    lines = textwrap.wrap(text, max(12, *map(len, values), 0))
+    lines = textwrap.wrap(text, max([12, *map(len, values)]))
     stacked = r"\\".join(map(_escaped, lines))
     return rf"\shortstack{{{stacked}}}" if len(lines) > 1 else stacked
 
