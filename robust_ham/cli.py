@@ -569,15 +569,20 @@ def _executor(
 
 def _show_plan(plan: Plan, folder: Path, device: torch.device, *, as_json: bool) -> None:
     from robust_ham.context import Context
-    from robust_ham.expected import expected_seconds
+    from robust_ham.expected import expected_cost
     from robust_ham.progress import in_words
     from robust_ham.run_folder import RunFolder
 
-    config = plan.config
-    expected = expected_seconds(Context(plan, RunFolder(folder), device))
+    config, context = plan.config, Context(plan, RunFolder(folder), device)
     if as_json:
-        cells = [cell.name for cell in plan.cells]
-        _say(json.dumps({"run": str(folder), "cells": cells, "seconds": expected._asdict()}))
+        expected = expected_cost(context)
+        content = {
+            "run": str(folder),
+            "cells": [cell.name for cell in plan.cells],
+            "seconds": {"training": expected.training, "attacks": expected.attacks},
+            "training_flops": expected.training_flops,
+        }
+        _say(json.dumps(content))
         return
     for cell in plan.cells:
         _say(f"  {cell.name}")
@@ -585,10 +590,11 @@ def _show_plan(plan: Plan, folder: Path, device: torch.device, *, as_json: bool)
         f"{len(plan.cells)} cells: {len(config.model_specs())} models, {len(config.attacks)} "
         f"attacks on {config.evaluation.num_images} images each, into {folder}"
     )
+    expected = expected_cost(context)
     _say(
-        f"what is left will take about {in_words(sum(expected))}: training "
-        f"{in_words(expected.training)}, attacks {in_words(expected.attacks)} (a short pass of "
-        "each kind was measured now)"
+        f"what is left will take about {in_words(expected.training + expected.attacks)}: training "
+        f"{in_words(expected.training)} ({expected.training_flops:.1e} floating-point operations), "
+        f"attacks {in_words(expected.attacks)} (a short pass of each kind was measured now)"
     )
 
 

@@ -14,43 +14,52 @@ from robust_ham.cell import Cell
 from robust_ham.context import Context
 from robust_ham.judging import logits_of
 from robust_ham.model_groups import FactoryGroup, ModelGroup
+from robust_ham.models import num_flops
 from robust_ham.plan import source_folder
 from robust_ham.status import is_done
 
 _BATCHES, _IMAGES = 3, 16
+_LONG = 2.0  # seconds of an attack on one image, after which 16 are not tried
 
 
 class Expected(NamedTuple):
-    """Seconds that the cells that are left will take one after the other."""
+    """What the cells that are left will take one after the other."""
 
     training: float
+    """Seconds."""
     attacks: float
+    """Seconds."""
+    training_flops: int
+    """Floating-point operations, on whatever device: forward, and twice as many backward."""
 
 
-def expected_seconds(context: Context) -> Expected:
+def expected_cost(context: Context) -> Expected:
     """Measure a training step and an attack on 16 images of each kind of network, and count.
 
-    A network that is yet to be trained is attacked as it is after three steps, on what it says
-    itself; a trained one may resist longer, so this is a guess. The gate and the report are not in
-    it.
+    Where an attack takes long, as on a large network on a CPU, one image is enough. A network that
+    is yet to be trained is attacked as it is after three steps, on what it says itself; a trained
+    one may resist longer, so this is a guess. The gate and the report are not in it.
     """
     left = [cell for cell in context.plan.cells if not is_done(context.run, cell)]
     kinds: dict[tuple[str, int], list[Cell]] = {}
     for cell in left:
         kinds.setdefault((cell.spec.family, cell.spec.kernel_size), []).append(cell)
     torch.set_num_threads(context.plan.config.evaluation.threads)
-    total = Expected(0.0, 0.0)
+    shape, num_train = context.plan.attacked.images.shape[1:], len(context.plan.dataset.train)
+    training = attacks = 0.0
+    flops = 0
     for cells in kinds.values():
-        num_trained = sum(c.attack_id is None and _is_trained(context, c.spec) for c in cells)
-        seconds, model = _measured_model(context, cells[0].spec, num_trained > 0)
-        attacks = 0.0
+        specs = [c.spec for c in cells if c.attack_id is None and _is_trained(context, c.spec)]
+        seconds, model = _measured_model(context, cells[0].spec, bool(specs))
+        training += len(specs) * seconds
+        epochs = sum(context.plan.config.training_of(spec).epochs for spec in specs)
+        flops += 3 * epochs * num_train * num_flops(model, shape)
         for attack_id in {c.attack_id for c in cells if c.attack_id is not None}:
             images = sum(
                 len(context.plan.shard_of(c).labels) for c in cells if c.attack_id == attack_id
             )
             attacks += images * _seconds_per_image(context, model, attack_id)
-        total = Expected(total.training + num_trained * seconds, total.attacks + attacks)
-    return total
+    return Expected(training, attacks, flops)
 
 
 def _is_trained(context: Context, spec: ModelGroup) -> bool:
@@ -86,9 +95,14 @@ def _measured_model(context: Context, spec: ModelGroup, timed: bool) -> tuple[fl
 
 def _seconds_per_image(context: Context, model: nn.Module, attack_id: str) -> float:
     attack = context.plan.config.attacks[attack_id]
-    images = context.plan.attacked.images[:_IMAGES]
-    labels = logits_of(model, images, context.device).argmax(1)  # so that each is attacked
-    given = images.to(context.device), labels.to(context.device)
-    start = time.monotonic()
-    attack_function(attack.attack)[0](model, *given, **attack_options(attack, attack_id))
-    return (time.monotonic() - start) / len(images)
+    seconds, num_images = 0.0, 1
+    for count in (1, _IMAGES):  # the first warms up
+        images = context.plan.attacked.images[:count]
+        labels = logits_of(model, images, context.device).argmax(1)  # so that each is attacked
+        given = images.to(context.device), labels.to(context.device)
+        start = time.monotonic()
+        attack_function(attack.attack)[0](model, *given, **attack_options(attack, attack_id))
+        seconds, num_images = time.monotonic() - start, len(images)
+        if seconds > _LONG:
+            break
+    return seconds / num_images

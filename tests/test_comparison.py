@@ -12,6 +12,7 @@ from conftest import TINY_RUN
 from robust_ham.analysis.curves import robust_area
 from robust_ham.config_files import parse_config
 from robust_ham.executors import run_plan
+from robust_ham.models import build, num_flops
 from robust_ham.plan import make_plan
 from robust_ham.store import read_table
 
@@ -123,8 +124,13 @@ def test_a_dry_run_says_how_long_it_takes(run_cli, runs, tmp_path):
     assert len(plan["cells"]) == 6
     assert plan["seconds"]["training"] > 0
     assert plan["seconds"]["attacks"] > 0
+    made = make_plan(parse_config(config.read_text()))
+    baseline = build(made.config.model_specs()[0], 1, 10)  # a window adds nothing
+    images = 2 * len(made.dataset.train)  # of two networks, for one epoch
+    assert plan["training_flops"] == 3 * images * num_flops(baseline, (1, 28, 28))
     config.write_text(TINY_RUN.replace("lr: 0.1", "lr: 0.3"))
     done = [*words[:-1], runs / "short", "--json"]
-    assert json.loads(run_cli(*done)[1])["seconds"] == {"training": 0, "attacks": 0}
+    plan = json.loads(run_cli(*done)[1])
+    assert (plan["seconds"], plan["training_flops"]) == ({"training": 0, "attacks": 0}, 0)
     code, _, errors = run_cli("run", config, "--json")
     assert (code, errors.startswith("robust-ham: --json: with --dry-run")) == (2, True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -127,8 +127,8 @@ def num_params(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-def num_flops(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
-    """FLOPs of one image, by torch's counter."""
+def num_flops(model: nn.Module, image_shape: Sequence[int]) -> int:
+    """FLOPs of one image (C, H, W), by torch's counter."""
     parameter = next(model.parameters(), torch.zeros(0))
     image = torch.zeros(1, *image_shape, device=parameter.device, dtype=parameter.dtype)
     was_training = model.training

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.transforms import ScaledTranslation
+from matplotlib.transforms import ScaledTranslation, Transform
 
 from robust_ham.analysis.statistics import Values
 from robust_ham.report.style import FAMILY_LINES, WINDOW_LABELS, window_colour, window_marker
@@ -58,6 +59,28 @@ def draw_arm(axes: Axes, x: Values, arm: pd.DataFrame, families: list[str], size
     )
 
 
+def draw_seeds(
+    axes: Axes,
+    x: Sequence[float],
+    y: Sequence[float],
+    window: str,
+    size: float,
+    transform: Transform | None = None,
+) -> None:
+    """A small point per seed, where there are several; ``size`` of the markers beside them."""
+    if len(x) > 1:
+        axes.plot(
+            x,
+            y,
+            "o",
+            color=window_colour(window),
+            markersize=0.55 * size,
+            alpha=0.6,
+            markeredgewidth=0,
+            transform=transform or axes.transData,
+        )
+
+
 def draw_arms(axes: Axes, part: pd.DataFrame, name: str, *, size: float = 5) -> None:
     """A line per family and window: mean with 95 % interval, and a small point per seed.
 
@@ -74,19 +97,8 @@ def draw_arms(axes: Axes, part: pd.DataFrame, name: str, *, size: float = 5) -> 
         arm = unsorted.sort_values("kernel_size")
         x = arm[name].to_numpy(dtype=float) + apart * (i - (len(lines) - 1) / 2)
         draw_arm(axes, x, arm, families, size)
-        colour = window_colour(str(window))
         for across, seeds in zip(x, arm["per_seed"], strict=True):
-            if len(seeds) > 1:
-                axes.plot(
-                    [across] * len(seeds),
-                    seeds,
-                    "o",
-                    color=colour,
-                    markersize=0.55 * size,
-                    alpha=0.6,
-                    markeredgewidth=0,
-                    transform=beside,
-                )
+            draw_seeds(axes, [across] * len(seeds), seeds, str(window), size, transform=beside)
         for k, across, up in zip(arm["kernel_size"], x, arm["estimate"], strict=True):
             if numbered and np.isfinite([across, up]).all():
                 axes.annotate(

@@ -18,12 +18,13 @@ from robust_ham.analysis.curves import SHARES
 from robust_ham.analysis.run import Run
 from robust_ham.report.arms import AXES, arm_label, draw_arm, draw_arms
 from robust_ham.report.figures import (
+    against,
     attack_title,
-    axis_name,
-    compares_families,
-    draw_by_family,
+    compares_networks,
+    draw_networks,
     metric_label,
-    networks_of,
+    network_places,
+    networks_height,
 )
 from robust_ham.report.style import figure_style, legend_below, new_figure
 
@@ -59,7 +60,7 @@ def panels(run: Run, curves: pd.DataFrame) -> Iterator[Panel]:
             label = metric_label(run, attack_id, metric)
             words = _in_words(part, metric)
             for axis in axes:
-                caption = f"{title}: {label} against {axis_name(run, axis)}"
+                caption = f"{title}: {label} {against(run, axis)}"
                 yield Panel(attack_id, metric, axis, caption, words)
 
 
@@ -68,14 +69,13 @@ def panel_figure(run: Run, curves: pd.DataFrame, panel: Panel, *, legend: bool) 
     part = curves[(curves["attack"] == panel.attack) & (curves["metric"] == panel.metric)]
     label, across = metric_label(run, panel.attack, panel.metric), AXES[panel.axis]
     with figure_style():
-        by_family = panel.axis == "kernel_size" and compares_families(run)
-        networks = networks_of(part)
-        size = (5.2, 0.32 * len(networks) + 0.7) if by_family else (3.6, 2.7)
+        by_network = panel.axis == "kernel_size" and compares_networks(run)
+        size = (5.2, networks_height(network_places(part))) if by_network else (3.6, 2.7)
         figure = new_figure(*size)
         axes = figure.subplots()
         axis: Axis = axes.yaxis
-        if by_family:
-            draw_by_family(axes, part, networks)
+        if by_network:
+            draw_networks(axes, part, network_places(part))
             label, across, axis = "", label, axes.xaxis
         else:
             draw_arms(axes, part, panel.axis)

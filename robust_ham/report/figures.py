@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -11,7 +13,7 @@ from matplotlib.ticker import PercentFormatter
 
 from robust_ham.analysis.curves import SHARES
 from robust_ham.analysis.run import Run
-from robust_ham.report.arms import AXES, draw_arms
+from robust_ham.report.arms import AXES, draw_arms, draw_seeds
 from robust_ham.report.style import (
     WINDOW_LABELS,
     columns_that_fit,
@@ -33,6 +35,10 @@ METRIC_NAMES = {
     "normal_cosine": "cosine to the normal",
 }
 _PRIMARY = ("robust_area", "robust_accuracy")
+_MOST_ARMS = 4
+"""Side by side at one kernel size."""
+Places = dict[tuple[str, int, str], int]
+"""Where the family, kernel size and window stands that is the key."""
 
 
 def attack_title(run: Run, attack_id: str) -> str:
@@ -104,60 +110,78 @@ def metrics_figure(run: Run, curves: pd.DataFrame, attack_id: str) -> Figure:
 
 
 def _panels(run: Run, curves: pd.DataFrame, panels: list[tuple[str, str, str]]) -> Figure:
-    by_family = compares_families(run)
-    num_rows = len(networks_of(curves)) if by_family else 0
+    by_network = compares_networks(run)
     with figure_style():
-        height = max(2.8, 0.32 * num_rows + 0.7)
-        figure, grid = panel_grid(len(panels), 4, 3.1, height, sharey=by_family)
+        height = max(2.8, networks_height(network_places(curves)) if by_network else 0.0)
+        figure, grid = panel_grid(len(panels), 4, 3.1, height, sharey=by_network)
         for (attack_id, metric, title), axes in zip(panels, grid, strict=True):
             part = curves[(curves["attack"] == attack_id) & (curves["metric"] == metric)]
             label, share = metric_label(run, attack_id, metric), metric in SHARES
-            axes.set_title(title)
-            if by_family:
-                draw_by_family(axes, part, networks_of(curves))
+            axes.set_title(textwrap.fill(title, 30))
+            if by_network:
+                draw_networks(axes, part, network_places(curves))
                 axes.set_xlabel(label)
             else:
                 draw_arms(axes, part, "kernel_size")
                 axes.set_xlabel(AXES["kernel_size"])
                 axes.set_ylabel(label)
             if share:
-                axis = axes.xaxis if by_family else axes.yaxis
+                axis = axes.xaxis if by_network else axes.yaxis
                 axis.set_major_formatter(PercentFormatter(1, symbol=" %"))
         legend_below(figure)
     return figure
 
 
-def compares_families(run: Run) -> bool:
-    """Whether families stand side by side and none has three kernel sizes, enough for an axis.
+def compares_networks(run: Run) -> bool:
+    """Whether networks stand below each other, as kernel size is no axis for them.
 
-    So they do where a kernel size is not known.
+    So they do where it is not known, and where no arm (window of a family) has three of it and
+    there are several families, or more arms than can stand side by side.
     """
-    sizes: dict[str, set[int]] = {}
+    sizes: dict[tuple[str, str], set[int]] = {}
     for spec in run.specs:
-        sizes.setdefault(spec.family, set()).add(spec.kernel_size)
+        sizes.setdefault((spec.family, spec.window), set()).add(spec.kernel_size)
     if any(0 in found for found in sizes.values()):
         return True
-    return len(sizes) > 1 and max(len(found) for found in sizes.values()) < 3
+    many = len({family for family, _ in sizes}) > 1 or len(sizes) > _MOST_ARMS
+    return many and max(len(found) for found in sizes.values()) < 3
 
 
 def axis_name(run: Run, axis: str) -> str:
-    """How panels call an axis: where kernel sizes are not known, networks stand in their place."""
-    unknown = axis == "kernel_size" and any(spec.kernel_size == 0 for spec in run.specs)
-    return "network" if unknown else AXES[axis]
+    """How panels call an axis: where kernel size is none, networks stand in its place."""
+    by_network = axis == "kernel_size" and compares_networks(run)
+    return "network" if by_network else AXES[axis]
 
 
-def networks_of(curves: pd.DataFrame) -> list[tuple[str, int]]:
-    """Family and kernel size of every line of a figure by family, the first on top."""
-    pairs = zip(curves["family"], curves["kernel_size"], strict=True)
-    return list(dict.fromkeys(pairs))[::-1]
+def against(run: Run, axis: str) -> str:
+    """How captions say what a figure has across."""
+    name = axis_name(run, axis)
+    return "per network" if name == "network" else f"against {name}"
 
 
-def draw_by_family(axes: Axes, part: pd.DataFrame, networks: list[tuple[str, int]]) -> None:
-    """One line per family and kernel size, a marker with its 95 % interval per window."""
-    windows = list(part["window"].unique())
+def network_places(curves: pd.DataFrame) -> Places:
+    """Heights of every window of every network, the first on top, 1 apart; 2 between networks."""
+    arms = curves[["family", "kernel_size", "window"]].drop_duplicates()
+    windows: dict[tuple[str, int], list[str]] = {}
+    for arm in arms.to_dict(orient="records"):
+        windows.setdefault((arm["family"], arm["kernel_size"]), []).append(arm["window"])
+    places: Places = {}
+    top = 0
+    for network, own in windows.items():
+        places |= {(*network, window): top - i for i, window in enumerate(own)}
+        top -= len(own) + 1
+    return places
+
+
+def networks_height(places: Places) -> float:
+    """Inches of a panel of ``draw_networks``."""
+    return 0.8 + 0.11 * (2 - min(places.values()))
+
+
+def draw_networks(axes: Axes, part: pd.DataFrame, places: Places) -> None:
+    """Networks below each other, and in each a marker with its 95 % interval per window."""
     for row in part.to_dict(orient="records"):
-        place = 0.8 * (windows.index(row["window"]) + 0.5) / len(windows) - 0.4
-        y = networks.index((row["family"], row["kernel_size"])) - place
+        y = places[row["family"], row["kernel_size"], row["window"]]
         x, low, high = row["estimate"], row["low"], row["high"]
         if np.isfinite([x, low, high]).all():
             axes.errorbar(
@@ -171,9 +195,12 @@ def draw_by_family(axes: Axes, part: pd.DataFrame, networks: list[tuple[str, int
                 linestyle="none",
                 label=WINDOW_LABELS[row["window"]],
             )
-    labels = [network_label(family, size) for family, size in networks]
-    axes.set_yticks(range(len(networks)), labels)
-    axes.set_ylim(-0.6, len(networks) - 0.4)
+            draw_seeds(axes, row["per_seed"], [y - 0.4] * len(row["per_seed"]), row["window"], 4.5)
+    heights: dict[str, list[int]] = {}
+    for (family, size, _), y in places.items():
+        heights.setdefault(network_label(family, size), []).append(y)
+    axes.set_yticks([sum(ys) / len(ys) for ys in heights.values()], list(heights))
+    axes.set_ylim(min(places.values()) - 1, 1)
     axes.grid(axis="y", color="0.92")
     axes.set_axisbelow(True)
 
@@ -188,25 +215,25 @@ def budget_figure(run: Run, curves: pd.DataFrame, attack_id: str) -> Figure:
     part = curves[curves["attack"] == attack_id].copy()
     for key in ("window", "kernel_size", "family"):
         part[key] = [getattr(specs[model_id], key) for model_id in part["model_id"]]
-    by_family, several = compares_families(run), part["family"].nunique() > 1
-    across, within = ("kernel_size", "window") if by_family else ("window", "kernel_size")
+    by_network, several = compares_networks(run), part["family"].nunique() > 1
+    across, within = ("kernel_size", "window") if by_network else ("window", "kernel_size")
     panels = list(part.groupby(["family", across], sort=False))
     sizes = sorted(part["kernel_size"].unique())
     shades = dict(zip(sizes, sns.color_palette("viridis", len(sizes)), strict=True))
     with figure_style():
         figure, grid = panel_grid(len(panels), 3, 3.4, 2.8, sharex=True, sharey=True)
         for ((family, value), group), axes in zip(panels, grid, strict=True):
-            for arm, line in group.groupby(within, sort=not by_family):
-                colour = window_colour(str(arm)) if by_family else shades[arm]
-                label = WINDOW_LABELS[str(arm)] if by_family else f"k = {arm}"
+            for arm, line in group.groupby(within, sort=not by_network):
+                colour = window_colour(str(arm)) if by_network else shades[arm]
+                label = WINDOW_LABELS[str(arm)] if by_network else f"k = {arm}"
                 seeds = line.groupby("budget")["robust_accuracy"]
                 mean = seeds.mean()
                 axes.plot(mean.index, mean, color=colour, linewidth=1.4, label=label)
                 axes.fill_between(
                     mean.index, seeds.min(), seeds.max(), color=colour, alpha=0.2, lw=0
                 )
-            name = f"k = {value}" if by_family else WINDOW_LABELS[str(value)]
-            if by_family and not value:
+            name = f"k = {value}" if by_network else WINDOW_LABELS[str(value)]
+            if by_network and not value:
                 axes.set_title(str(family))
             else:
                 axes.set_title(f"{name}\n{family}" if several else name)

@@ -93,12 +93,13 @@ def _against_kernel_size(
     headline = [panel[:2] for panel in figures.primary_panels(run, curves)]
     if not headline:  # no arm is complete yet
         return
+    against = figures.against(run, "kernel_size")
     yield Drawing(
         "robustness",
         figures.robustness_figure(run, curves),
-        "Clean accuracy and robustness against kernel size. Large markers: mean over seeds; small "
-        "points: single seeds; bars: 95 % intervals over seeds and images together (with one "
-        "seed: over images, for that one model).",
+        f"Clean accuracy and robustness {against}. Large markers: mean over seeds; small points: "
+        "single seeds; bars: 95 % intervals over seeds and images together (with one seed: over "
+        "images, for that one model).",
         Section.overview,
         " ".join(
             f"{p.caption}: {p.description}."
@@ -123,9 +124,9 @@ def _against_kernel_size(
             yield Drawing(
                 f"metrics-{attack_id}",
                 figures.metrics_figure(run, curves, attack_id),
-                f"{title}: all measures against kernel size. Intervals of medians, of ρ_adv and of "
-                "the cosine are bootstrapped over seeds and images, approximate below 10 seeds. "
-                "ρ_adv and the cosine are over fooled images only.",
+                f"{title}: all measures {against}. Intervals of medians, of ρ_adv and of the "
+                "cosine are bootstrapped over seeds and images, approximate below 10 seeds. ρ_adv "
+                "and the cosine are over fooled images only.",
                 Section.nowhere,
             )
         yield Drawing(
