@@ -2,6 +2,7 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,12 @@ from robust_ham.analysis.run import Run
 from robust_ham.analysis.spatial_grids import by_angle_and_shift, by_direction, spatial_grids
 from robust_ham.analysis.tables import write_tables
 from robust_ham.config import RequestError
-from robust_ham.report.figures import attack_title
+from robust_ham.report.figures import (
+    against,
+    attack_title,
+    compares_networks,
+    network_places,
+)
 from robust_ham.report.heat_maps import turns
 from robust_ham.report.page import build_report
 from robust_ham.report.page_tables import headline_table
@@ -214,6 +220,37 @@ def test_attacks_of_one_kind_are_told_apart(folder):
     assert attack_title(run, "d") == "DeepFool L2 (d)"
     assert attack_title(run, "again") == "DeepFool L2 (again)"
     assert "(" not in attack_title(run, "s")
+
+
+@pytest.mark.parametrize(
+    ("groups", "by_network"),
+    [
+        ([("cnn", ["none", "hamming"], [7])], False),
+        ([("cnn", ["none", "hamming", "hann", "blackman"], [3, 7])], False),
+        ([("cnn", ["none", "hamming", "hann", "blackman", "kaiser"], [3, 7])], True),
+        ([("cnn", ["none", "hamming", "hann", "blackman", "kaiser"], [3, 5, 7])], False),
+        ([("deep", ["none"], [7]), ("shallow", ["none"], [7])], True),
+        ([("deep", ["none"], [3, 5, 7]), ("shallow", ["none"], [7])], False),
+        ([("somebody's", ["none"], [0])], True),
+    ],
+)
+def test_where_kernel_size_is_no_axis_networks_stand_below_each_other(groups, by_network):
+    specs = [
+        SimpleNamespace(family=family, window=window, kernel_size=size)
+        for family, windows, sizes in groups
+        for window in windows
+        for size in sizes
+    ]
+    run = SimpleNamespace(specs=specs)
+    assert compares_networks(run) == by_network
+    assert against(run, "kernel_size").startswith("per network" if by_network else "against")
+    assert against(run, "params") == "against parameters"
+
+
+def test_networks_stand_apart_and_their_windows_together():
+    arms = [("cnn", 7, "none"), ("cnn", 3, "none"), ("cnn", 7, "hamming")]
+    curves = pd.DataFrame(arms * 2, columns=["family", "kernel_size", "window"])
+    assert network_places(curves) == dict(zip(arms, (0, -3, -1), strict=True))
 
 
 def test_an_endpoint_without_any_comparison(tmp_path):
