@@ -13,13 +13,9 @@ from robust_ham.analysis.run import Run
 from robust_ham.analysis.spatial_grids import by_angle_and_shift, by_direction, spatial_grids
 from robust_ham.analysis.tables import write_tables
 from robust_ham.config import RequestError
-from robust_ham.report.figures import (
-    against,
-    attack_title,
-    compares_networks,
-    network_places,
-)
+from robust_ham.report.figures import attack_title
 from robust_ham.report.heat_maps import turns
+from robust_ham.report.networks import against, compares_networks, network_places
 from robust_ham.report.page import build_report
 from robust_ham.report.page_tables import headline_table
 from robust_ham.report.ticks import log_ticks, readable

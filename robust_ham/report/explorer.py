@@ -17,12 +17,11 @@ from matplotlib.ticker import PercentFormatter
 from robust_ham.analysis.curves import SHARES
 from robust_ham.analysis.run import Run
 from robust_ham.report.arms import AXES, arm_label, draw_arm, draw_arms
-from robust_ham.report.figures import (
+from robust_ham.report.figures import attack_title, metric_label
+from robust_ham.report.networks import (
     against,
-    attack_title,
     compares_networks,
     draw_networks,
-    metric_label,
     network_places,
     networks_height,
 )
@@ -69,13 +68,13 @@ def panel_figure(run: Run, curves: pd.DataFrame, panel: Panel, *, legend: bool) 
     part = curves[(curves["attack"] == panel.attack) & (curves["metric"] == panel.metric)]
     label, across = metric_label(run, panel.attack, panel.metric), AXES[panel.axis]
     with figure_style():
-        by_network = panel.axis == "kernel_size" and compares_networks(run)
-        size = (5.2, networks_height(network_places(part))) if by_network else (3.6, 2.7)
+        by_network, places = compares_networks(run, panel.axis), network_places(part)
+        size = (5.2, networks_height(places)) if by_network else (3.6, 2.7)
         figure = new_figure(*size)
         axes = figure.subplots()
         axis: Axis = axes.yaxis
         if by_network:
-            draw_networks(axes, part, network_places(part))
+            draw_networks(axes, part, places)
             label, across, axis = "", label, axes.xaxis
         else:
             draw_arms(axes, part, panel.axis)

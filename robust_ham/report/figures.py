@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import textwrap
 
-import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from robust_ham.analysis.curves import SHARES
 from robust_ham.analysis.run import Run
-from robust_ham.report.arms import AXES, draw_arms, draw_seeds
+from robust_ham.report.arms import AXES, draw_arms
+from robust_ham.report.networks import (
+    compares_networks,
+    draw_networks,
+    network_places,
+    networks_height,
+)
 from robust_ham.report.style import (
     WINDOW_LABELS,
     columns_that_fit,
     figure_style,
     legend_below,
-    network_label,
     new_figure,
     panel_grid,
     window_colour,
-    window_marker,
 )
 
 METRIC_NAMES = {
@@ -35,10 +37,6 @@ METRIC_NAMES = {
     "normal_cosine": "cosine to the normal",
 }
 _PRIMARY = ("robust_area", "robust_accuracy")
-_MOST_ARMS = 4
-"""Side by side at one kernel size."""
-Places = dict[tuple[str, int, str], int]
-"""Where the family, kernel size and window stands that is the key."""
 
 
 def attack_title(run: Run, attack_id: str) -> str:
@@ -110,16 +108,16 @@ def metrics_figure(run: Run, curves: pd.DataFrame, attack_id: str) -> Figure:
 
 
 def _panels(run: Run, curves: pd.DataFrame, panels: list[tuple[str, str, str]]) -> Figure:
-    by_network = compares_networks(run)
+    by_network, places = compares_networks(run), network_places(curves)
     with figure_style():
-        height = max(2.8, networks_height(network_places(curves)) if by_network else 0.0)
+        height = max(2.8, networks_height(places)) if by_network else 2.8
         figure, grid = panel_grid(len(panels), 4, 3.1, height, sharey=by_network)
         for (attack_id, metric, title), axes in zip(panels, grid, strict=True):
             part = curves[(curves["attack"] == attack_id) & (curves["metric"] == metric)]
             label, share = metric_label(run, attack_id, metric), metric in SHARES
             axes.set_title(textwrap.fill(title, 30))
             if by_network:
-                draw_networks(axes, part, network_places(curves))
+                draw_networks(axes, part, places)
                 axes.set_xlabel(label)
             else:
                 draw_arms(axes, part, "kernel_size")
@@ -132,82 +130,9 @@ def _panels(run: Run, curves: pd.DataFrame, panels: list[tuple[str, str, str]]) 
     return figure
 
 
-def compares_networks(run: Run) -> bool:
-    """Whether networks stand below each other, as kernel size is no axis for them.
-
-    So they do where it is not known, and where no arm (window of a family) has three of it and
-    there are several families, or more arms than can stand side by side.
-    """
-    sizes: dict[tuple[str, str], set[int]] = {}
-    for spec in run.specs:
-        sizes.setdefault((spec.family, spec.window), set()).add(spec.kernel_size)
-    if any(0 in found for found in sizes.values()):
-        return True
-    many = len({family for family, _ in sizes}) > 1 or len(sizes) > _MOST_ARMS
-    return many and max(len(found) for found in sizes.values()) < 3
-
-
-def axis_name(run: Run, axis: str) -> str:
-    """How panels call an axis: where kernel size is none, networks stand in its place."""
-    by_network = axis == "kernel_size" and compares_networks(run)
-    return "network" if by_network else AXES[axis]
-
-
-def against(run: Run, axis: str) -> str:
-    """How captions say what a figure has across."""
-    name = axis_name(run, axis)
-    return "per network" if name == "network" else f"against {name}"
-
-
-def network_places(curves: pd.DataFrame) -> Places:
-    """Heights of every window of every network, the first on top, 1 apart; 2 between networks."""
-    arms = curves[["family", "kernel_size", "window"]].drop_duplicates()
-    windows: dict[tuple[str, int], list[str]] = {}
-    for arm in arms.to_dict(orient="records"):
-        windows.setdefault((arm["family"], arm["kernel_size"]), []).append(arm["window"])
-    places: Places = {}
-    top = 0
-    for network, own in windows.items():
-        places |= {(*network, window): top - i for i, window in enumerate(own)}
-        top -= len(own) + 1
-    return places
-
-
-def networks_height(places: Places) -> float:
-    """Inches of a panel of ``draw_networks``."""
-    return 0.8 + 0.11 * (2 - min(places.values()))
-
-
-def draw_networks(axes: Axes, part: pd.DataFrame, places: Places) -> None:
-    """Networks below each other, and in each a marker with its 95 % interval per window."""
-    for row in part.to_dict(orient="records"):
-        y = places[row["family"], row["kernel_size"], row["window"]]
-        x, low, high = row["estimate"], row["low"], row["high"]
-        if np.isfinite([x, low, high]).all():
-            axes.errorbar(
-                x,
-                y,
-                xerr=[[max(x - low, 0)], [max(high - x, 0)]],
-                color=window_colour(row["window"]),
-                marker=window_marker(row["window"]),
-                markersize=4.5,
-                capsize=2,
-                linestyle="none",
-                label=WINDOW_LABELS[row["window"]],
-            )
-            draw_seeds(axes, row["per_seed"], [y - 0.4] * len(row["per_seed"]), row["window"], 4.5)
-    heights: dict[str, list[int]] = {}
-    for (family, size, _), y in places.items():
-        heights.setdefault(network_label(family, size), []).append(y)
-    axes.set_yticks([sum(ys) / len(ys) for ys in heights.values()], list(heights))
-    axes.set_ylim(min(places.values()) - 1, 1)
-    axes.grid(axis="y", color="0.92")
-    axes.set_axisbelow(True)
-
-
 def budget_figure(run: Run, curves: pd.DataFrame, attack_id: str) -> Figure:
     """Robust accuracy against budget: a panel per window and a colour per kernel size, or, where
-    families are compared, a panel per family and kernel size and a colour per window.
+    networks are compared, a panel per family and kernel size and a colour per window.
 
     The line is the mean over seeds, the band spans the seeds.
     """

@@ -14,9 +14,10 @@ from robust_ham.analysis.tables import Tables, write_tables
 from robust_ham.config import Config
 from robust_ham.report.cards import strips
 from robust_ham.report.explorer import Panel, panel_figure, panels, swatches
-from robust_ham.report.figures import METRIC_NAMES, attack_title, axis_name
+from robust_ham.report.figures import METRIC_NAMES, attack_title
 from robust_ham.report.html import render_page
 from robust_ham.report.inline import data_uri, inline_svg
+from robust_ham.report.networks import axis_name
 from robust_ham.report.page_tables import CHOICES, headline_table, models_table
 from robust_ham.report.pictures import Picture, Section, draw_pictures
 from robust_ham.report.style import WINDOW_LABELS, render

@@ -20,6 +20,7 @@ from robust_ham.report.arms import AXES
 from robust_ham.report.explorer import panels
 from robust_ham.report.gallery import gallery_figure
 from robust_ham.report.inline import inline_svg
+from robust_ham.report.networks import against
 from robust_ham.report.style import save_figure
 
 _NARROW = 7.2
@@ -93,11 +94,11 @@ def _against_kernel_size(
     headline = [panel[:2] for panel in figures.primary_panels(run, curves)]
     if not headline:  # no arm is complete yet
         return
-    against = figures.against(run, "kernel_size")
+    across = against(run, "kernel_size")
     yield Drawing(
         "robustness",
         figures.robustness_figure(run, curves),
-        f"Clean accuracy and robustness {against}. Large markers: mean over seeds; small points: "
+        f"Clean accuracy and robustness {across}. Large markers: mean over seeds; small points: "
         "single seeds; bars: 95 % intervals over seeds and images together (with one seed: over "
         "images, for that one model).",
         Section.overview,
@@ -124,7 +125,7 @@ def _against_kernel_size(
             yield Drawing(
                 f"metrics-{attack_id}",
                 figures.metrics_figure(run, curves, attack_id),
-                f"{title}: all measures {against}. Intervals of medians, of ρ_adv and of the "
+                f"{title}: all measures {across}. Intervals of medians, of ρ_adv and of the "
                 "cosine are bootstrapped over seeds and images, approximate below 10 seeds. ρ_adv "
                 "and the cosine are over fooled images only.",
                 Section.nowhere,

@@ -60,11 +60,6 @@ def size_label(size: int) -> str:
     return str(size) if size else "–"
 
 
-def network_label(family: str, size: int) -> str:
-    """A family, and its kernel size where it is known."""
-    return f"{family}, k = {size}" if size else family
-
-
 def window_colour(window: str) -> tuple[float, float, float]:
     """A window's colour, the same in every figure, safe for the colour-blind."""
     red, green, blue = sns.color_palette("colorblind", 10)[_COLOURS[window]]
