@@ -4,9 +4,12 @@ import json
 import re
 from types import SimpleNamespace
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
+import seaborn as sns
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from test_curves import CARD, CONFIG, six_rows
 
 from robust_ham.analysis.run import Run
@@ -18,6 +21,7 @@ from robust_ham.report.heat_maps import turns
 from robust_ham.report.networks import against, compares_networks, network_places
 from robust_ham.report.page import build_report
 from robust_ham.report.page_tables import headline_table
+from robust_ham.report.style import figure_style, panel_grid, render
 from robust_ham.report.ticks import log_ticks, readable
 from robust_ham.report.verdict_table import in_words, verdict_matrix
 from robust_ham.run_folder import RunFolder
@@ -101,6 +105,36 @@ def test_built_twice_every_byte_is_the_same(folder):
     before = {p: p.read_bytes() for p in folder.root.rglob("*") if p.is_file()}
     build_report(folder.root)
     assert {p: p.read_bytes() for p in folder.root.rglob("*") if p.is_file()} == before
+
+
+def test_what_a_user_sets_for_own_figures_changes_no_byte(folder):
+    build_report(folder.root)
+    before = {path: path.read_bytes() for path in folder.root.rglob("*") if path.is_file()}
+    with mpl.rc_context():
+        sns.set_theme("talk", "darkgrid", palette="pastel", rc={"svg.fonttype": "path"})
+        build_report(folder.root)
+        assert mpl.rcParams["svg.fonttype"] == "path"
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_where_machines_lay_out_differently_in_the_last_digits_no_byte_changes(monkeypatch):
+    def drawn():
+        with figure_style():
+            figure, panels = panel_grid(2, 2, 3.2, 2.7)
+            for axes in panels:
+                axes.plot([1, 3])
+        return render(figure, "two", "svg"), [axes.get_position().x0 for axes in panels]
+
+    def elsewhere(engine, figure):
+        lay_out(engine, figure)
+        for axes in figure.axes:
+            axes._set_position(axes.get_position(original=True).translated(1e-13, -1e-13))
+
+    before, places = drawn()
+    lay_out = ConstrainedLayoutEngine.execute
+    monkeypatch.setattr(ConstrainedLayoutEngine, "execute", elsewhere)
+    assert drawn() == (before, places)
+    assert 0 < places[0] < 0.2 < places[1] < 0.7
 
 
 def test_strings_are_escaped(folder):

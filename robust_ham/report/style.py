@@ -15,6 +15,8 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.transforms import Bbox
 
 from robust_ham.store import writing
 
@@ -170,28 +172,49 @@ def _of_panels(rows: int, columns: int, width: float, height: float) -> Figure:
 
 
 @contextmanager
+def _only(settings: dict[Any, Any]) -> Iterator[None]:
+    """These settings and matplotlib's defaults, whatever the user has chosen for own figures."""
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(settings | _FILES)
+        yield
+
+
+@contextmanager
 def figure_style() -> Iterator[None]:
     """Settings of all figures."""
     spines: dict[Any, Any] = {"axes.spines.top": False, "axes.spines.right": False}
-    with mpl.rc_context(sns.axes_style("ticks") | spines | _FONT_SIZES | _FILES):
+    with _only(sns.axes_style("ticks") | spines | _FONT_SIZES):
         yield
 
 
 def render(figure: Figure, name: str, form: str) -> bytes:
     """A figure as a file of ``form``: pdf, png or svg; no dates, and ids fixed by the name."""
     content = io.BytesIO()
-    with mpl.rc_context(_FILES | {"svg.hashsalt": name}):
+    with _only({"svg.hashsalt": name}):
+        _lay_out(figure)
         figure.savefig(content, format=form, dpi=_DPI, metadata=FORMATS[form])
     return content.getvalue()
+
+
+def _lay_out(figure: Figure) -> None:
+    """Give all axes their places, for all formats.
+
+    Rounded, since the solver's last digits differ by machine, and ids in SVG files hash them.
+    """
+    if not isinstance(figure.get_layout_engine(), ConstrainedLayoutEngine):
+        return
+    FigureCanvasAgg(figure)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for axes in figure.axes:
+        axes.set_position(Bbox(axes.get_position(original=True).get_points().round(6)))
 
 
 def save_figure(
     figure: Figure, folder: Path, name: str, formats: Sequence[str] = ("png", "svg")
 ) -> None:
     """Write ``name.FORMAT`` for every format, whole."""
-    FigureCanvasAgg(figure)
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # once is enough: it takes longer than to draw
     for form in formats:
         with writing(folder / f"{name}.{form}") as temporary:
             temporary.write_bytes(render(figure, name, form))
