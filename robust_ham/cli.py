@@ -192,8 +192,9 @@ def report(
     run_dirs: Annotated[
         list[Path],
         typer.Argument(
-            help="Folders that `run` has written; or somebody else's per-image tables, .csv, "
-            ".parquet or AttackBench's info.json, which make one folder together."
+            help="Folders that `run` has written, or that hold such folders; or somebody else's "
+            "per-image tables, .csv, .parquet or AttackBench's info.json, which make one folder "
+            "together."
         ),
     ],
     out: Annotated[
@@ -211,14 +212,29 @@ def report(
         typer.Option(help="Of exported figures, in inches; default: what suits each."),
     ] = None,
     debug: Debug = False,
-) -> None:
+) -> int:
     """Rebuild summary, curves, figures and report.html from the per-image tables."""
+    from robust_ham.config import RequestError
     from robust_ham.foreign_tables import folders_to_report
     from robust_ham.report.export import check_export
+    from robust_ham.run_folder import runs_below
 
     check_export(export, width)
-    for folder in folders_to_report(run_dirs, out):
-        _report(folder, export, width)
+    folders = folders_to_report(run_dirs, out)
+    if missing := [folder for folder in folders if not folder.is_dir()]:
+        raise RequestError(f"{missing[0]}: not a run folder (no such folder)")
+    code = 0
+    for folder in folders:
+        runs = runs_below(folder)
+        if not runs and len(folders) > 1:
+            _complain(f"{folder}: no run with rows of attacks in it, left out")
+            continue
+        for run in runs or [folder]:  # a folder by itself is told what it lacks
+            try:
+                _report(run, export, width)
+            except RequestError as error:
+                code = _explain(error)
+    return code
 
 
 @app.command()

@@ -14,6 +14,11 @@ from robust_ham.config import RequestError
 log = logging.getLogger(__name__)
 
 
+def runs_below(folder: Path) -> list[Path]:
+    """The run folders that are, or lie below, ``folder`` and hold rows of attacks, by name."""
+    return sorted(p.parent for p in folder.rglob("config.yaml") if RunFolder(p.parent).has_rows)
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """Paths inside one run's folder."""
@@ -29,6 +34,11 @@ class RunFolder:
     def manifest(self) -> Path:
         """Versions, seeds, hashes."""
         return self.root / "manifest.json"
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether an attack on a model has left its rows."""
+        return any(self.root.glob("samples/*/*"))
 
     @property
     def inputs(self) -> Path:

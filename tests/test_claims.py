@@ -1,4 +1,4 @@
-"""What others state, answered from tables with known answers."""
+"""What is claimed, answered from tables with known answers."""
 
 import math
 
@@ -233,6 +233,7 @@ PAIRS = {  # (shipped config, claim): arms that its first part compares, of the 
     ("cifar10_resnet18", "factorised"): [("resnet18-x1-factorised-params3",) * 2],
     ("cifar10_study", "capacity"): [("cnn4-w16x32-f7-params3",) * 2],
     ("cifar10_study", "accuracy_over_3x3"): [("cnn4-w16x32-f7",) * 2] * 2,
+    ("cifar10_study", "compensated"): [("cnn4-w16x32-f7-compensated", "cnn4-w16x32-f7")],
     ("cifar10_study", "depth"): [],
     ("mnist_cnn", "accuracy_same_k"): None,  # of other data
     ("mnist_cnn", "mnist_28"): [("cnn6-w128x256-f7",) * 2] * 2,
@@ -255,8 +256,9 @@ def test_which_arms_a_claim_compares(tmp_path, config, claim):
     if expected is not None:
         found = claim_arms.pairs_of(run, stated.parts[0])
         assert [(c.spec.family, c.baseline[0].family) for c in found] == expected
-        against = stated.parts[0].against["window"]
-        assert {c.baseline[0].window for c in found} <= {against}
+        against = stated.parts[0].against
+        key = "init" if "init" in against else "window"
+        assert {getattr(c.baseline[0], key) for c in found} <= {against[key]}
 
 
 def test_a_baseline_that_is_always_wrong_decides_nothing(tmp_path):

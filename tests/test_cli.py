@@ -137,6 +137,35 @@ def test_report_rebuilds_every_byte(run_cli, config, tmp_path):
     assert tables(out) == before
 
 
+def test_a_report_of_many_folders(run_cli, config, tmp_path):
+    results = tmp_path / "results"
+    run_cli("run", config, "--out", results / "one")
+    run_cli("run", config, "--out", results / "nested" / "two")
+    run_cli("run", config, "--out", results / "trained", "--stop-after", "train")
+    (results / "figures").mkdir()
+    pages = [results / place / "report.html" for place in ("nested/two", "one")]
+    for page in pages:
+        page.unlink()
+    code, printed, errors = run_cli("report", *sorted(results.iterdir()))
+    assert code == 0
+    assert [line for line in printed.splitlines() if "report: " in line] == [
+        f"report: {page}" for page in pages
+    ]
+    assert errors.splitlines() == [
+        f"robust-ham: {results / name}: no run with rows of attacks in it, left out"
+        for name in ("figures", "trained")
+    ]
+    code, printed, errors = run_cli("report", results)
+    assert (code, printed.count("report: "), errors) == (0, 2, "")
+    code, printed, errors = run_cli("report", results, tmp_path / "typo")
+    assert (code, printed) == (2, "")
+    assert errors == f"robust-ham: {tmp_path / 'typo'}: not a run folder (no such folder)\n"
+    (results / "nested" / "two" / "config.yaml").write_text("models: 3\n")
+    code, printed, errors = run_cli("report", results)
+    assert (code, printed.count("report: "), errors.count("\n")) == (2, 1, 1)
+    assert "nested/two" in errors
+
+
 def test_stop_after_and_dry_run(run_cli, config, tmp_path):
     out = tmp_path / "out"
     code, printed, _ = run_cli("run", config, "--out", out, "--dry-run")

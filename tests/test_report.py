@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import seaborn as sns
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from test_curves import CARD, CONFIG, six_rows
 
@@ -16,6 +17,7 @@ from robust_ham.analysis.run import Run
 from robust_ham.analysis.spatial_grids import by_angle_and_shift, by_direction, spatial_grids
 from robust_ham.analysis.tables import write_tables
 from robust_ham.config import RequestError
+from robust_ham.report.explorer import Panel, panel_figure
 from robust_ham.report.figures import attack_title
 from robust_ham.report.heat_maps import turns
 from robust_ham.report.networks import against, compares_networks, network_places
@@ -302,19 +304,33 @@ def test_seeds_and_images_of_each_figure_are_told(folder):
     assert "<small>at most; " in build_report(folder.root).page.read_text()
 
 
+def test_the_label_of_a_panel_is_not_cut(folder):
+    tables = write_tables(folder.root)
+    panel = Panel("s", "robust_accuracy", "kernel_size", "", "")
+    near = tables.curves.assign(estimate=0.8, low=0.792, high=0.808)  # ticks: 80.50 %
+    near["per_seed"] = [[0.8]] * len(near)
+    figure = panel_figure(tables.run, near, panel, legend=False)
+    FigureCanvasAgg(figure).draw()
+    (axes,) = figure.axes
+    assert max(len(label.get_text()) for label in axes.get_yticklabels()) == len("80.50 %")
+    assert axes.get_tightbbox().x0 >= 0
+
+
 def test_counts_as_people_say_them():
     counts = [950, 50e3, 100e3, 2e6, 2.5e9, 3e12]
     assert [readable(n) for n in counts] == ["950", "50 k", "100 k", "2 M", "2.5 G", "3 T"]
 
 
 def test_verdicts_in_sentences():
-    def row(window, size, verdict):
-        return {"figure": "area", "window": window, "size": size, "verdict": verdict}
+    def row(window, size, verdict, versus="same k"):
+        about = {"figure": "area", "window": window, "size": size}
+        return about | {"verdict": verdict, "versus": versus}
 
     one = [
         row("Hamming", "3", "worse"),
         row("Hamming", "7", "better"),
         row("Hamming", "9", "worse"),
+        row("Hamming", "9 against 3", "better", "interaction"),
     ]
     assert in_words(one) == [("area", "Hamming is better at k = 7; worse at k = 3, 9.")]
     two = [*one, row("Hann", "7", "undecided")]

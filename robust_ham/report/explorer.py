@@ -27,7 +27,7 @@ from robust_ham.report.networks import (
 )
 from robust_ham.report.style import figure_style, legend_below, new_figure
 
-_PLACE = (0.2, 0.17, 0.77, 0.79)
+_PLACE = (0.225, 0.17, 0.745, 0.79)
 """Left, bottom, width and height of a panel's axes, in shares of the figure."""
 
 

@@ -7,7 +7,7 @@ import textwrap
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from robust_ham.analysis.curves import SHARES
 from robust_ham.analysis.run import Run
@@ -164,6 +164,7 @@ def budget_figure(run: Run, curves: pd.DataFrame, attack_id: str) -> Figure:
                 axes.set_title(f"{name}\n{family}" if several else name)
             axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
             axes.set_ylim(0, 1)
+            axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
             norm = "L∞" if run.attacks[attack_id].norm == "linf" else "L2"
             axes.set_xlabel(f"{norm} budget")
             axes.set_ylabel("robust accuracy")

@@ -132,7 +132,7 @@ def _claims(tables: Tables) -> Table:
         if claim["answer"] != "not run"
     ]
     header = ["statement", "stated by", "answer", "evidence"]
-    return Table("claims", "What others state, answered from this run alone.", header, rows)
+    return Table("claims", "What is claimed, answered from this run alone.", header, rows)
 
 
 def _evidence(lines: list[dict[str, str]]) -> str:

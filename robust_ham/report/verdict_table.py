@@ -39,6 +39,7 @@ def verdict_table(run: Run, effects: pd.DataFrame) -> list[dict[str, str]]:
             {
                 "window": window,
                 "size": size,
+                "versus": row["versus"],
                 "figure": f"{title}: {label}",
                 "effect": "–" if pd.isna(values).any() else effect,
                 "p": "–" if pd.isna(row["p_holm"]) else f"{row['p_holm']:.2g}",
@@ -54,7 +55,11 @@ VERDICTS = ("better", "worse", "equivalent", "undecided")
 
 
 def in_words(rows: list[dict[str, str]]) -> list[tuple[str, str]]:
-    """Per figure what its verdicts say: where the windowed networks are better, worse, …"""
+    """Per figure what its verdicts say: where the windowed networks are better, worse, …
+
+    The growth between two kernel sizes is a verdict on no network, and left out.
+    """
+    rows = [row for row in rows if row["versus"] != "interaction"]
     windows = list(dict.fromkeys(row["window"] for row in rows))
     sentences = []
     for figure in dict.fromkeys(row["figure"] for row in rows):
