@@ -41,9 +41,10 @@ def expected_cost(context: Context) -> Expected:
     one may resist longer, so this is a guess. The gate and the report are not in it.
     """
     left = [cell for cell in context.plan.cells if not is_done(context.run, cell)]
-    kinds: dict[tuple[str, int], list[Cell]] = {}
+    kinds: dict[tuple[str, str, int], list[Cell]] = {}
     for cell in left:
-        kinds.setdefault((cell.spec.family, cell.spec.kernel_size), []).append(cell)
+        kind = (cell.spec.source, cell.spec.family, cell.spec.kernel_size)
+        kinds.setdefault(kind, []).append(cell)
     torch.set_num_threads(context.plan.config.evaluation.threads)
     shape, num_train = context.plan.attacked.images.shape[1:], len(context.plan.dataset.train)
     training = attacks = 0.0

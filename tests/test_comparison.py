@@ -134,3 +134,15 @@ def test_a_dry_run_says_how_long_it_takes(run_cli, runs, tmp_path):
     assert (plan["seconds"], plan["training_flops"]) == ({"training": 0, "attacks": 0}, 0)
     code, _, errors = run_cli("run", config, "--json")
     assert (code, errors.startswith("robust-ham: --json: with --dry-run")) == (2, True)
+
+
+def test_a_dry_run_counts_the_training_beside_networks_that_are_there(run_cli, runs, tmp_path):
+    config = tmp_path / "beside.yaml"
+    there = "    sweep: {kernel_size: [3], window: [none, hamming]}"
+    assert there in TINY_RUN
+    trained = "  - {architecture: cnn, depth: 2, widths: [4], first_kernel: same, kernel_size: 3}"
+    source = f"    kernel_size: 3\n    window: hamming\n    source: {runs / 'short' / 'models'}"
+    config.write_text(TINY_RUN.replace(there, f"{source}\n{trained}"))
+    code, printed, _ = run_cli("run", config, "--dry-run", "--json", "--out", tmp_path / "out")
+    assert code == 0
+    assert json.loads(printed)["seconds"]["training"] > 0
