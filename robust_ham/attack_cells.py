@@ -58,12 +58,13 @@ def asked_of(context: Context, spec: ModelGroup, attack_id: str) -> Asked:
 def find_rows(context: Context, cell: Cell, attack_id: str) -> bool:
     """Whether a cell's rows are there already; of several shards, the last one makes the whole."""
     run, asked = context.run, asked_of(context, cell.spec, attack_id)
-    if is_finished(run, cell.result(run), asked.key):
-        return True
-    shard = run.shard(cell.spec.model_id, attack_id, cell.shard)
-    if cell.num_shards == 1 or not is_finished(run, shard, asked.key):
+    places = [cell.result(run)]
+    if cell.num_shards > 1:
+        places.append(run.shard(cell.spec.model_id, attack_id, cell.shard))
+    if not any(is_finished(run, place, asked.key) for place in places):
         return False
-    join_shards(context, cell, attack_id)  # its process may have been killed before it did
+    if cell.num_shards > 1:
+        join_shards(context, cell, attack_id)  # its process may have been killed before the end
     return True
 
 
@@ -145,20 +146,20 @@ def _write_shard(context: Context, folder: Path, found: Evaluation, asked: Asked
 
 
 def join_shards(context: Context, cell: Cell, attack_id: str) -> None:
-    """Make the whole of all shards, once they are there."""
+    """Make the whole of all shards, once they are there, and remove them."""
     asked = asked_of(context, cell.spec, attack_id)
     run, model_id = context.run, cell.spec.model_id
     shards = [run.shard(model_id, attack_id, i) for i in range(cell.num_shards)]
     with locked(run.lock(f"{model_id}/{attack_id}")):
-        if is_finished(run, cell.result(run), asked.key):
-            return
-        if not all(is_finished(run, shard, asked.key) for shard in shards):
-            return
-        found = _read_shards(context, attack_id, shards)
-        _write(context, cell.spec, attack_id, found, asked)
+        if not is_finished(run, cell.result(run), asked.key):
+            if not all(is_finished(run, shard, asked.key) for shard in shards):
+                return
+            found = _read_shards(context, attack_id, shards)
+            _write(context, cell.spec, attack_id, found, asked)
         for folder in (run.receipt(shards[0]).parent, shards[0].parent):
-            shutil.rmtree(folder)
-            remove_empty(folder, run.root)
+            if folder.is_dir():
+                shutil.rmtree(folder)
+                remove_empty(folder, run.root)
 
 
 def _read_shards(context: Context, attack_id: str, shards: list[Path]) -> Evaluation:

@@ -99,6 +99,22 @@ def test_what_is_there_is_not_made_elsewhere(whole, data, tmp_path):
     assert results(folder.root) == results(whole)
 
 
+def test_shards_of_a_process_that_was_killed_while_it_removed_them(whole, data, tmp_path):
+    """Their whole is there; what is left of them goes, whoever comes next."""
+    folder = RunFolder(tmp_path / "run")
+    shutil.copytree(whole, folder.root)
+    context = context_of(folder.root, data)
+    first, second = context.plan.cells[1:3]
+    assert (first.shard, second.shard, first.attack_id) == (0, 1, second.attack_id)
+    left = folder.shard(first.spec.model_id, first.attack_id, 0)
+    for cell in (first, second):
+        left.mkdir(parents=True)
+        (left / "samples.parquet").touch()
+        assert already_there(context, cell) is not None
+        assert results(folder.root) == results(whole)
+        assert not (folder.root / "shards").exists()
+
+
 def test_a_model_that_comes_back_appears_whole(whole, tmp_path, monkeypatch):
     made = RunFolder(whole)
     name = sorted(path.name for path in made.root.joinpath("models").iterdir())[0]

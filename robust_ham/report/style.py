@@ -172,8 +172,8 @@ def _of_panels(rows: int, columns: int, width: float, height: float) -> Figure:
 
 
 @contextmanager
-def _only(settings: dict[Any, Any]) -> Iterator[None]:
-    """These settings and matplotlib's defaults, whatever the user has chosen for own figures."""
+def _defaults_with(settings: dict[Any, Any]) -> Iterator[None]:
+    """Matplotlib's defaults but for these settings, whatever the user has set for own figures."""
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(settings | _FILES)
@@ -184,14 +184,14 @@ def _only(settings: dict[Any, Any]) -> Iterator[None]:
 def figure_style() -> Iterator[None]:
     """Settings of all figures."""
     spines: dict[Any, Any] = {"axes.spines.top": False, "axes.spines.right": False}
-    with _only(sns.axes_style("ticks") | spines | _FONT_SIZES):
+    with _defaults_with(sns.axes_style("ticks") | spines | _FONT_SIZES):
         yield
 
 
 def render(figure: Figure, name: str, form: str) -> bytes:
     """A figure as a file of ``form``: pdf, png or svg; no dates, and ids fixed by the name."""
     content = io.BytesIO()
-    with _only({"svg.hashsalt": name}):
+    with _defaults_with({"svg.hashsalt": name}):
         _lay_out(figure)
         figure.savefig(content, format=form, dpi=_DPI, metadata=FORMATS[form])
     return content.getvalue()
