@@ -37,7 +37,7 @@ from robust_ham.plan import Plan
 from robust_ham.run_folder import RunFolder
 from robust_ham.stale import set_aside_stale
 from robust_ham.status import PROCESS, num_processes
-from robust_ham.store import write_text
+from robust_ham.store import remove_leftovers, write_text
 from robust_ham.transfer import write_transfer
 
 log = logging.getLogger(__name__)
@@ -192,7 +192,7 @@ def _joined(context: Context, monitor: Monitor) -> Iterator[None]:
     with contextlib.ExitStack() as starting:
         starting.enter_context(locked(run.lock("start"), stopping.check))
         if not num_processes(run):
-            run.remove_leftovers()
+            remove_leftovers(run.root)
             run.failures.unlink(missing_ok=True)
             for line in set_aside_stale(context):
                 monitor.note(f"{line}: computed again")
@@ -203,18 +203,14 @@ def _joined(context: Context, monitor: Monitor) -> Iterator[None]:
                 f"{run.root}: another process runs another configuration there, or other data, "
                 "code or precision"
             )
-        mine = try_lock(run.lock(f"{PROCESS}{secrets.token_hex(4)}"))
-        assert mine is not None
-        if distributed.num_processes() == 1:  # else nobody may join
-            starting.close()
-        try:
+        with locked(run.lock(f"{PROCESS}{secrets.token_hex(4)}")):
+            if distributed.num_processes() == 1:  # else nobody may join
+                starting.close()
             yield
-        finally:
-            mine.release()
     last = try_lock(run.lock("start"))
     if last is not None:
         if not num_processes(run):
-            run.remove_leftovers()  # of others that were killed meanwhile
+            remove_leftovers(run.root)  # of others that were killed meanwhile
             asked.unlink(missing_ok=True)
         last.release()
         with contextlib.suppress(OSError):  # others are there

@@ -69,8 +69,6 @@ def try_lock(path: Path) -> Lock | None:
         if _is_file(descriptor, path):
             break
         os.close(descriptor)  # its last owner has removed it in between
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, _about().encode())
     _held.add(descriptor)
 
     def release() -> None:
@@ -78,6 +76,12 @@ def try_lock(path: Path) -> Lock | None:
         _held.discard(descriptor)
         os.close(descriptor)
 
+    try:
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, _about().encode())
+    except OSError:  # no space left
+        release()
+        raise
     return Lock(release)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -185,14 +184,6 @@ class RunFolder:
     def lock(self, name: str) -> Path:
         """Lock of a cell or of a step of the run."""
         return self.locks / f"{name.replace('/', '+')}.lock"
-
-    def remove_leftovers(self) -> None:
-        """Remove what a killed process had half-written; nobody else may be at work."""
-        for path in sorted(self.root.rglob(".*.tmp*")):
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
 
     def set_aside(self, path: Path) -> None:
         """Move a file or folder of the run to the first free place under ``superseded/``."""

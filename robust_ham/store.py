@@ -27,6 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from robust_ham.config import SCHEMA, RequestError
+from robust_ham.locks import locked, owner
 from robust_ham.stopping import uninterrupted
 
 log = logging.getLogger(__name__)
@@ -92,8 +93,7 @@ def check_size(path: Path, limit: int) -> None:
 def writing(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path`` that becomes ``path`` if nothing raises."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp{path.suffix}")
-    with uninterrupted():
+    with uninterrupted(), _temporary(path, path.suffix) as temporary:
         try:
             yield temporary
             _flush(temporary)
@@ -107,8 +107,7 @@ def writing(path: Path) -> Iterator[Path]:
 def writing_folder(folder: Path) -> Iterator[Path]:
     """Like ``writing`` for a folder, which must not be there yet."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
-    with uninterrupted():
+    with uninterrupted(), _temporary(folder) as temporary:
         temporary.mkdir()
         try:
             yield temporary
@@ -119,6 +118,29 @@ def writing_folder(folder: Path) -> Iterator[Path]:
             _flush(folder.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _temporary(path: Path, suffix: str = "") -> Iterator[Path]:
+    """A name beside ``path``, locked as long as its owner lives."""
+    stem = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    with locked(Path(f"{stem}{_LOCK}")):
+        yield Path(f"{stem}.tmp{suffix}")
+
+
+_LOCK = ".tmp.lock"
+
+
+def remove_leftovers(root: Path) -> None:
+    """Remove what killed processes had half-written below a folder; what others write stays."""
+    for path in sorted(root.rglob(".*.tmp*")):
+        stem, _, _ = path.name.rpartition(".tmp")
+        if owner(path.with_name(f"{stem}{_LOCK}")) is not None:
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def remove_empty(path: Path, root: Path) -> None:

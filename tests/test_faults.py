@@ -179,6 +179,15 @@ def test_processes_share_a_folder_and_make_each_result_once(whole, data, tmp_pat
     assert not (folder / "locks").exists()
 
 
+def test_a_run_that_begins_or_ends_leaves_alone_what_a_report_is_writing(whole, data, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(whole[0], folder)
+    with store.writing(folder / "claims.csv") as temporary:
+        shutil.copyfile(folder / "claims.csv", temporary)
+        run_here(folder, data)
+    assert results(folder) == whole[1]
+
+
 def test_a_cell_that_another_process_is_at_is_waited_for_without_a_bar(data, tmp_path):
     folder = RunFolder(tmp_path / "run")
     run_here(folder.root, data)

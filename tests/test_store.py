@@ -1,6 +1,8 @@
 """Files appear whole or not at all; keys see content and nothing else."""
 
 import os
+import subprocess
+import sys
 
 import pandas as pd
 import pytest
@@ -10,10 +12,12 @@ from robust_ham.store import (
     read_json,
     read_metadata,
     read_table,
+    remove_leftovers,
     write_json,
     write_table,
     write_text,
     writing,
+    writing_folder,
 )
 
 
@@ -46,6 +50,41 @@ def test_a_failing_rename_loses_nothing(tmp_path, monkeypatch):
         write_text(path, "second")
     assert path.read_text() == "first"
     assert os.listdir(tmp_path) == ["file.txt"]
+
+
+def test_leftovers_go_and_what_is_being_written_stays(tmp_path):
+    def sweep():
+        remove_leftovers(tmp_path)
+        return sorted(p.name.rpartition(".tmp")[2] for p in tmp_path.rglob(".*.tmp*"))
+
+    for name in (".a.csv.01234567.tmp.csv", ".b.23456789.tmp/c", ".b.23456789.tmp.lock"):
+        (tmp_path / "deep" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "deep" / name).touch()
+    with writing(tmp_path / "file.csv") as temporary:
+        temporary.write_text("whole")
+        assert sweep() == [".csv", ".lock"]
+    with writing_folder(tmp_path / "folder") as temporary:
+        with writing(temporary / "file") as inner:
+            inner.touch()
+            assert sweep() == ["", "", ".lock", ".lock"]
+        assert sweep() == ["", ".lock"]
+    assert sweep() == []
+    there = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*"))
+    assert there == ["deep", "file.csv", "folder", "folder/file"]
+
+
+def test_a_killed_writer_leaves_nothing_for_long(tmp_path):
+    write = f"""
+import os, pathlib
+from robust_ham.store import writing
+with writing(pathlib.Path({str(tmp_path / "file.csv")!r})) as temporary:
+    temporary.write_text("half")
+    os.kill(os.getpid(), 9)
+"""
+    assert subprocess.run([sys.executable, "-c", write], check=False).returncode == -9
+    assert len(os.listdir(tmp_path)) == 2
+    remove_leftovers(tmp_path)
+    assert os.listdir(tmp_path) == []
 
 
 def test_keys_depend_on_content_alone():
