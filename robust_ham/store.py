@@ -120,27 +120,31 @@ def writing_folder(folder: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+_LOCK = ".tmp.lock"
+
+
 @contextlib.contextmanager
 def _temporary(path: Path, suffix: str = "") -> Iterator[Path]:
     """A name beside ``path``, locked as long as its owner lives."""
-    stem = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    with locked(Path(f"{stem}{_LOCK}")):
-        yield Path(f"{stem}.tmp{suffix}")
-
-
-_LOCK = ".tmp.lock"
+    stem = f".{path.name}.{secrets.token_hex(4)}"
+    with locked(path.with_name(f"{stem}{_LOCK}")):
+        yield path.with_name(f"{stem}.tmp{suffix}")
 
 
 def remove_leftovers(root: Path) -> None:
     """Remove what killed processes had half-written below a folder; what others write stays."""
-    for path in sorted(root.rglob(".*.tmp*")):
-        stem, _, _ = path.name.rpartition(".tmp")
-        if owner(path.with_name(f"{stem}{_LOCK}")) is not None:
-            continue
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+    for folder, folders, files in os.walk(root):  # passes over what disappears meanwhile
+        for name in folders + files:
+            stem, ending, _ = name.rpartition(".tmp")
+            if not name.startswith(".") or not ending:
+                continue
+            if owner(Path(folder, f"{stem}{_LOCK}")) is not None:
+                continue
+            path = Path(folder, name)
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def remove_empty(path: Path, root: Path) -> None:
