@@ -59,8 +59,8 @@ def find_rows(context: Context, cell: Cell, attack_id: str) -> bool:
     """Whether a cell's rows are there already; of several shards, the last one makes the whole."""
     run, asked = context.run, asked_of(context, cell.spec, attack_id)
     places = [cell.result(run)]
-    if cell.num_shards > 1:
-        places.append(run.shard(cell.spec.model_id, attack_id, cell.shard))
+    if cell.num_shards > 1:  # looked at first: it goes once the whole is there
+        places.insert(0, run.shard(cell.spec.model_id, attack_id, cell.shard))
     if not any(is_finished(run, place, asked.key) for place in places):
         return False
     if cell.num_shards > 1:

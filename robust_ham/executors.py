@@ -19,6 +19,7 @@ from robust_ham import distributed, stopping
 from robust_ham.cell import Cell
 from robust_ham.cells import (
     Attempt,
+    already_there,
     attempt_cell,
     note_failure,
     run_key,
@@ -29,7 +30,7 @@ from robust_ham.config import RequestError
 from robust_ham.context import Context
 from robust_ham.gate import write_gate
 from robust_ham.kernels import write_kernels
-from robust_ham.locks import locked, try_lock
+from robust_ham.locks import locked, remove_dead, try_lock
 from robust_ham.manifest import write_manifest
 from robust_ham.model_cells import help_train
 from robust_ham.monitor import Monitor, Silent
@@ -176,9 +177,10 @@ def run_plan(
         executor(context, ledger)
         _tell_overhead(ledger, time.monotonic() - begin)
         with locked(context.run.lock("tables"), stopping.check):
-            distrusted = _write_tables(context, ledger, attacked)
+            failed = _still_failed(context, ledger)
+            distrusted = _write_tables(context, monitor, failed, attacked)
             write_manifest(context, time.monotonic() - begin)
-    return Outcome(len(ledger.failed), distrusted)
+    return Outcome(len(failed), distrusted)
 
 
 @contextlib.contextmanager
@@ -193,6 +195,7 @@ def _joined(context: Context, monitor: Monitor) -> Iterator[None]:
         starting.enter_context(locked(run.lock("start"), stopping.check))
         if not num_processes(run):
             remove_leftovers(run.root)
+            remove_dead(run.locks)
             run.failures.unlink(missing_ok=True)
             for line in set_aside_stale(context):
                 monitor.note(f"{line}: computed again")
@@ -207,14 +210,17 @@ def _joined(context: Context, monitor: Monitor) -> Iterator[None]:
             if distributed.num_processes() == 1:  # else nobody may join
                 starting.close()
             yield
-    last = try_lock(run.lock("start"))
-    if last is not None:
-        if not num_processes(run):
-            remove_leftovers(run.root)  # of others that were killed meanwhile
-            asked.unlink(missing_ok=True)
-        last.release()
-        with contextlib.suppress(OSError):  # others are there
-            run.locks.rmdir()
+    while (last := try_lock(run.lock("start"))) is None:
+        if num_processes(run):  # the last of them puts the folder in order
+            return
+        time.sleep(_POLL_SECONDS)
+    if not num_processes(run):
+        remove_leftovers(run.root)  # of others that were killed meanwhile
+        remove_dead(run.locks)
+        asked.unlink(missing_ok=True)
+    last.release()
+    with contextlib.suppress(OSError):  # others are there
+        run.locks.rmdir()
 
 
 def _tell_overhead(ledger: Ledger, seconds: float) -> None:
@@ -226,9 +232,10 @@ def _tell_overhead(ledger: Ledger, seconds: float) -> None:
         ledger.monitor.note(line + (f", {beside:.0f} ms beside it per cell" if beside > 0 else ""))
 
 
-def _write_tables(context: Context, ledger: Ledger, attacked: bool) -> tuple[str, ...]:
+def _write_tables(
+    context: Context, monitor: Monitor, failed: set[str], attacked: bool
+) -> tuple[str, ...]:
     """Write what is known once all cells have ended; a line for each model not to be trusted."""
-    monitor, failed = ledger.monitor, ledger.failed
     write_kernels(context, failed)
     asked = context.plan.config.transfer
     if attacked and asked is not None:
@@ -246,6 +253,17 @@ def _write_tables(context: Context, ledger: Ledger, attacked: bool) -> tuple[str
         f"{row['model_id']}{'/' if row['attack'] else ''}{row['attack']}: {row['reason']}"
         for row in fails.to_dict(orient="records")
     )
+
+
+def _still_failed(context: Context, ledger: Ledger) -> set[str]:
+    """Names of the cells that failed here and that no other process has done since."""
+    left = set[str]()
+    for cell in context.plan.cells:  # a model stands before what needs it
+        if cell.name in ledger.failed and (
+            not left.isdisjoint(cell.needs) or already_there(context, cell) is None
+        ):
+            left.add(cell.name)
+    return left
 
 
 def _note_step(context: Context, monitor: Monitor, name: str, outcome: str, start: float) -> None:

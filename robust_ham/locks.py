@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 HEARTBEAT_SECONDS, SILENT_SECONDS = 5.0, 60.0
+_TRIES = 100
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 _held: set[int] = set()
 
@@ -51,11 +52,7 @@ def try_lock(path: Path) -> Lock | None:
     The file says who holds it: host, process, and since when.
     """
     while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        except FileNotFoundError:  # the last of others has removed the folder in between
-            continue
+        descriptor = _open(path)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -83,6 +80,18 @@ def try_lock(path: Path) -> Lock | None:
         release()
         raise
     return Lock(release)
+
+
+def _open(path: Path) -> int:
+    """A descriptor of a file; its folder is made, and again where others just remove it."""
+    for i in range(_TRIES):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except (FileNotFoundError, FileExistsError):
+            if i == _TRIES - 1:
+                raise
+    raise AssertionError
 
 
 def _is_file(descriptor: int, path: Path) -> bool:
@@ -131,6 +140,14 @@ def owner(path: Path) -> dict[str, Any] | None:
         return None
 
 
+def remove_dead(folder: Path) -> None:
+    """Remove the locks of a folder that nobody holds."""
+    for path in list(folder.glob("*.lock")):
+        if owner(path) is None:
+            _heartbeat_file(path).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+
+
 def _parsed(text: str) -> dict[str, Any]:
     try:
         about = json.loads(text)
@@ -148,10 +165,11 @@ def _heartbeat_file(path: Path) -> Path:
 
 def _silence(path: Path) -> float:
     """Seconds since a file was touched, by the clock of the file system, not of this machine."""
+    touched = path.stat().st_mtime
     probe = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     probe.touch()
     try:
-        return probe.stat().st_mtime - path.stat().st_mtime
+        return probe.stat().st_mtime - touched
     finally:
         probe.unlink()
 

@@ -121,6 +121,8 @@ class _Driver:
             raise error.cause from None
         except self.ray.exceptions.RayError as error:  # its worker died, again and again
             return Attempt(f"failed: {type(error).__name__}", 0.0, type(error).__name__)
+        if files and (known := already_there(self.context, cell)):
+            return known  # another process was quicker
         write_signed(self.context.run, files)
         if files and cell.attack_id is not None and cell.num_shards > 1:
             join_shards(self.context, cell, cell.attack_id)

@@ -28,6 +28,9 @@ from robust_ham.store import (
 
 log = logging.getLogger(__name__)
 
+_BEFORE = "sha256_before"
+"""In the receipt of a table that is kept up to date, while it is written anew: of the old one."""
+
 
 @dataclass(frozen=True)
 class Receipt:
@@ -73,16 +76,16 @@ def is_finished(run: RunFolder, made: Path, key: str) -> bool:
 
 def fault(run: RunFolder, receipt: Receipt) -> str | None:
     """The first file that is not as it was written; None: all are."""
-    faults = (file_fault(run, name, expected) for name, expected in receipt.files.items())
+    faults = (file_fault(run, receipt, name) for name in receipt.files)
     return next(filter(None, faults), None)
 
 
-def file_fault(run: RunFolder, name: str, expected: str) -> str | None:
+def file_fault(run: RunFolder, receipt: Receipt, name: str) -> str | None:
     """What is wrong with one file of a receipt; None: nothing."""
     path = run.root / name
     if not path.is_file():
         return f"{name} is missing"
-    if file_hash(path) != expected:
+    if file_hash(path) not in (receipt.files[name], receipt.about.get(_BEFORE)):
         return f"{name} is not as it was written (SHA-256 differs)"
     return None
 
@@ -96,12 +99,14 @@ def check(run: RunFolder, made: Path, path: Path) -> None:
     Raises:
         RequestError: the checksum differs.
     """
-    receipt = receipt_of(run, made)
+    receipt, seen = receipt_of(run, made), None
     name = path.relative_to(run.root).as_posix()
-    expected = receipt.files.get(name) if receipt else None
-    found = file_fault(run, name, expected) if expected is not None else None
-    if found is not None:
-        raise RequestError(f"{run.root}: {found}; the command that made this folder makes it anew")
+    while receipt and name in receipt.files and (found := file_fault(run, receipt, name)):
+        if receipt == seen:
+            raise RequestError(
+                f"{run.root}: {found}; the command that made this folder makes it anew"
+            )
+        receipt, seen = receipt_of(run, made), receipt  # the file may just have been written anew
 
 
 def read_signed(run: RunFolder, made: Iterable[Path]) -> dict[str, bytes]:
@@ -142,10 +147,19 @@ def kept_rows(run: RunFolder, path: Path, columns: list[str]) -> pd.DataFrame:
     found = fault(run, receipt) if receipt else None
     if found:
         log.warning("%s: made anew", found)
-    return read_rows(path, columns) if receipt and not found else pd.DataFrame(columns=columns)
+    if receipt is None or found:
+        return pd.DataFrame(columns=columns)
+    if _BEFORE in receipt.about:  # its process was killed
+        sign(run, path, "", [path])
+    return read_rows(path, columns)
 
 
 def write_kept(run: RunFolder, path: Path, table: pd.DataFrame) -> None:
-    """Write a table that is kept up to date."""
-    write_csv(path, table)
+    """Write a table that is kept up to date; at any moment its receipt knows what is there."""
+    with writing(path) as temporary:
+        write_csv(temporary, table)
+        if receipt_of(run, path) is not None and path.is_file():
+            files = {path.relative_to(run.root).as_posix(): file_hash(temporary)}
+            about = {"key": "", "files": files, _BEFORE: file_hash(path)}
+            write_json(run.receipt(path), about)
     sign(run, path, "", [path])

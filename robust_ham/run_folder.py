@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +14,17 @@ from robust_ham.config import RequestError
 log = logging.getLogger(__name__)
 
 
+def files_below(folder: Path) -> Iterator[Path]:
+    """All files below a folder but hidden ones; what others remove meanwhile is passed over."""
+    for root, folders, files in os.walk(folder):
+        folders[:] = (name for name in folders if not name.startswith("."))
+        yield from (Path(root, name) for name in files if not name.startswith("."))
+
+
 def runs_below(folder: Path) -> list[Path]:
     """The run folders that are, or lie below, ``folder`` and hold rows of attacks, by name."""
-    return sorted(p.parent for p in folder.rglob("config.yaml") if RunFolder(p.parent).has_rows)
+    configs = (path for path in files_below(folder) if path.name == "config.yaml")
+    return sorted(path.parent for path in configs if RunFolder(path.parent).has_rows)
 
 
 @dataclass(frozen=True)
@@ -191,6 +200,6 @@ class RunFolder:
         free = (place.with_name(f"{place.name}.{i}") for i in itertools.count(1))
         target = next(p for p in free if not p.exists())
         target.parent.mkdir(parents=True, exist_ok=True)
-        path.replace(target)
         self.receipt(path).unlink(missing_ok=True)
+        path.replace(target)
         log.warning("%s: moved to %s", path.relative_to(self.root), target)

@@ -78,14 +78,15 @@ def _set_aside_attack(
         made = (run.gallery, run.grid, run.margins, run.spectrum, run.adversarials)
         _remove(run.receipt(path), *(place(model_id, attack_id) for place in made))
     joined, shards = receipt_of(run, path) is not None, run.shard(model_id, attack_id, 0).parent
-    for shard in sorted(shards.iterdir()) if shards.is_dir() else ():
+    signed = (shards / path.stem for path in run.receipt(shards / "0").parent.glob("*.json"))
+    for shard in sorted({*shards.glob("*"), *signed}):
         wanted = not joined and recipe is not None and _recipe_of(run, shard) == recipe
         damage = _damage(run, shard) if wanted else None
         if damage:
             yield damage
         if damage or not wanted:
             _remove(run.receipt(shard))
-            shutil.rmtree(shard)
+            shutil.rmtree(shard, ignore_errors=True)  # its receipt alone may be there
             remove_empty(shard, run.root)
             remove_empty(run.receipt(shard), run.root)
 

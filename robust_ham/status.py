@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -102,7 +103,12 @@ PROCESS = "process-"
 
 def num_processes(folder: RunFolder) -> int:
     """How many processes take part in the run of a folder."""
-    return sum(owner(path) is not None for path in folder.locks.glob(f"{PROCESS}*.lock"))
+    try:
+        names = os.listdir(folder.locks)
+    except FileNotFoundError:  # the last has removed it
+        return 0
+    mine = [folder.locks / name for name in names if name.startswith(PROCESS)]
+    return sum(owner(path) is not None for path in mine if path.suffix == ".lock")
 
 
 def is_done(folder: RunFolder, cell: Cell) -> bool:

@@ -92,7 +92,6 @@ def check_size(path: Path, limit: int) -> None:
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path`` that becomes ``path`` if nothing raises."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     with uninterrupted(), _temporary(path, path.suffix) as temporary:
         try:
             yield temporary
@@ -106,7 +105,6 @@ def writing(path: Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def writing_folder(folder: Path) -> Iterator[Path]:
     """Like ``writing`` for a folder, which must not be there yet."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
     with uninterrupted(), _temporary(folder) as temporary:
         temporary.mkdir()
         try:
@@ -125,7 +123,7 @@ _LOCK = ".tmp.lock"
 
 @contextlib.contextmanager
 def _temporary(path: Path, suffix: str = "") -> Iterator[Path]:
-    """A name beside ``path``, locked as long as its owner lives."""
+    """A name beside ``path``, in a folder that is there, locked as long as its owner lives."""
     stem = f".{path.name}.{secrets.token_hex(4)}"
     with locked(path.with_name(f"{stem}{_LOCK}")):
         yield path.with_name(f"{stem}.tmp{suffix}")

@@ -26,7 +26,7 @@ from robust_ham.model_cells import load_model, model_key
 from robust_ham.model_groups import ModelGroup
 from robust_ham.progress import unseen
 from robust_ham.receipts import file_fault, receipt_of
-from robust_ham.run_folder import RunFolder
+from robust_ham.run_folder import RunFolder, files_below
 from robust_ham.store import read_arrays, read_table, reading, write_csv
 
 RELATIVE, SHARE = 1e-5, 0.999
@@ -69,18 +69,18 @@ def verify(
 def check_files(run: RunFolder) -> Check:
     """Every file that a receipt names, against its checksum."""
     faults, num_checked, not_here = list[str](), 0, 0
-    for path in sorted(run.receipts.rglob("*.json")):
+    for path in sorted(files_below(run.receipts)):
         made = run.root / path.relative_to(run.receipts).with_suffix("")
         receipt = receipt_of(run, made)
         if receipt is None:
             faults.append(f"{path.relative_to(run.root)} is damaged")
             continue
-        for name, expected in receipt.files.items():
+        for name in receipt.files:
             if not (run.root / name).is_file() and _may_be_missing(name):
                 not_here += 1
                 continue
             num_checked += 1
-            found = file_fault(run, name, expected)
+            found = file_fault(run, receipt, name)
             faults += [found] if found else []
     return Check("files are as they were written", num_checked, faults, not_here)
 

@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from faulty_runs import (
@@ -35,13 +36,16 @@ from test_data import write_idx
 from robust_ham import store
 from robust_ham.analysis.run import Run
 from robust_ham.cell import list_cells
-from robust_ham.cells import run_key
+from robust_ham.cells import Attempt, run_cell, run_key
 from robust_ham.config import DatasetConfig, RequestError
 from robust_ham.config_files import parse_config
 from robust_ham.context import Context
 from robust_ham.data import load_split
+from robust_ham.executors import inline
 from robust_ham.locks import try_lock
 from robust_ham.plan import make_plan
+from robust_ham.progress import unseen
+from robust_ham.receipts import check, kept_rows, write_kept
 from robust_ham.run_folder import RunFolder
 from robust_ham.status import PROCESS, read_status
 
@@ -186,6 +190,74 @@ def test_a_run_that_begins_or_ends_leaves_alone_what_a_report_is_writing(whole, 
         shutil.copyfile(folder / "claims.csv", temporary)
         run_here(folder, data)
     assert results(folder) == whole[1]
+
+
+def test_a_cell_that_failed_here_and_was_done_elsewhere_is_done(whole, data, tmp_path):
+    """As where one machine has too little memory."""
+    folder = tmp_path / "run"
+    shutil.copytree(whole[0], folder)
+
+    def one_fails(context, ledger):
+        inline(context, ledger)
+        name = context.plan.cells[0].name
+        ledger.ended[name] = Attempt("failed: no memory", 0.0, "OutOfMemoryError")
+
+    run_here(folder, data, executor=one_fails)
+    assert results(folder) == whole[1]
+
+
+def test_locks_of_killed_processes_do_not_stay(whole, data, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(whole[0], folder)
+    (folder / "locks").mkdir()
+    for name in (f"{PROCESS}0123.lock", "ray-4567.lock", "tables.lock"):
+        (folder / "locks" / name).touch()
+    run_here(folder, data)
+    assert not (folder / "locks").exists()
+
+
+def test_a_table_that_is_kept_is_believed_at_any_moment(tmp_path, monkeypatch):
+    """By one who reads while it is written anew, and after its process was killed there."""
+    run = RunFolder(tmp_path / "run")
+    old, new = (pd.DataFrame({"key": list(keys)}) for keys in ("ab", "abc"))
+    write_kept(run, run.transfer, old)
+    real, states = os.replace, []
+
+    def replace(source, target):
+        real(source, target)
+        check(run, run.transfer, run.transfer)
+        states.append(RunFolder(tmp_path / f"state{len(states)}"))
+        shutil.copytree(run.root, states[-1].root)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", replace)
+        write_kept(run, run.transfer, new)
+    whole = results(run.root)
+    assert len(states) == 4
+    for state in states:
+        kept = kept_rows(state, state.transfer, ["key"])
+        assert kept.equals(old) or kept.equals(new)
+        if kept.equals(new):
+            assert results(state.root).items() >= whole.items()
+        write_kept(state, state.transfer, new)
+        assert results(state.root).items() >= whole.items()
+    run.transfer.write_text("key\nx\n")
+    with pytest.raises(RequestError, match="not as it was written"):
+        check(run, run.transfer, run.transfer)
+
+
+def test_a_receipt_of_a_shard_that_is_missing_does_not_stop_a_run(whole, data, tmp_path):
+    run = RunFolder(tmp_path / "run")
+    shutil.copytree(whole[0], run.root)
+    context = Context(make_plan(parse_config(CONFIG), data), run, torch.device("cpu"))
+    cell = next(cell for cell in context.plan.cells if cell.attack_id is not None)
+    rows = cell.result(run)
+    rows.unlink()
+    run.receipt(rows).unlink()
+    run_cell(context, cell, unseen)
+    shutil.rmtree(run.root / "shards")
+    run_here(run.root, data)
+    assert results(run.root) == whole[1]
 
 
 def test_a_cell_that_another_process_is_at_is_waited_for_without_a_bar(data, tmp_path):

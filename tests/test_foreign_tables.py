@@ -18,7 +18,7 @@ from robust_ham.analysis.run import Run
 from robust_ham.config import RequestError
 from robust_ham.foreign_tables import COLUMNS, folders_to_report, readers, write_run_folder
 from robust_ham.report.page import build_report
-from robust_ham.run_folder import RunFolder
+from robust_ham.run_folder import RunFolder, runs_below
 from robust_ham.store import read_table
 
 ROOT = Path(__file__).parent.parent
@@ -268,6 +268,30 @@ def test_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         write_run_folder([path], tmp_path / "out")
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_two_at_once_make_the_same_folder(tmp_path, monkeypatch):
+    path, out, real = written(tmp_path), tmp_path / "out", foreign_tables._write
+
+    def write_after_another(*asked):
+        monkeypatch.setattr(foreign_tables, "_write", real)
+        write_run_folder([path], out)
+        real(*asked)
+
+    monkeypatch.setattr(foreign_tables, "_write", write_after_another)
+    write_run_folder([path], out)
+    assert foreign_tables._write is real
+    assert sorted(tmp_path.iterdir()) == sorted([path, out])
+
+
+def test_what_is_half_written_is_not_reported(tmp_path):
+    out = converted(tmp_path).folder.root
+    out.with_name(".other.01234567.tmp").mkdir()
+    out.rename(out.with_name(".other.01234567.tmp") / "run")
+    assert runs_below(tmp_path) == []
+    assert runs_below(tmp_path / ".other.01234567.tmp" / "run") == [
+        tmp_path / ".other.01234567.tmp" / "run"
+    ]
 
 
 def test_it_cannot_be_run(run_cli, tmp_path):

@@ -8,11 +8,12 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from robust_ham import locks
-from robust_ham.locks import locked, owner, try_lock
+from robust_ham.locks import locked, owner, remove_dead, try_lock
 
 HOLD = """
 import sys, time
@@ -105,6 +106,50 @@ def test_of_many_that_try_at_once_one_has_it(kind, tmp_path):
         thread.join()
     assert len(most) == 160
     assert max(most) == 1
+
+
+def test_a_folder_that_others_remove_meanwhile_is_made_again(tmp_path, monkeypatch):
+    """Between the steps of making it, and before the file in it is opened."""
+    path, tries, real_mkdir, real_open = tmp_path / "locks" / "cell.lock", [], os.mkdir, os.open
+
+    def mkdir(*asked):
+        tries.append("mkdir")
+        if len(tries) == 1:
+            raise FileExistsError  # it was there, and is not any more
+        real_mkdir(*asked)
+
+    def open_(*asked):
+        tries.append("open")
+        if len(tries) == 3:
+            path.parent.rmdir()
+        return real_open(*asked)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "mkdir", mkdir)
+        patch.setattr(os, "open", open_)
+        lock = try_lock(path)
+    assert tries == ["mkdir", "mkdir", "open", "mkdir", "open"]
+    lock.release()
+    path.parent.rmdir()
+    path.parent.touch()
+    with pytest.raises(FileExistsError):
+        try_lock(path)
+
+
+def test_locks_of_the_dead_are_removed_and_others_stay(kind, tmp_path):
+    (tmp_path / "dead.lock").touch()
+    lock = try_lock(tmp_path / "held.lock")
+    remove_dead(tmp_path)
+    assert owner(tmp_path / "held.lock") is not None
+    assert not (tmp_path / "dead.lock").exists()
+    lock.release()
+
+
+def test_to_ask_who_holds_a_lock_writes_nothing(tmp_path, monkeypatch):
+    path = tmp_path / "dead.lock"
+    path.touch()
+    monkeypatch.setattr(Path, "touch", None)
+    assert owner(path) is None
 
 
 def test_a_silent_owner_is_taken_for_dead(tmp_path, monkeypatch):

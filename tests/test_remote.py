@@ -2,19 +2,21 @@
 
 import dataclasses
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 from faulty_runs import CONFIG, results, run_here
 from test_faults import write_data
 
-from robust_ham.cells import already_there, run_cell, run_key
+from robust_ham.cells import Attempt, already_there, run_cell, run_key
 from robust_ham.config import RequestError
 from robust_ham.config_files import parse_config
 from robust_ham.context import Context
 from robust_ham.model_cells import help_train
 from robust_ham.plan import make_plan
 from robust_ham.progress import unseen
+from robust_ham.ray_executor import _Driver
 from robust_ham.receipts import read_signed, write_signed
 from robust_ham.remote import Desk, Job, run_there
 from robust_ham.run_folder import RunFolder
@@ -135,6 +137,16 @@ def test_a_model_that_comes_back_appears_whole(whole, tmp_path, monkeypatch):
     write_signed(target, files)
     assert len(list(target.model(name).iterdir())) == 3
     assert target.receipt(target.model(name)).is_file()
+
+
+def test_what_comes_back_second_replaces_nothing(whole, data, tmp_path):
+    """A process that shares the folder was quicker than a worker that does not."""
+    context = context_of(shutil.copytree(whole, tmp_path / "run"), data)
+    cell = context.plan.cells[0]
+    answer = Attempt("done", 1.0), read_signed(context.run, [context.run.model(cell.name)])
+    driver = SimpleNamespace(context=context, ray=SimpleNamespace(get=lambda reference: answer))
+    assert _Driver._result(driver, cell, None).outcome == "already there"
+    assert not (tmp_path / "run" / "superseded").exists()
 
 
 def test_processes_that_help_to_train_skip_what_the_first_skips(data, tmp_path, monkeypatch):

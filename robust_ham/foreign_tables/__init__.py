@@ -7,6 +7,7 @@ What a table does not say stays empty: nothing is made up.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import math
 import re
@@ -78,8 +79,13 @@ def write_run_folder(paths: list[Path], folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         _check_same(RunFolder(folder), rows, key)
         return
-    with writing_folder(folder) as temporary:
-        _write(RunFolder(temporary), config, rows, key)
+    try:
+        with writing_folder(folder) as temporary:
+            _write(RunFolder(temporary), config, rows, key)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        _check_same(RunFolder(folder), rows, key)  # another process was quicker
 
 
 def _check_same(run: RunFolder, rows: pd.DataFrame, key: str) -> None:

@@ -189,9 +189,10 @@ def _manifest(path: Path) -> dict[str, Any] | None:
 
 def _failures(path: Path) -> list[dict[str, Any]]:
     """What the page says of cells that failed."""
-    if not path.is_file():
-        return []
     with reading(path):
-        check_size(path, MAX_TEXT_BYTES)
-        lines = path.read_text(encoding="utf-8").splitlines()
+        try:
+            check_size(path, MAX_TEXT_BYTES)
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:  # none, or a run that begins has just removed it
+            return []
         return [{"cell": "", "reason": ""} | parse_json(line) for line in lines]
