@@ -200,6 +200,6 @@ class RunFolder:
         free = (place.with_name(f"{place.name}.{i}") for i in itertools.count(1))
         target = next(p for p in free if not p.exists())
         target.parent.mkdir(parents=True, exist_ok=True)
-        self.receipt(path).unlink(missing_ok=True)
         path.replace(target)
+        self.receipt(path).unlink(missing_ok=True)
         log.warning("%s: moved to %s", path.relative_to(self.root), target)
