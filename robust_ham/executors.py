@@ -92,10 +92,15 @@ class Ledger:
                 return Attempt(f"failed: its model {name} failed", 0.0, "RuntimeError")
         return None
 
-    @property
-    def failed(self) -> set[str]:
-        """Names of the cells that failed."""
-        return {name for name, attempt in self.ended.items() if attempt.error is not None}
+    def still_failed(self) -> set[str]:
+        """Names of the cells that failed here and that no other process has done since."""
+        left = set[str]()
+        for cell in self.context.plan.cells:  # a model stands before what needs it
+            if self.ended[cell.name].error is not None and (
+                not left.isdisjoint(cell.needs) or already_there(self.context, cell) is None
+            ):
+                left.add(cell.name)
+        return left
 
     @property
     def seconds(self) -> float:
@@ -177,7 +182,7 @@ def run_plan(
         executor(context, ledger)
         _tell_overhead(ledger, time.monotonic() - begin)
         with locked(context.run.lock("tables"), stopping.check):
-            failed = _still_failed(context, ledger)
+            failed = ledger.still_failed()
             distrusted = _write_tables(context, monitor, failed, attacked)
             write_manifest(context, time.monotonic() - begin)
     return Outcome(len(failed), distrusted)
@@ -253,17 +258,6 @@ def _write_tables(
         f"{row['model_id']}{'/' if row['attack'] else ''}{row['attack']}: {row['reason']}"
         for row in fails.to_dict(orient="records")
     )
-
-
-def _still_failed(context: Context, ledger: Ledger) -> set[str]:
-    """Names of the cells that failed here and that no other process has done since."""
-    left = set[str]()
-    for cell in context.plan.cells:  # a model stands before what needs it
-        if cell.name in ledger.failed and (
-            not left.isdisjoint(cell.needs) or already_there(context, cell) is None
-        ):
-            left.add(cell.name)
-    return left
 
 
 def _note_step(context: Context, monitor: Monitor, name: str, outcome: str, start: float) -> None:

@@ -165,7 +165,7 @@ def _heartbeat_file(path: Path) -> Path:
 
 def _silence(path: Path) -> float:
     """Seconds since a file was touched, by the clock of the file system, not of this machine."""
-    touched = path.stat().st_mtime
+    touched = path.stat().st_mtime  # first: where there is no such file, nothing is written
     probe = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     probe.touch()
     try:

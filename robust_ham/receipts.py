@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -17,11 +18,12 @@ import pandas as pd
 from robust_ham.config import RequestError
 from robust_ham.run_folder import RunFolder
 from robust_ham.store import (
+    csv_text,
     file_hash,
     read_json,
     read_rows,
-    write_csv,
     write_json,
+    write_text,
     writing,
     writing_folder,
 )
@@ -99,14 +101,13 @@ def check(run: RunFolder, made: Path, path: Path) -> None:
     Raises:
         RequestError: the checksum differs.
     """
-    receipt, seen = receipt_of(run, made), None
-    name = path.relative_to(run.root).as_posix()
+    receipt, name = receipt_of(run, made), path.relative_to(run.root).as_posix()
     while receipt and name in receipt.files and (found := file_fault(run, receipt, name)):
-        if receipt == seen:
+        believed, receipt = receipt, receipt_of(run, made)
+        if receipt == believed:  # else the file has just been written anew
             raise RequestError(
                 f"{run.root}: {found}; the command that made this folder makes it anew"
             )
-        receipt, seen = receipt_of(run, made), receipt  # the file may just have been written anew
 
 
 def read_signed(run: RunFolder, made: Iterable[Path]) -> dict[str, bytes]:
@@ -156,10 +157,9 @@ def kept_rows(run: RunFolder, path: Path, columns: list[str]) -> pd.DataFrame:
 
 def write_kept(run: RunFolder, path: Path, table: pd.DataFrame) -> None:
     """Write a table that is kept up to date; at any moment its receipt knows what is there."""
-    with writing(path) as temporary:
-        write_csv(temporary, table)
-        if receipt_of(run, path) is not None and path.is_file():
-            files = {path.relative_to(run.root).as_posix(): file_hash(temporary)}
-            about = {"key": "", "files": files, _BEFORE: file_hash(path)}
-            write_json(run.receipt(path), about)
+    text = csv_text(table)
+    if receipt_of(run, path) is not None and path.is_file():
+        hashes = {path.relative_to(run.root).as_posix(): sha256(text.encode()).hexdigest()}
+        write_json(run.receipt(path), {"key": "", "files": hashes, _BEFORE: file_hash(path)})
+    write_text(path, text)
     sign(run, path, "", [path])

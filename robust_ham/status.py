@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import os
 import time
@@ -104,11 +105,10 @@ PROCESS = "process-"
 def num_processes(folder: RunFolder) -> int:
     """How many processes take part in the run of a folder."""
     try:
-        names = os.listdir(folder.locks)
+        names = fnmatch.filter(os.listdir(folder.locks), f"{PROCESS}*.lock")
     except FileNotFoundError:  # the last has removed it
         return 0
-    mine = [folder.locks / name for name in names if name.startswith(PROCESS)]
-    return sum(owner(path) is not None for path in mine if path.suffix == ".lock")
+    return sum(owner(folder.locks / name) is not None for name in names)
 
 
 def is_done(folder: RunFolder, cell: Cell) -> bool:

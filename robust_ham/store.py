@@ -313,8 +313,13 @@ def read_csv(path: Path, **options: Any) -> pd.DataFrame:  # noqa: ANN401
 
 def write_csv(path: Path, table: pd.DataFrame) -> None:
     """Write a table as CSV, floats in the shortest form that reads back equal."""
-    with writing(path) as temporary:
-        table.to_csv(temporary, index=False, lineterminator="\n")
+    write_text(path, csv_text(table))
+
+
+def csv_text(table: pd.DataFrame) -> str:
+    """What ``write_csv`` writes."""
+    text: str = table.to_csv(index=False, lineterminator="\n")
+    return text
 
 
 def read_rows(path: Path, columns: list[str]) -> pd.DataFrame:

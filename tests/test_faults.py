@@ -233,7 +233,7 @@ def test_a_table_that_is_kept_is_believed_at_any_moment(tmp_path, monkeypatch):
         patch.setattr(os, "replace", replace)
         write_kept(run, run.transfer, new)
     whole = results(run.root)
-    assert len(states) == 4
+    assert len(states) == 3
     for state in states:
         kept = kept_rows(state, state.transfer, ["key"])
         assert kept.equals(old) or kept.equals(new)

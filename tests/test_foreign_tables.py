@@ -285,13 +285,11 @@ def test_two_at_once_make_the_same_folder(tmp_path, monkeypatch):
 
 
 def test_what_is_half_written_is_not_reported(tmp_path):
-    out = converted(tmp_path).folder.root
-    out.with_name(".other.01234567.tmp").mkdir()
-    out.rename(out.with_name(".other.01234567.tmp") / "run")
+    whole, half = converted(tmp_path).folder.root, tmp_path / ".out.01234567.tmp"
+    assert runs_below(tmp_path) == [whole]
+    whole.rename(half)
     assert runs_below(tmp_path) == []
-    assert runs_below(tmp_path / ".other.01234567.tmp" / "run") == [
-        tmp_path / ".other.01234567.tmp" / "run"
-    ]
+    assert runs_below(half) == [half]
 
 
 def test_it_cannot_be_run(run_cli, tmp_path):

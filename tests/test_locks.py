@@ -145,6 +145,22 @@ def test_locks_of_the_dead_are_removed_and_others_stay(kind, tmp_path):
     lock.release()
 
 
+def test_no_space_for_what_a_lock_says_leaves_it_free(tmp_path, monkeypatch):
+    path = tmp_path / "cell.lock"
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        with pytest.raises(OSError, match="No space"):
+            try_lock(path)
+    assert not path.exists()
+    lock = try_lock(path)
+    assert lock is not None
+    lock.release()
+
+
 def test_to_ask_who_holds_a_lock_writes_nothing(tmp_path, monkeypatch):
     path = tmp_path / "dead.lock"
     path.touch()
