@@ -26,8 +26,8 @@ from attacks.adv_lib_attacks import fmn
 from attacks.band_deepfool import band_deepfool
 from attacks.deepfool import deepfool
 from attacks.foolbox_attacks import foolbox_attack
+from attacks.model import Model, predict_logits
 from attacks.outcome import AttackOutcome, margins_of, misclassified
-from attacks.prepare import Model
 from attacks.spatial import spatial_grid, spatial_random, spatial_shift
 from attacks.stadv import stadv
 from attacks.superdeepfool import superdeepfool
@@ -44,6 +44,7 @@ __all__ = [
     "foolbox_attack",
     "margins_of",
     "misclassified",
+    "predict_logits",
     "spatial_grid",
     "spatial_random",
     "spatial_shift",

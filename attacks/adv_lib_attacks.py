@@ -18,9 +18,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from attacks.boundary import Norm
+from attacks.confirm import run_confirmed
+from attacks.model import Model
 from attacks.other_libraries import handed_over
 from attacks.outcome import AttackOutcome
-from attacks.prepare import Model, run_confirmed
 
 INSTALL_ADV_LIB = "pip install tqdm; pip install --no-deps adv-lib"
 

@@ -9,9 +9,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from attacks.confirm import run_confirmed
 from attacks.deepfool import check_options, search
+from attacks.model import Model, check_inputs
 from attacks.outcome import AttackOutcome
-from attacks.prepare import Model, check_inputs, run_confirmed
 
 _ROUNDING = 100  # in units of eps: a projected gradient below this share is rounding, not signal
 

@@ -1,103 +1,144 @@
 """The nearest linearised decision boundary of many points at once: a step of DeepFool.
 
-One forward pass serves the gradients of all classes; classes are looked at from the likeliest on,
-and left out once they cannot be the nearest. What one point needs never changes another's answer.
+One forward pass serves the gradients of all classes. Classes are looked at in the order of their
+expected distance, and the rest is left out (pruned) once none of them can be nearer, judged by
+
+- the dual norm that this very class had when it was last looked at for this image, or
+- for a class not looked at yet, its gradient at the last layer, in proportion to those seen; this
+  is used only where it is known to hold: a sample of the images is looked at in full (``audit``).
+
+What one point needs never changes another's answer.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from attacks.model import Model, chunks, gradient
 from attacks.outcome import misclassified
-from attacks.prepare import Model, chunks
+from attacks.prepare import FastCopy
 
 Norm = Literal["l2", "linf"]
+
+AUDITED_POINTS = 8
+"""Points that are looked at in full at the start; 2 where there are many classes."""
 
 
 @dataclass
 class Rivals:
     """The classes that L images may be moved to, m each.
 
-    ``classes`` int64 (L, m); ``sizes`` (L, m): how large each one's gradient may be expected to be
-    beside the others', as the last layer alone has it; ``sized`` bool (L,): whether that is known.
+    ``classes`` int64 (L, m); ``duals`` (L, m): the dual norm of each one's gradient when it was
+    last looked at, 0: not yet; ``sizes`` (L, m): the norm of its gradient at the last layer;
+    ``sized`` bool (L,): whether that is known.
     """
 
     classes: Tensor
+    duals: Tensor
     sizes: Tensor
     sized: Tensor
 
     def of(self, rows: Tensor) -> Rivals:
         """Those of some images."""
-        return Rivals(self.classes[rows], self.sizes[rows], self.sized[rows])
+        return Rivals(*(getattr(self, field.name)[rows] for field in fields(Rivals)))
+
+    def expected(self) -> Tensor:
+        """Expected dual norm of each gradient, (L, m): as last seen, else in proportion to size."""
+        ratio = (self.duals / self.sizes).amax(1, keepdim=True)
+        return torch.where(
+            self.duals > 0, self.duals, self.sizes * torch.where(ratio > 0, ratio, 1)
+        )
 
 
 @dataclass
 class Boundary:
     """What is known of the nearest linearised boundary of L points; every field is (L, …).
 
-    ``fooled``; ``active``: right and finite; ``classes``, ``sizes``, ``sized`` of the rivals, in
-    the order in which they are looked at, and their logit ``gaps``; ``seen``: how many of them have
-    been looked at; ``distance`` and unit ``direction`` of the nearest boundary so far, ∞ where
-    there is none; ``largest_dual``: largest dual norm so far, in units of the rival's size;
+    ``fooled``; ``active``: right and finite; ``classes``, ``duals``, ``sizes``, ``sized`` of the
+    rivals, in the order in which they are looked at, and their logit ``gaps``; ``seen``: how many
+    of them have been looked at; ``distance`` and unit ``direction`` of the nearest boundary so far,
+    ∞ where there is none; ``largest``: largest dual norm so far, in units of the rival's size;
     ``forwards``, ``backwards``: passes.
     """
 
     fooled: Tensor
     active: Tensor
     classes: Tensor
+    duals: Tensor
     sizes: Tensor
     sized: Tensor
     gaps: Tensor
     seen: Tensor
     distance: Tensor
     direction: Tensor
-    largest_dual: Tensor
+    largest: Tensor
     forwards: Tensor
     backwards: Tensor
 
+    def of(self, rows: Tensor) -> Boundary:
+        """What is known of some points."""
+        return Boundary(*(getattr(self, field.name)[rows] for field in fields(Boundary)))
+
     def rivals(self, rows: Tensor) -> Rivals:
         """Rivals of some points."""
-        return Rivals(self.classes, self.sizes, self.sized).of(rows)
+        return Rivals(self.classes, self.duals, self.sizes, self.sized).of(rows)
 
     def next(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Row and column of the rival that each point looks at next, or the last one."""
         return rows, self.seen[rows].clamp_max(self.classes.shape[1] - 1)
 
     def wanted(self, rows: Tensor, prune: float | None) -> Tensor:
-        """Which of ``rows`` need the gradient of their next rival: bool (B,).
-
-        No other gradient, in units of its rival's size, is taken to be larger than γ_j times the
-        largest of the j seen: γ_j = 1 + 2 (γ − 1) / (j + 1), as the more have been seen the less
-        the others surprise; γ throughout where sizes are not known.
-        """
+        """Which of ``rows`` need the gradient of their next rival: bool (B,)."""
         wanted = self.active[rows] & (self.seen[rows] < self.classes.shape[1])
         if prune is None:
             return wanted
-        gamma = 1 + 2 * (prune - 1) / (self.seen[rows] + 1)
-        gamma = torch.where(self.sized[rows], gamma, prune)
-        upcoming, largest = self.next(rows), self.largest_dual[rows]
-        bound = self.gaps[upcoming] / (gamma * largest * self.sizes[upcoming])
-        return wanted & ~((largest > 0) & (bound >= self.distance[rows]))
+        upcoming = self.next(rows)
+        bound = _dual_bound(
+            prune,
+            self.duals[upcoming],
+            torch.where(self.sized[rows], self.sizes[upcoming], torch.inf),
+            self.largest[rows],
+            self.seen[rows],
+        )
+        return wanted & (self.gaps[upcoming] < bound * self.distance[rows])
 
-    def take(self, rows: Tensor, wanted: Tensor, gradient: Tensor, norm: Norm) -> None:
+    def take(self, rows: Tensor, wanted: Tensor, gradients: Tensor, norm: Norm) -> None:
         """Take in the gradient (B, C, H, W) of the next rival of ``rows`` where it is wanted."""
-        upcoming, dual = self.next(rows), _dual_norm(gradient, norm)
+        upcoming, dual = self.next(rows), _dual_norm(gradients, norm)
         usable = wanted & torch.isfinite(dual) & (dual > 0)
         distance = torch.where(usable, self.gaps[upcoming] / dual, torch.inf)
         nearer = (distance < self.distance[rows]).view(-1, 1, 1, 1)
-        step = _unit_step(gradient, dual, norm)
+        step = _unit_step(gradients, dual, norm)
         self.direction[rows] = torch.where(nearer, step, self.direction[rows])
         self.distance[rows] = self.distance[rows].minimum(distance)
+        self.duals[upcoming] = torch.where(usable, dual, self.duals[upcoming])
         dual = torch.where(usable, dual / self.sizes[upcoming], 0.0)
-        self.largest_dual[rows] = self.largest_dual[rows].maximum(dual)
+        self.largest[rows] = self.largest[rows].maximum(dual)
         self.seen[rows] += wanted
         self.backwards[rows] += 1
+
+
+def _dual_bound(
+    prune: float, duals: Tensor, sizes: Tensor, largest: Tensor, seen: Tensor
+) -> Tensor:
+    """What the dual norm of a rival's gradient is taken to be at most; all arguments (B,).
+
+    γ^½ times the rival's own when it was last seen, and no less than γ_j times ``largest`` in
+    proportion to its size, where the size is known: γ_j = 1 + 2 (γ − 1) / (j + 1), as the more
+    rivals have been seen at this point the less the others surprise. ∞ for a rival of which
+    nothing is known.
+    """
+    gamma = 1 + 2 * (prune - 1) / (seen + 1)
+    in_proportion = torch.where(largest > 0, gamma * largest * sizes, torch.inf)
+    remembered = prune**0.5 * duals
+    known = (duals > 0) & ~torch.isfinite(in_proportion)
+    return torch.where(known, remembered, in_proportion.maximum(remembered))
 
 
 def nearest_boundary(
@@ -123,13 +164,11 @@ def nearest_boundary(
     for rows in chunks(every):
         own = labels[rows]
         inputs = points[rows].requires_grad_(not judge_only)
+        logits = model(inputs)
         if isinstance(rivals, Rivals):
-            logits = model(inputs)
             chosen = rivals.of(rows)
         else:
-            with _head_input(model) as head:
-                logits = model(inputs)
-            chosen = _likely(logits, own, rivals, head)
+            chosen = _likely(logits, own, rivals, None if judge_only else _features(model))
         part = _judged(logits.detach(), inputs, own, chosen)
         parts.append(part)
         if judge_only or not logits.requires_grad:  # as of a model that hides its gradient
@@ -146,6 +185,55 @@ def nearest_boundary(
             _follow(found, part_rows, inputs, model(inputs), own, norm, prune, project)
         rows = rows[found.wanted(rows, prune)]
     return found
+
+
+def first_boundary(
+    model: Model,
+    points: Tensor,
+    labels: Tensor,
+    candidates: int | Literal["all"],
+    *,
+    norm: Norm,
+    prune: float | None,
+    project: Callable[[Tensor], Tensor] | None = None,
+) -> Boundary:
+    """``nearest_boundary`` of L images at the start, where no rival has been looked at yet.
+
+    A sample is looked at in full. The others are pruned only if pruning, even with a γ smaller by
+    a third, would have found the same boundaries for the sample.
+    """
+    count, few = len(points), candidates != "all" and candidates <= 3 * AUDITED_POINTS
+    find = partial(nearest_boundary, model, norm=norm, judge_only=False, project=project)
+    if prune is None:
+        return find(points, labels, candidates, prune=None)
+    sampled = torch.zeros(count, dtype=torch.bool, device=points.device)
+    sampled[:: -(-count // (AUDITED_POINTS if few else 2))] = True
+    sample, others = sampled.nonzero().squeeze(1), (~sampled).nonzero().squeeze(1)
+    in_full = find(points[sample], labels[sample], candidates, prune=None)
+    if len(others) == 0:
+        return in_full
+    trusted = prune if _prunes_rightly(in_full, prune / 1.5) else None
+    pruned = find(points[others], labels[others], candidates, prune=trusted)
+    return _joined([in_full, pruned]).of(torch.cat([sample, others]).argsort())
+
+
+def _prunes_rightly(found: Boundary, prune: float) -> bool:
+    """Whether pruning would have kept the nearest boundary of all points, which none was left out.
+
+    Distances may differ by 1e-6 of their size.
+    """
+    distance = torch.full_like(found.distance, torch.inf)
+    largest, going = torch.zeros_like(distance), found.active.clone()
+    for column, dual in enumerate(found.duals.unbind(1)):
+        gap, size = found.gaps[:, column], found.sizes[:, column]
+        sizes = torch.where(found.sized, size, torch.inf)
+        seen = torch.full_like(found.seen, column)
+        bound = _dual_bound(prune, torch.zeros_like(dual), sizes, largest, seen)
+        going &= gap < bound * distance
+        usable = going & (dual > 0)
+        distance = torch.where(usable, distance.minimum(gap / dual), distance)
+        largest = torch.where(usable, largest.maximum(dual / size), largest)
+    return bool((distance <= found.distance * (1 + 1e-6))[found.active].all())
 
 
 def _follow(
@@ -165,29 +253,28 @@ def _follow(
             return
         rival = found.classes[found.next(rows)]
         gap = logits.gather(1, rival[:, None]) - logits.gather(1, labels[:, None])
-        (gradient,) = torch.autograd.grad(
-            (gap.squeeze(1) * wanted).sum(), inputs, retain_graph=True
-        )
-        found.take(rows, wanted, project(gradient) if project else gradient, norm)
+        slope = gradient((gap.squeeze(1) * wanted).sum(), inputs)
+        found.take(rows, wanted, project(slope) if project else slope, norm)
 
 
 def _judged(logits: Tensor, points: Tensor, labels: Tensor, rivals: Rivals) -> Boundary:
     """What the logits (B, K) alone say of B points."""
     gaps = logits.gather(1, labels[:, None]) - logits.gather(1, rivals.classes)
-    order = (gaps / rivals.sizes).argsort(dim=1, stable=True)
+    order = (gaps / rivals.expected()).argsort(dim=1, stable=True)
     fooled = misclassified(logits, labels)
     zeros = torch.zeros_like(labels)
     return Boundary(
         fooled=fooled,
         active=torch.isfinite(logits).all(1) & ~fooled,
         classes=rivals.classes.gather(1, order),
+        duals=rivals.duals.gather(1, order),
         sizes=rivals.sizes.gather(1, order),
         sized=rivals.sized,
         gaps=gaps.gather(1, order),
         seen=zeros.clone(),
         distance=torch.full_like(gaps[:, 0], torch.inf),
         direction=torch.zeros_like(points),
-        largest_dual=torch.zeros_like(gaps[:, 0]),
+        largest=torch.zeros_like(gaps[:, 0]),
         forwards=zeros + 1,
         backwards=zeros.clone(),
     )
@@ -199,55 +286,38 @@ def _joined(parts: list[Boundary]) -> Boundary:
 
 
 def _likely(
-    logits: Tensor, labels: Tensor, candidates: int | Literal["all"], head: list[Tensor]
+    logits: Tensor, labels: Tensor, candidates: int | Literal["all"], features: Tensor | None
 ) -> Rivals:
     """The most likely classes but the label, of logits (B, K)."""
     wanted = logits.shape[1] if candidates == "all" else min(candidates, logits.shape[1])
     others = logits.detach().scatter(1, labels[:, None], -torch.inf)
     classes = others.argsort(dim=1, descending=True, stable=True)[:, : wanted - 1]
-    sizes = _sizes_at(head, logits, labels, classes)
+    sizes = _sizes(features, logits, labels, classes)
     sized = torch.full_like(labels, sizes is not None, dtype=torch.bool)
     if sizes is None:
         sizes = torch.ones_like(classes, dtype=logits.dtype)
-    return Rivals(classes, sizes, sized)
+    return Rivals(classes, torch.zeros_like(sizes), sizes, sized)
 
 
-def _sizes_at(head: list[Tensor], logits: Tensor, labels: Tensor, classes: Tensor) -> Tensor | None:
-    """‖∇(f_l − f_0)‖₂ with respect to the input of the last layer: (B, m); None: not to be had."""
-    if not head or not head[0].requires_grad:
+def _features(model: Model) -> Tensor | None:
+    """What the last layer of the model was just given, (B, d), where that is known."""
+    return model.features if isinstance(model, FastCopy) else None
+
+
+def _sizes(
+    features: Tensor | None, logits: Tensor, labels: Tensor, classes: Tensor
+) -> Tensor | None:
+    """‖∇(f_l − f_0)‖₂ with respect to ``features`` (B, d): (B, m); None: not to be had."""
+    if features is None or not features.requires_grad:
         return None
     sizes = []
     for rival in classes.unbind(1):
         gap = logits.gather(1, rival[:, None]) - logits.gather(1, labels[:, None])
-        (gradient,) = torch.autograd.grad(gap.sum(), head[0], retain_graph=True, allow_unused=True)
-        if gradient is None:
-            return None
-        sizes.append(torch.linalg.vector_norm(gradient, dim=1))
-    found = torch.stack(sizes, dim=1)
-    return torch.where(torch.isfinite(found), found, 1.0).clamp_min(torch.finfo(found.dtype).tiny)
-
-
-@contextlib.contextmanager
-def _head_input(model: Model) -> Iterator[list[Tensor]]:
-    """While it is open, the list holds the features (B, d) that the last layer was last given.
-
-    Nothing if the last layer with parameters is not linear: going back to its input would cost
-    more than a glance.
-    """
-    latest: list[Tensor] = []
-
-    def look(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        flat = isinstance(layer, nn.Linear) and inputs and inputs[0].ndim == 2
-        latest[:] = [inputs[0]] if flat else []
-
-    layers = list(model.modules()) if isinstance(model, nn.Module) else []
-    own = [x for x in layers if next(x.parameters(recurse=False), None) is not None]
-    handles = [layer.register_forward_pre_hook(look) for layer in own]
-    try:
-        yield latest
-    finally:
-        for handle in handles:
-            handle.remove()
+        slope = gradient(gap.sum(), features)
+        sizes.append(torch.linalg.vector_norm(slope, dim=1))
+    stacked = torch.stack(sizes, dim=1).to(logits)
+    tiny = torch.finfo(stacked.dtype).tiny
+    return torch.where(torch.isfinite(stacked), stacked, 1.0).clamp_min(tiny)
 
 
 def _dual_norm(gradient: Tensor, norm: Norm) -> Tensor:

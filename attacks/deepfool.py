@@ -14,9 +14,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from attacks.boundary import Norm, Rivals, nearest_boundary
+from attacks.boundary import Boundary, Norm, Rivals, first_boundary, nearest_boundary
+from attacks.confirm import run_confirmed
+from attacks.model import Model, chunks
 from attacks.outcome import AttackOutcome, margins_of, misclassified
-from attacks.prepare import Model, chunks, run_confirmed
 
 STEP_CONSTANT = 1e-4
 """Added to the distance of every step but the first, so that no image stalls at the boundary."""
@@ -55,10 +56,11 @@ def deepfool(
         overshoot: factor 1 + overshoot on the accumulated perturbation.
         candidates: most likely classes at the clean image that are considered, the label
             included; ``"all"``: every class.
-        prune: γ: an image's classes are taken in the order of their logit gap, in units of the
-            class's size at the last layer, and the remaining ones are skipped once gap / (γ ·
-            largest dual norm seen in this step, in the same units) reaches its best distance; γ
-            shrinks towards 1 as more are seen; None: none are skipped.
+        prune: γ, by how much a gradient may be larger than expected; a class that cannot be the
+            nearest even then is skipped. Expected is the class's own dual norm when it was last
+            looked at, and of a class not looked at yet its gradient at the last layer, in
+            proportion to those seen, where a sample of the images confirms that this holds
+            (``attacks.boundary``). None: no class is skipped.
         refine: bisect back towards the boundary and end 0.1 % beyond it.
 
     Returns:
@@ -132,16 +134,10 @@ def search(
     for step in range(steps + 1):
         if len(live) == 0:
             break
-        boundary = nearest_boundary(
-            model,
-            points[live],
-            labels[live],
-            rivals or candidates,
-            norm=norm,
-            prune=prune,
-            judge_only=step == steps,
-            project=project,
-        )
+        find: Callable[..., Boundary] = partial(first_boundary, candidates=candidates)
+        if rivals is not None:
+            find = partial(nearest_boundary, rivals=rivals, judge_only=step == steps)
+        boundary = find(model, points[live], labels[live], norm=norm, prune=prune, project=project)
         fooled[live] = boundary.fooled
         forwards[live] += boundary.forwards
         backwards[live] += boundary.backwards

@@ -10,6 +10,7 @@ import contextlib
 import inspect
 import os
 import random
+import threading
 import warnings
 from collections.abc import Iterator
 from functools import partial
@@ -20,11 +21,13 @@ import torch
 from torch import Tensor, nn
 
 from attacks.boundary import Norm
+from attacks.confirm import run_confirmed
+from attacks.model import Model
 from attacks.other_libraries import handed_over
 from attacks.outcome import AttackOutcome
-from attacks.prepare import Model, run_confirmed
 
 _NO_START = "init_attack failed"  # foolbox's words where a decision-based attack finds no start
+_generators = threading.RLock()  # the global random generators have one user at a time
 
 
 def foolbox_attack(
@@ -63,8 +66,9 @@ def foolbox_attack(
             missing or too many, or the input is out of range.
     """
     build = _builder(attack, norm, epsilon, options)
-    call = partial(_call, build=build, epsilon=epsilon, seed=seed)
-    return run_confirmed(partial(handed_over, call=call), model, images, labels)
+    search = partial(handed_over, call=partial(_call, build=build, epsilon=epsilon, seed=seed))
+    # Many images survive an attack of fixed size, and would be attacked again without the copy.
+    return run_confirmed(search, model, images, labels, use_copy=epsilon is None)
 
 
 def foolbox_parameters(attack: str) -> list[inspect.Parameter]:
@@ -141,7 +145,7 @@ def _call(
     epsilon: float | None,
     seed: int,
 ) -> Tensor:
-    with _seeded(seed, images.device):
+    with _generators, _seeded(seed, images.device):
         return _attacked(build, model, images, labels, epsilon)
 
 

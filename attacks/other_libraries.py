@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from attacks.model import Model, chunks, gradient
 from attacks.outcome import AttackOutcome, margins_of, misclassified
-from attacks.prepare import Model, chunks
 
 Call = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """Model, images (B, C, H, W) in [0, 1] and labels (B,) to adversarial images of the same shape."""
@@ -53,11 +54,31 @@ class Counted(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) to logits (B, K)."""
         self.forwards += len(images)
-        if images.requires_grad and torch.is_grad_enabled():
-            images = images.view_as(images)  # the hook must not stay with the caller's tensor
-            images.register_hook(self._count_backward)
-        logits: Tensor = self.model(images)
+        logits: Tensor = _Counting.apply(images, self)
         return logits
 
-    def _count_backward(self, gradient: Tensor) -> None:
-        self.backwards += len(gradient)
+
+class _Counting(torch.autograd.Function):
+    """The model with a backward pass that reaches the images and nothing else.
+
+    Libraries call ``backward``, which would add to the gradients of parameters that a function of
+    the caller's hides, and rely on a gradient that a model may not have.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, counted: Counted) -> Tensor:  # noqa: ANN401
+        """Logits (B, K) of images (B, C, H, W)."""
+        wanted: bool = ctx.needs_input_grad[0]
+        with torch.set_grad_enabled(wanted):
+            inputs = images.detach().requires_grad_(wanted)
+            logits = counted.model(inputs)
+        ctx.counted, ctx.inputs, ctx.logits = counted, inputs, logits if wanted else None
+        return logits.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
+        """Gradient with respect to the images."""
+        ctx.counted.backwards += len(ctx.inputs)
+        with torch.enable_grad():
+            total = (ctx.logits * slopes[0]).sum()
+        return gradient(total, ctx.inputs), None

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from attacks.confirm import run_confirmed
 from attacks.draws import image_streams
+from attacks.model import Model, chunks
 from attacks.outcome import AttackOutcome, margins_of
-from attacks.prepare import Model, chunks, run_confirmed
 from attacks.transforms import (
     check_rotation,
     grid_transforms,
@@ -161,7 +162,7 @@ def _attack(
         transforms = transforms_of(images).to(images.device)
         return _search(model, images, labels, transforms, padding, stop, whole_pixels)
 
-    outcome = run_confirmed(search, model, images, labels)
+    outcome = run_confirmed(search, model, images, labels, retry_survivors=False)
     if len(images):
         return outcome
     count = transforms_of(images).shape[-2]

@@ -8,9 +8,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from attacks.confirm import run_confirmed
 from attacks.draws import image_streams
+from attacks.model import Model, chunks, gradient
 from attacks.outcome import AttackOutcome, margins_of
-from attacks.prepare import Model, chunks, run_confirmed
 from attacks.warp import warp_flow
 
 _START = 0.01  # pixels; a zero flow is a stationary point of the smoothness term
@@ -113,11 +114,11 @@ def _search(
             going = ~done & torch.isfinite(loss.detach())
             if step > steps or not going.any():
                 break
-            (gradient,) = torch.autograd.grad(loss[going].sum(), flow)
+            slope = gradient(loss[going].sum(), flow)
             backwards[rows] += 1
-            rows, flow, gradient = rows[going], flow.detach()[going], gradient[going]
-            first = _BETAS[0] * first[going] + (1 - _BETAS[0]) * gradient
-            second = _BETAS[1] * second[going] + (1 - _BETAS[1]) * gradient**2
+            rows, flow, slope = rows[going], flow.detach()[going], slope[going]
+            first = _BETAS[0] * first[going] + (1 - _BETAS[0]) * slope
+            second = _BETAS[1] * second[going] + (1 - _BETAS[1]) * slope**2
             fell = loss.detach()[going] < lowest[going]
             lowest = lowest[going].minimum(loss.detach()[going])
             waited = torch.where(fell, 0, waited[going] + 1)

@@ -8,10 +8,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from attacks.confirm import run_confirmed
 from attacks.deepfool import BISECTIONS, PRUNE, check_options, refined
 from attacks.deepfool import search as deepfool_search
+from attacks.model import Model, chunks, gradient
 from attacks.outcome import AttackOutcome
-from attacks.prepare import Model, chunks, run_confirmed
 
 _WORTHWHILE = 0.99  # an image is done once a round shortens its perturbation by less than this
 
@@ -24,6 +25,7 @@ def superdeepfool(
     steps: int = 50,
     overshoot: float = 0.02,
     candidates: int | Literal["all"] = 10,
+    prune: float | None = PRUNE,
 ) -> AttackOutcome:
     """A tighter L2 perturbation: DeepFool, projected on the boundary's normal, until it holds.
 
@@ -41,6 +43,7 @@ def superdeepfool(
         steps: most projections per image, and most DeepFool steps before each.
         overshoot: of each DeepFool run.
         candidates: classes considered, as in ``deepfool``.
+        prune: which classes each DeepFool run skips, as in ``deepfool``; None: none.
 
     Returns:
         An ``AttackOutcome``; ``transform`` and ``margins`` are None.
@@ -48,8 +51,8 @@ def superdeepfool(
     Raises:
         ValueError: an option or the input is out of range.
     """
-    check_options("l2", steps, overshoot, candidates, None)
-    search = partial(_search, steps=steps, overshoot=overshoot, candidates=candidates)
+    check_options("l2", steps, overshoot, candidates, prune)
+    search = partial(_search, steps=steps, overshoot=overshoot, candidates=candidates, prune=prune)
     return run_confirmed(search, model, images, labels)
 
 
@@ -61,6 +64,7 @@ def _search(
     steps: int,
     overshoot: float,
     candidates: int | Literal["all"],
+    prune: float | None,
 ) -> AttackOutcome:
     points = images.clone()  # where DeepFool goes on from
     nearest = images.clone()  # nearest fooling point so far, else the last iterate
@@ -77,7 +81,7 @@ def _search(
             steps=steps,
             overshoot=overshoot,
             candidates=candidates,
-            prune=PRUNE,
+            prune=prune,
             refine=False,
         )
         forwards[live] += found.forwards
@@ -112,7 +116,7 @@ def _projected(model: Model, images: Tensor, reached: Tensor, labels: Tensor) ->
         gap = logits.gather(1, logits.argmax(1, keepdim=True)) - logits.gather(
             1, labels[rows, None]
         )
-        (normal,) = torch.autograd.grad(gap.sum(), inputs)
+        normal = gradient(gap.sum(), inputs)
         step = (reached[rows] - images[rows]).flatten(1)
         size = (normal.flatten(1) ** 2).sum(1)
         along: Tensor = (step * normal.flatten(1)).sum(1) / size.clamp_min(

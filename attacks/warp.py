@@ -29,8 +29,13 @@ def sampling_grids(transforms: Tensor, height: int, width: int) -> Tensor:
         width: W.
 
     Returns:
-        float64 (T, H, W, 2).
+        float64 (T, H, W, 2). A side of one pixel, which has no extent between corners, is taken as
+        the middle one of three, as in ``warp``.
     """
+    if 1 in (height, width):
+        grids = sampling_grids(transforms, *_sides(height, width))
+        rows = slice(1, 2) if height == 1 else slice(None)
+        return grids[:, rows, 1:2] if width == 1 else grids[:, rows]
     transforms = transforms.double()
     angle, right, down = transforms.unbind(1)
     centre = torch.tensor([(width - 1) / 2, (height - 1) / 2], dtype=torch.float64)
@@ -45,6 +50,11 @@ def sampling_grids(transforms: Tensor, height: int, width: int) -> Tensor:
     return F.affine_grid(inverse[:, :2], [len(transforms), 1, height, width], align_corners=True)
 
 
+def _sides(height: int, width: int) -> tuple[int, int]:
+    """Sides of the image that coordinates refer to: 3 in place of 1."""
+    return (3 if height == 1 else height), (3 if width == 1 else width)
+
+
 def warp(images: Tensor, grids: Tensor, padding: Padding) -> Tensor:
     """One transform per image.
 
@@ -57,6 +67,10 @@ def warp(images: Tensor, grids: Tensor, padding: Padding) -> Tensor:
         (N, C, H, W), inside [0, 1] where the images are.
     """
     grids = grids.to(images)
+    if 1 in images.shape[2:]:  # all pixels across a side of one pixel are the same, or outside
+        beside_width, beside_height = (int(side == 1) for side in reversed(images.shape[2:]))
+        pads = (beside_width, beside_width, beside_height, beside_height)
+        images = F.pad(images, pads, mode="constant" if padding == "zeros" else "replicate")
     warped = F.grid_sample(images, grids, "bilinear", padding, align_corners=True)
     return warped.clamp(0, 1)
 
@@ -91,7 +105,8 @@ def warp_flow(images: Tensor, flow: Tensor, padding: Padding = "zeros") -> Tenso
     """
     height, width = images.shape[2:]
     identity = sampling_grids(torch.zeros(1, 3, device=images.device), height, width).to(flow)
-    scale = flow.new_tensor([2 / max(width - 1, 1), 2 / max(height - 1, 1)])
+    high, wide = _sides(height, width)
+    scale = flow.new_tensor([2 / (wide - 1), 2 / (high - 1)])
     return warp(images, identity + flow.permute(0, 2, 3, 1) * scale, padding)
 
 

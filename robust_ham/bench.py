@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from attacks import ATTACKS, AttackOutcome
-from attacks.prepare import attack_mode, chunks, prepare
+from attacks.model import attack_mode, chunks
+from attacks.prepare import prepare
 from robust_ham import peers, stopping
 from robust_ham.catalogue import attack_options
 from robust_ham.checkpoints import read_card

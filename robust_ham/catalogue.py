@@ -14,7 +14,7 @@ from torch import Tensor
 
 from attacks import ATTACKS, Attack, AttackOutcome, Model, foolbox_attack, misclassified
 from attacks.foolbox_attacks import foolbox_parameters
-from attacks.prepare import attack_mode
+from attacks.model import attack_mode
 from attacks.transforms import grid_transforms, shift_transforms
 from robust_ham.config import AttackConfig, RequestError, is_own
 from robust_ham.config_fields import number

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from attacks import margins_of
 from attacks.draws import image_streams
-from attacks.prepare import Model, attack_mode, prepare
+from attacks.model import Model, attack_mode
+from attacks.prepare import prepare
 from robust_ham.analysis.statistics import Values, per_image_ratios
 from robust_ham.judging import ACCURACY_TOLERANCE, logits_of
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks import AttackOutcome, margins_of
-from attacks.prepare import BOX_TOLERANCE, attack_mode
+from attacks.model import BOX_TOLERANCE, attack_mode
 from robust_ham.checkpoints import describe
 from robust_ham.config import RequestError
 from robust_ham.model_groups import ModelGroup

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from attacks.boundary import Norm
-from attacks.prepare import attack_mode
+from attacks.model import attack_mode
 
 SPECTRUM_COLUMNS = ["frequency", "num_bins", "share"]
 _BATCH = 250

@@ -6,9 +6,9 @@ import torch
 from conftest import fashion_images, zoo_model
 from torch import nn
 
-from attacks import deepfool
-from attacks.boundary import _head_input
+from attacks import deepfool, superdeepfool
 from attacks.deepfool import STEP_CONSTANT
+from attacks.prepare import FastCopy, prepare
 
 
 class Affine(nn.Module):
@@ -162,6 +162,77 @@ def test_pruning_with_one_class_row_tripled():
     assert torch.equal(pruned.fooled, full.fooled)
     a, b = ((o.images - x).flatten(1).norm(dim=1).mean() for o in (pruned, full))
     assert a.item() == pytest.approx(b.item(), rel=2e-3)
+
+
+class UnequalRows(nn.Module):
+    """Class k reads pixel k alone, times 0, 1, 10, …: the nearest has the largest gradient.
+
+    ``layers``: a matrix product; a linear layer; or two, so that all rows of the last are equal.
+    """
+
+    def __init__(self, layers, slopes=(0.0, 1.0, 10.0)):
+        super().__init__()
+        weight = torch.diag(torch.tensor(slopes))
+        gaps = torch.tensor([0.0] + [0.1 * 3**k for k in range(len(slopes) - 1)])  # 0.1, 0.3, …
+        bias = -weight.sum(1) / 2 - gaps  # at a grey image
+        matrices = {"product": [weight], "linear": [weight], "two": [weight, torch.eye(len(gaps))]}
+        self.product = weight if layers == "product" else None
+        self.layers = nn.Sequential(*(nn.Linear(*m.shape, bias=False) for m in matrices[layers]))
+        for layer, matrix in zip(self.layers, matrices[layers], strict=True):
+            layer.weight.data = matrix
+        self.bias = nn.Parameter(bias)
+
+    def forward(self, x):
+        x = x.flatten(1)
+        return (x @ self.product if self.product is not None else self.layers(x)) + self.bias
+
+
+@pytest.mark.parametrize("layers", ["product", "linear", "two"])
+@pytest.mark.parametrize("count", [1, 8, 9, 200])
+@pytest.mark.parametrize("slopes", [(0.0, 1.0, 10.0), (0.0, 1.0, 10.0, 100.0, 1000.0)])
+def test_pruning_with_rows_of_unequal_size(layers, count, slopes):
+    model = UnequalRows(layers, slopes)
+    images = torch.full((count, 1, 1, len(slopes)), 0.5)
+    labels = torch.zeros(count, dtype=torch.int64)
+    gaps = [0.1 * 3**k for k in range(len(slopes) - 1)]
+    nearest = min(gap / slope for gap, slope in zip(gaps, slopes[1:], strict=True))
+    for attack, factor in ((deepfool, 1.02), (superdeepfool, 1.001)):
+        outcome = attack(model, images, labels)
+        length = (outcome.images - images).flatten(1).norm(dim=1)
+        assert outcome.fooled.all()
+        assert length.tolist() == pytest.approx([factor * nearest] * count, rel=1e-3)
+        unpruned = attack(model, images, labels, prune=None)
+        torch.testing.assert_close(outcome.images, unpruned.images)
+
+
+def test_a_gradient_that_grows_is_not_pruned_by_what_others_had():
+    """Class 2's gradient is 20 times class 1's beyond the first step, and was seen before it."""
+
+    def model(x):
+        a, b = x.flatten(1).unbind(1)
+        return torch.stack([0 * a, a - 0.9, 20 * (b + 0.05 * (a - 0.5)) - 14.6], 1)
+
+    images, labels = torch.full((64, 1, 1, 2), 0.5), torch.zeros(64, dtype=torch.int64)
+    pruned, full = (deepfool(model, images, labels, prune=p) for p in (2.5, None))
+    torch.testing.assert_close(pruned.images, full.images)
+
+
+@pytest.mark.parametrize("num_classes", [10, 60, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_pruning_with_many_classes(num_classes, norm):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, num_classes)
+    ).eval()
+    model[3].weight.data *= torch.logspace(-1, 1, num_classes)[:, None]
+    x = torch.rand(60, 1, 8, 8)
+    y = model(x).argmax(1)
+    pruned, full = (
+        deepfool(model, x, y, norm=norm, candidates="all", prune=p) for p in (2.5, None)
+    )
+    assert torch.equal(pruned.fooled, full.fooled)
+    a, b = ((o.images - x).flatten(1).norm(dim=1) for o in (pruned, full))
+    assert ((a - b).abs() <= 1e-3 * b).float().mean() >= 0.98
 
 
 def test_refined_points_are_nearer_and_still_fool():
@@ -365,21 +436,15 @@ class ConvolutionalHead(nn.Module):
         return self.head(self.features(x).relu()).mean((2, 3))
 
 
-def head_of(model, x):
-    """Features that the last layer was given, as DeepFool sees them."""
-    with _head_input(model) as head:
-        model(x)
-    return head
-
-
 def test_only_a_linear_last_layer_sizes_the_classes():
     x, _ = fashion_images(3)
-    model = zoo_model(3, "none")
-    (features,) = head_of(model, x)
-    assert features.shape == (3, 32)
-    assert head_of(ConvolutionalHead(), x) == []
-    assert head_of(lambda x: x.flatten(1), x) == []
-    assert not any(layer._forward_pre_hooks for layer in model.modules())
+    with_head = prepare(zoo_model(3, "none"), x)
+    with_head(x)
+    assert with_head.features.shape == (3, 32)
+    without = prepare(ConvolutionalHead(), x)
+    without(x)
+    assert isinstance(without, FastCopy)
+    assert without.features is None
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])

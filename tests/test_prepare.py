@@ -1,11 +1,15 @@
 """The prepared copy computes the same, and anything odd falls back to the caller's model."""
 
+import pytest
 import torch
+from awkward_models import AWKWARD, SHAPE
 from conftest import fashion_images, zoo_model
 from torch import nn
 
 from attacks import AttackOutcome, deepfool
-from attacks.prepare import prepare, run_confirmed
+from attacks.confirm import run_confirmed
+from attacks.model import attack_mode
+from attacks.prepare import FastCopy, prepare
 from robust_ham.layers import WindowedConv2d
 from robust_ham.model_groups import ResNet18CifarGroup
 from robust_ham.models import build
@@ -53,13 +57,10 @@ class DataDependent(nn.Module):
         return x if x.sum() > 0 else 2 * x
 
 
-def test_a_model_that_cannot_be_traced_is_still_folded():
+def test_a_model_that_cannot_be_traced_is_used_as_it_is():
     model = DataDependent().eval()
-    x = torch.rand(4, 1, 8, 8)
-    fast = prepare(model, x)
-    assert not modules_of(fast, WindowedConv2d)
-    assert modules_of(fast, nn.BatchNorm2d)
-    torch.testing.assert_close(fast(x), model(x), atol=1e-5, rtol=1e-5)
+    assert prepare(model, torch.rand(4, 1, 8, 8)) is model
+    assert modules_of(model, WindowedConv2d)
 
 
 def test_a_copy_with_other_logits_is_not_used():
@@ -95,13 +96,86 @@ def test_what_the_copy_finds_is_confirmed_on_the_callers_model():
 
     def search(searched_model, images, labels):
         searched.append(searched_model)
-        own = searched_model is model
+        own = not isinstance(searched_model, FastCopy)
         counts = torch.ones(len(images), dtype=torch.int64)
         claims = torch.full((len(images),), not own)
         return AttackOutcome(images.clone(), claims, counts, counts.clone())
 
     outcome = run_confirmed(search, model, x, labels)
-    assert len(searched) == 2
-    assert searched[1] is model
+    assert [isinstance(each, FastCopy) for each in searched] == [True, False]
     assert not outcome.fooled.any()  # the claims of the first search were wrong
     assert outcome.forwards.tolist() == [3, 3, 3]  # two searches and the confirmation
+
+
+def test_a_copy_that_turns_out_to_be_another_function_is_given_up(caplog):
+    """The search changes the model, so that only the comparison after it can tell."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).eval()
+    x = torch.rand(12, 1, 2, 2)
+    labels = model(x).argmax(1)
+    searched = []
+
+    def search(searched_model, images, labels):
+        fast = isinstance(searched_model, FastCopy)
+        if fast:
+            model[1].weight.data = -model[1].weight.data
+        searched.append((fast, len(images)))
+        counts = torch.ones(len(images), dtype=torch.int64)
+        return AttackOutcome(images.clone(), counts.bool() & (not fast), counts, counts.clone())
+
+    outcome = run_confirmed(search, model, x, labels)
+    assert searched == [(True, 12), (False, 12)]
+    assert outcome.fooled.all()
+    assert "differs from it" in caplog.text
+
+
+def test_images_that_the_copy_cannot_fool_are_tried_on_the_model():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).eval()
+    x = torch.rand(5, 1, 2, 2)
+    labels = model(x).argmax(1)
+    searched = []
+
+    def search(searched_model, images, labels):
+        searched.append((isinstance(searched_model, FastCopy), len(images)))
+        counts = torch.ones(len(images), dtype=torch.int64)
+        return AttackOutcome(images.clone(), counts.bool() & False, counts, counts.clone())
+
+    run_confirmed(search, model, x, labels)
+    assert searched == [(True, 5), (False, 5)]
+    searched.clear()
+    run_confirmed(search, model, x, labels, retry_survivors=False)
+    assert searched == [(True, 5)]
+
+
+@pytest.mark.parametrize("name", ["ViewAfterPooling", "ViewAfterMaxPooling", "Transformer"])
+def test_sound_networks_of_others_get_a_copy(name):
+    torch.manual_seed(0)
+    model = AWKWARD[name]().eval()
+    x = torch.rand(9, *SHAPE)
+    fast = prepare(model, x)
+    assert isinstance(fast, FastCopy)
+    torch.testing.assert_close(fast(x), model(x), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "StraightThrough",
+        "BackwardPassDifferentiableApproximation",
+        "BackwardOfItsOwn",
+        "MemberWithoutGradient",
+        "AsksWhetherThereAreGradients",
+        "FullBackwardHook",
+        "ForwardHook",
+        "TensorHook",
+        "CopiesAreTheOriginal",
+        "PartOfTheCopyIsTheOriginal",
+        "AutocastInside",
+        "Scripted",
+        "CheckpointedReentrant",
+    ],
+)
+def test_networks_that_a_trace_would_change_get_none(name):
+    torch.manual_seed(0)
+    model = AWKWARD[name]().eval()
+    with attack_mode(model):
+        assert prepare(model, torch.rand(9, *SHAPE)) is model

@@ -1,0 +1,73 @@
+"""Full float32 precision while an attack runs, whatever the caller's switches say."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+
+_lock = threading.Lock()
+_restorers: list[Callable[[], None]] = []  # in the order in which they are to be called
+_users = 0
+
+
+@contextlib.contextmanager
+def full_precision() -> Iterator[None]:
+    """TF32 and bfloat16 off inside float32 matrix products and convolutions, then as before.
+
+    The switches belong to the process: while several threads are inside, the first one saves them
+    and the last one restores them.
+    """
+    global _users  # noqa: PLW0603 - as global as the switches
+    with _lock:
+        _users += 1
+        if _users == 1:
+            _save_and_disable()
+    try:
+        yield
+    finally:
+        with _lock:
+            _users -= 1
+            if _users == 0:
+                for restore in _restorers:
+                    restore()
+                _restorers.clear()
+
+
+def _save_and_disable() -> None:
+    """Save every switch and turn it off, in the new interface and in the old one.
+
+    Both are set, because torch refuses to read an old switch that contradicts a new one.
+    """
+    backends: Any = torch.backends
+    cudnn, mkldnn = backends.cudnn, backends.mkldnn
+    inherited = [backends, cudnn, mkldnn]
+    matmul, convolution = [backends.cuda.matmul, mkldnn.matmul], [cudnn.conv, cudnn.rnn]
+    operations = [*matmul, *convolution, mkldnn.conv, mkldnn.rnn]
+    saved = []
+    for switch in inherited + operations:  # a switch shows its own value once the others are none
+        saved.append(partial(setattr, switch, "fp32_precision", switch.fp32_precision))
+        switch.fp32_precision = "none"
+    old_matmul = _read_old(torch.get_float32_matmul_precision, matmul)
+    _restorers.append(partial(torch.set_float32_matmul_precision, old_matmul))
+    old_tf32 = _read_old(lambda: cudnn.allow_tf32, convolution)
+    _restorers.append(partial(setattr, cudnn, "allow_tf32", old_tf32))
+    _restorers.extend(reversed(saved))
+    torch.set_float32_matmul_precision("highest")
+    cudnn.allow_tf32 = False
+    for switch in operations:
+        switch.fp32_precision = "ieee"
+
+
+def _read_old(read: Callable[[], Any], switches: list[Any]) -> Any:  # noqa: ANN401
+    """Value of an old switch: try the values of the new ``switches`` that it may stand for."""
+    for values in (("ieee", "ieee"), ("tf32", "tf32"), ("tf32", "bf16")):
+        for switch, value in zip(switches, values, strict=True):
+            switch.fp32_precision = value
+        with contextlib.suppress(RuntimeError):
+            return read()
+    raise AssertionError("torch reads this switch in no state")
