@@ -4,21 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 import torch
+from numpy.typing import ArrayLike
+from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import Progress, TaskID
 from torch import Tensor, nn
 
+from attacks import ATTACKS, Model
+from attacks.prepare import attack_mode
 from robust_ham import checkpoints
-from robust_ham.config import AttackConfig, DatasetConfig
+from robust_ham.catalogue import OwnFunction, attack_function, check_attack, resolve_attack
+from robust_ham.config import AttackConfig, DatasetConfig, RequestError
+from robust_ham.config_fields import first_error
 from robust_ham.data import load_split
 from robust_ham.evaluation import AttackedImages, attacked_images
 from robust_ham.evaluation import evaluate as evaluate_one
+from robust_ham.given import given_images, given_labels
+from robust_ham.judging import logits_of
 from robust_ham.plan import ZOO
-from robust_ham.splits import to_float
 
 
 def load_model(place: str | Path) -> nn.Module:
@@ -69,10 +76,10 @@ def load_images(
 
 
 def evaluate(
-    models: nn.Module | Mapping[str, nn.Module],
-    images: Tensor,
-    labels: Tensor,
-    attack: str = "deepfool",
+    models: Model | Mapping[str, Model],
+    images: ArrayLike,
+    labels: ArrayLike,
+    attack: str | OwnFunction = "deepfool",
     *,
     batch_size: int = 250,
     progress: bool = True,
@@ -81,11 +88,14 @@ def evaluate(
     """Attack one or several networks on the same images, and judge every image afresh.
 
     Args:
-        models: takes (N, C, H, W) in [0, 1], normalisation inside, returns logits (N, K); or
-            several of them by name. They run on the device that their parameters are on.
-        images: (N, C, H, W), uint8 or floats in [0, 1].
-        labels: (N,), whole numbers.
-        attack: a name in ``attacks.ATTACKS``, ``foolbox:NAME``, or ``module:function``.
+        models: takes (N, C, H, W) in [0, 1], normalisation inside, returns logits (N, K): an
+            ``nn.Module``, which runs on the device that its parameters are on, or a function; or
+            several of them by name.
+        images: (N, C, H, W), uint8 or floats in [0, 1]: a tensor, an array or lists of them.
+        labels: (N,), whole numbers from 0.
+        attack: a name in ``attacks.ATTACKS``, ``foolbox:NAME``, or ``module:function``; or a
+            function of model, images, labels and options that returns images or an
+            ``AttackOutcome``.
         batch_size: images handed to the attack at once.
         progress: show a bar, on a terminal or in a notebook.
         options: of the attack.
@@ -97,39 +107,117 @@ def evaluate(
         survived (distance ∞) or invalid.
 
     Raises:
-        ValueError: images or labels of another shape, none, or a ``batch_size`` of none.
-        RequestError: no such attack, or an option that it refuses.
+        ValueError: images or labels of another shape, kind or range, none, or a ``batch_size`` of
+            none.
+        RequestError: no such attack, an option that it does not have or refuses, or a model that
+            does not take the images.
     """
-    named = dict(models) if isinstance(models, Mapping) else {"model": models}
-    if images.ndim != 4 or labels.shape != images.shape[:1]:
+    named: dict[str, Model] = dict(models) if isinstance(models, Mapping) else {"model": models}
+    clean, classes = given_images(images), given_labels(labels)
+    if clean.ndim != 4 or classes.shape != clean.shape[:1]:
         raise ValueError(
-            f"expected images (N, C, H, W) and labels (N,), got {tuple(images.shape)} and "
-            f"{tuple(labels.shape)}"
+            f"expected images (N, C, H, W) and labels (N,), got {tuple(clean.shape)} and "
+            f"{tuple(classes.shape)}"
         )
-    if not len(images):
+    if not len(clean):
         raise ValueError("expected at least one image")
     if batch_size < 1:
         raise ValueError(f"batch_size: expected 1 or more, got {batch_size}")
-    clean = to_float(images) if images.dtype == torch.uint8 else images.detach().float()
-    attacked = AttackedImages(clean.cpu(), labels.long().cpu(), list(range(len(labels))))
-    asked = AttackConfig.model_validate({"attack": attack} | options)
+    if not named:
+        raise ValueError("expected at least one model")
+    home = images.device if isinstance(images, Tensor) else torch.device("cpu")
+    devices = {name: _device_of(model, home) for name, model in named.items()}
+    for name, model in named.items():
+        _check_model(name, model, clean, classes, devices[name])
+    asked, own = _asked(attack, options, tuple(clean.shape[1:]))
+    attacked = AttackedImages(clean, classes, list(range(len(classes))))
     tables = []
     with Progress(console=Console(stderr=True), disable=not progress) as bars:
         for name, model in named.items():
-            bar = bars.add_task(name, total=len(labels))
+            bar = bars.add_task(str(name), total=len(classes))
 
             def step(done: int, total: int, bar: TaskID = bar) -> None:
                 bars.update(bar, completed=done, total=total)
 
             found = evaluate_one(
-                model,
+                cast(nn.Module, model),  # a function serves as well: it has no modes or parameters
                 attacked,
                 asked,
-                attack,
+                asked.attack,
                 batch_size=batch_size,
-                device=next((p.device for p in model.parameters()), torch.device("cpu")),
+                device=devices[name],
                 progress=step,
+                own=own,
             )
             found.samples.insert(0, "model_id", name)
             tables.append(found.samples)
     return pd.concat(tables, ignore_index=True)
+
+
+def _asked(
+    attack: str | OwnFunction, options: dict[str, Any], image_shape: tuple[int, ...]
+) -> tuple[AttackConfig, OwnFunction | None]:
+    """The attack as a configuration has it; beside it the function, where it is the user's own."""
+    own = None
+    if not isinstance(attack, str):
+        if not callable(attack):
+            raise ValueError(f"attack: expected a name or a function, got {type(attack).__name__}")
+        known = {function: name for name, function in ATTACKS.items() if function is attack}
+        own = None if known else attack
+        attack = known.get(attack) or f"own:{getattr(attack, '__name__', type(attack).__name__)}"
+    attack_function(attack, own)  # there is such an attack
+    for name in set(options) & set(AttackConfig.model_fields):
+        hint = ""
+        if name in ("budget", "budgets"):
+            hint = ": every image has its distance, which compare(..., budget=...) counts"
+        raise RequestError(f"{name}: a key of configurations, not an option of {attack}{hint}")
+    try:
+        asked = AttackConfig.model_validate({"attack": attack} | options)
+    except ValidationError as error:
+        raise RequestError(f"{attack}: {first_error(error)}") from None
+    asked = resolve_attack(asked, attack, own)
+    channels, height, width = image_shape
+    check_attack(asked, attack, (channels, height, width), own)
+    return asked, own
+
+
+def _device_of(model: Model, home: torch.device) -> torch.device:
+    tensors = [*model.parameters(), *model.buffers()] if isinstance(model, nn.Module) else []
+    return tensors[0].device if tensors else home
+
+
+def _check_model(
+    name: str, model: Model, images: Tensor, labels: Tensor, device: torch.device
+) -> None:
+    """Refuse a model that cannot be asked, or labels that are not its classes."""
+    if not callable(model) or isinstance(model, type):
+        raise RequestError(f"{name}: expected a network or a function, got {model!r:.80}")
+    try:
+        with attack_mode(model), torch.no_grad():
+            logits = model(images[:1].clone().to(device))
+    except Exception as error:  # it is the user's code: whatever it raises, one line says so
+        reason = " ".join(str(error).split())
+        raise RequestError(
+            f"{name}: {type(error).__name__} for an image {tuple(images.shape[1:])}: {reason}"
+        ) from error
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        return  # the attack says what it expects
+    num_classes, wrong = logits.shape[1], (labels < 0) | (labels >= logits.shape[1])
+    if wrong.any():
+        row = int(wrong.nonzero()[0])
+        hint = "; do they begin at 1?" if labels.min() == 1 and labels.max() == num_classes else ""
+        raise ValueError(
+            f"labels: expected 0 … {num_classes - 1}, as {name} has {num_classes} classes, got "
+            f"{int(labels[row])} (image {row}){hint}"
+        )
+    if labels.min() >= 1:
+        predicted = logits_of(cast(nn.Module, model), images, device).argmax(1)
+        before, right = (
+            (predicted == labels - 1).float().mean(),
+            (predicted == labels).float().mean(),
+        )
+        if before > 0.5 and right < 0.1:
+            raise ValueError(
+                f"labels: {name} predicts the class before the label for {before:.0%} of images: "
+                "expected labels that begin at 0"
+            )

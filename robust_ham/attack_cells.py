@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from robust_ham.catalogue import attack_options, own_code, shared_transforms
+from robust_ham.catalogue import attack_options, own_code, recipe_of, shared_transforms
 from robust_ham.cell import Cell
 from robust_ham.checkpoints import read_card
 from robust_ham.context import Context, Done
@@ -202,7 +202,7 @@ def attack_recipe(context: Context, attack_id: str) -> str:
         context.where
         | {
             "attack": attack.attack,
-            "options": attack_options(attack, attack_id),
+            "options": recipe_of(attack_options(attack, attack_id)),
             "inputs": context.inputs_key_of(attack.num_images),
             "batch_size": config.evaluation.batch_size,
             "gallery": config.evaluation.gallery,

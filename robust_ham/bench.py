@@ -25,7 +25,7 @@ from attacks import ATTACKS, AttackOutcome
 from attacks.model import attack_mode, chunks
 from attacks.prepare import prepare
 from robust_ham import peers, stopping
-from robust_ham.catalogue import attack_options
+from robust_ham.catalogue import attack_options, recipe_of
 from robust_ham.checkpoints import read_card
 from robust_ham.config import OURS, RequestError
 from robust_ham.context import Context
@@ -279,7 +279,7 @@ def _key(context: Context, model_id: str, attack_id: str, libraries: list[str], 
         | {
             "weights": read_card(context.run.model(model_id))["weights_sha256"],
             "attack": attack.attack,
-            "options": attack_options(attack, attack_id),
+            "options": recipe_of(attack_options(attack, attack_id)),
             "inputs": context.inputs_key,
             "versions": {name: versions[name] for name in libraries},
             "torch": torch.__version__,

@@ -14,7 +14,6 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import (
     AliasChoices,
-    BaseModel,
     ConfigDict,
     Field,
     ValidationError,
@@ -151,12 +150,24 @@ class TrainingConfig(Section):
         return self
 
 
+EPSILON_OPTIONS = ("epsilon", "eps", "max_epsilon", "max_eps")
+"""Options that set the size of the perturbation: an attack that has one seeks no least distance."""
+
+_NORM_NAMES = {"l2": "l2", "2": "l2", "linf": "linf", "inf": "linf", "l∞": "linf", "∞": "linf"}
+
+
+def norm_named(value: Any) -> Literal["l2", "linf"] | None:  # noqa: ANN401
+    """The norm that an attack calls ``l2``, ``L2``, 2, ``linf``, ``L_inf`` or infinity."""
+    spelled = f"{value:g}" if isinstance(value, int | float) else str(value)
+    return _NORM_NAMES.get(re.sub("^l[ _-]", "l", spelled.lower()))  # type: ignore[return-value]
+
+
 def is_own(attack: str) -> bool:
     """Whether an attack's name is that of a user's function, ``module:function``."""
     return ":" in attack and not attack.startswith("foolbox:")
 
 
-class AttackConfig(BaseModel):
+class AttackConfig(Section):
     """One attack; keys not named here are options of the attack function itself."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -172,12 +183,25 @@ class AttackConfig(BaseModel):
     budgets: tuple[Annotated[Number, Field(gt=0)], ...] | None = Field(
         None, min_length=1, description="distances of the curve; the largest ends robust_area"
     )
+    kind: Literal["minimum_norm", "fixed_epsilon"] | None = Field(
+        None,
+        exclude_if=lambda kind: kind is None,
+        description="of an attack of your own: minimum_norm seeks the least distance, counted in "
+        "its norm (l2, linf) against budget; fixed_epsilon works within a size of its own, and "
+        "what survives it is robust; one with an option epsilon or eps is fixed_epsilon",
+    )
     num_images: int | None = Field(
         None, ge=1, description="attacked: the first of evaluation.num_images; null: all of them"
     )
     seeds: tuple[int, ...] | None = Field(
         None, min_length=1, description="only models of these seeds are attacked; null: all"
     )
+
+    @model_validator(mode="after")
+    def _kind_is_not_known(self) -> AttackConfig:
+        if self.kind is not None and not is_own(self.attack):
+            raise ValueError(f"kind: only for an attack of your own, got {self.attack!r}")
+        return self
 
     @model_validator(mode="after")
     def _has_a_band(self) -> AttackConfig:
@@ -194,7 +218,7 @@ class AttackConfig(BaseModel):
     @property
     def norm(self) -> Literal["l2", "linf"]:
         """Norm in which this attack's distances are counted."""
-        return "linf" if self.options.get("norm") == "linf" else "l2"
+        return norm_named(self.options.get("norm")) or "l2"
 
     def attacks(self, spec: ModelGroup) -> bool:
         """Whether a model is to be attacked."""
@@ -202,14 +226,13 @@ class AttackConfig(BaseModel):
 
     @property
     def has_budget(self) -> bool:
-        """Whether the attack seeks the smallest distance; others fool or do not.
-
-        One of the user's own does where a budget is given.
-        """
-        if is_own(self.attack):
+        """Whether the attack seeks the least distance; others fool or do not."""
+        if self.kind is not None:
+            return self.kind == "minimum_norm"
+        if is_own(self.attack):  # in a run of before there was kind
             return self.budget is not None or self.budgets is not None
         without = ("spatial_", "stadv", "foolbox:SpatialAttack")
-        bounded = "epsilon" in self.options or self.options.get("norm") == "none"
+        bounded = self.options.get("epsilon") is not None or self.options.get("norm") == "none"
         return not self.attack.startswith(without) and not bounded
 
     @property

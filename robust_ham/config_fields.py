@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -12,6 +13,8 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 
@@ -29,15 +32,26 @@ def safe_name(value: str) -> str:
     return value
 
 
+_DECIMAL = re.compile(r"[-+]?(?:(?:0|[1-9]\d*)(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?", re.ASCII)
+
+
 def number(value: Any) -> Any:  # noqa: ANN401
-    """Numbers written as ``8/255`` or ``5e-4`` (which YAML reads as text)."""
-    if isinstance(value, str):
-        numerator, slash, denominator = value.partition("/")
-        try:
-            return float(numerator) / (float(denominator) if slash else 1.0)
-        except (ValueError, ZeroDivisionError):
-            raise ValueError(f"expected a number such as 0.5 or 8/255, got {value!r}") from None
-    return value
+    """Numbers written as ``8/255`` or ``5e-4`` (which YAML reads as text).
+
+    Raises:
+        ValueError: other text, or true and false.
+    """
+    if isinstance(value, bool):
+        raise ValueError(f"expected a number, got {str(value).lower()}")
+    if not isinstance(value, str):
+        return value
+    if value.lower().lstrip("+-") in ("inf", "nan"):  # who asks says that it must be finite
+        return float(value)
+    numerator, slash, denominator = value.partition("/")
+    parts = [numerator.strip(), denominator.strip() if slash else "1"]
+    if not all(map(_DECIMAL.fullmatch, parts)) or float(parts[1]) == 0:
+        raise ValueError(f"expected a number such as 0.5 or 8/255, got {value!r}")
+    return float(parts[0]) / float(parts[1])
 
 
 def odd(value: int) -> int:
@@ -60,6 +74,19 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _are_not_booleans(cls, value: Any, info: ValidationInfo) -> Any:  # noqa: ANN401
+        """Refuse true where a number or text is expected: pydantic would take it for 1."""
+        parts = value if isinstance(value, list | tuple) else (value,)
+        wrong = next((part for part in parts if isinstance(part, bool)), None)
+        if wrong is not None and not _may_be_boolean(cls, info.field_name or ""):
+            raise ValueError(
+                f"expected a number or text, got {str(wrong).lower()}; YAML reads yes, no, on and "
+                "off as true and false unless they are in quotes"
+            )
+        return value
+
     @model_validator(mode="after")
     def _fits_into_64_bits(self) -> Section:
         for name, value in self:
@@ -67,6 +94,14 @@ class Section(BaseModel):
                 if isinstance(part, int) and not -(2**63) <= part < 2**63:
                     raise ValueError(f"{name}: expected a number of at most 64 bits")
         return self
+
+
+@functools.cache
+def _may_be_boolean(section: type[Section], name: str) -> bool:
+    def kinds(annotation: Any) -> set[Any]:  # noqa: ANN401
+        return {annotation}.union(*map(kinds, get_args(annotation)))
+
+    return bool in kinds(section.model_fields[name].annotation)
 
 
 def first_error(error: ValidationError) -> str:

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from robust_ham.config import (
@@ -24,98 +22,9 @@ from robust_ham.config import (
 )
 from robust_ham.config_fields import first_error, number
 from robust_ham.model_groups import ARCHITECTURES, ModelGroup, TableGroup, model_group
+from robust_ham.yaml_reader import NOT_YAML, RefusedError, read_yaml, why
 
 MAX_CONFIG_BYTES = 1_000_000
-MAX_VALUES = 20_000
-"""Keys and values of one YAML text, each alias counted as all that it stands for."""
-MAX_DEPTH = 20
-MAX_VALUE_LENGTH = 2_000
-_PLAIN = {f"tag:yaml.org,2002:{name}" for name in "null bool int float str seq map merge".split()}
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
-_NOT_YAML = (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
-"""What PyYAML raises for texts that are none: not all of it is its own."""
-
-
-class _RefusedError(yaml.MarkedYAMLError):
-    """YAML, but not what a configuration may hold."""
-
-
-class _Loader(yaml.SafeLoader):
-    """Plain values only, few, short and not deep: a small text cannot stand for a large value."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-        self.depth = self.num_values = 0
-        self.sizes: dict[int, int] = {}  # of finished nodes, by their id
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        """The next node, checked as soon as it is known."""
-        is_alias = self.check_event(yaml.AliasEvent)
-        self.depth += 1
-        self.num_values += 1
-        if self.depth > MAX_DEPTH or self.num_values > MAX_VALUES:
-            what = f"{MAX_DEPTH} levels" if self.depth > MAX_DEPTH else f"{MAX_VALUES:,} values"
-            raise _RefusedError(problem=f"more than {what}", problem_mark=self.get_mark())
-        node = super().compose_node(parent, index)
-        self.depth -= 1
-        if node is None:
-            return None
-        if is_alias and id(node) not in self.sizes:
-            raise _refused("a value that holds itself", node)
-        if not is_alias:
-            self.sizes[id(node)] = self._checked_size(node)
-        if self.sizes[id(node)] > MAX_VALUES:
-            raise _refused(f"aliases that stand for more than {MAX_VALUES:,} values", node)
-        return node
-
-    def _checked_size(self, node: yaml.Node) -> int:
-        if node.tag not in _PLAIN:
-            name = node.tag.removeprefix("tag:yaml.org,2002:")
-            raise _refused(f"expected text, numbers, lists and mappings, got {name}", node)
-        if isinstance(node, yaml.ScalarNode):
-            if len(node.value) > MAX_VALUE_LENGTH:
-                raise _refused(f"a value of more than {MAX_VALUE_LENGTH:,} characters", node)
-            if _CONTROL.search(node.value):
-                raise _refused("a control character", node)
-            return 1
-        pairs = isinstance(node, yaml.MappingNode)
-        children = [n for pair in node.value for n in pair] if pairs else node.value
-        return 1 + sum(self.sizes[id(child)] for child in children)
-
-    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
-        """A whole number of at most 64 bits."""
-        value = int(super().construct_yaml_int(node))
-        if not -(2**63) <= value < 2**63:
-            raise _refused("a whole number of more than 64 bits", node)
-        return value
-
-
-_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
-
-
-def _refused(problem: str, where: yaml.Node) -> _RefusedError:
-    assert where.start_mark is None or isinstance(where.start_mark, yaml.Mark)
-    return _RefusedError(problem=problem, problem_mark=where.start_mark)
-
-
-def _read_yaml(text: str) -> Any:  # noqa: ANN401
-    """What a YAML text stands for.
-
-    Raises:
-        one of ``_NOT_YAML``: nothing, or more than a configuration needs.
-    """
-    loader = _Loader(text)
-    try:
-        return loader.get_single_data()
-    finally:
-        loader.dispose()
-
-
-def _why(error: Exception) -> str:
-    """What to say of one of ``_NOT_YAML``, after the name of the text."""
-    mark = getattr(error, "problem_mark", None)
-    line = f" line {mark.line + 1}" if mark else ""
-    return f"{line}: {error.problem if isinstance(error, _RefusedError) else 'not valid YAML'}"
 
 
 def override(values: dict[str, Any], assignment: str) -> None:
@@ -140,9 +49,9 @@ def override(values: dict[str, Any], assignment: str) -> None:
         if not isinstance(node, dict | list):
             raise RequestError(f"-o {assignment}: {'.'.join(parents[: depth + 1])} holds no keys")
     try:
-        value = _read_yaml(text)
-    except _NOT_YAML as error:
-        problem = f": {error.problem}" if isinstance(error, _RefusedError) else " is not valid YAML"
+        value = read_yaml(text)
+    except NOT_YAML as error:
+        problem = f": {error.problem}" if isinstance(error, RefusedError) else " is not valid YAML"
         raise RequestError(f"-o {assignment}: the value{problem}") from None
     if isinstance(node, list):
         if not last.isdigit() or int(last) >= len(node):
@@ -152,6 +61,15 @@ def override(values: dict[str, Any], assignment: str) -> None:
         node[last] = value
 
 
+def _check_overrides(assignments: list[str]) -> None:
+    """Refuse an override that would undo an earlier one, as the same key given twice."""
+    paths = [assignment.partition("=")[0].strip() for assignment in assignments]
+    for later, path in enumerate(paths):
+        for earlier in paths[:later]:
+            if f"{earlier}.".startswith(f"{path}."):
+                raise RequestError(f"-o {assignments[later]}: undoes -o {earlier}=… before it")
+
+
 def parse_config(text: str, overrides: list[str] | None = None, origin: str = "config") -> Config:
     """Check a configuration given as YAML.
 
@@ -159,11 +77,12 @@ def parse_config(text: str, overrides: list[str] | None = None, origin: str = "c
         RequestError: not YAML, an unknown key, a wrong value; the message names it.
     """
     try:
-        values = _read_yaml(text)
-    except _NOT_YAML as error:
-        raise RequestError(f"{origin}{_why(error)}") from None
+        values = read_yaml(text)
+    except NOT_YAML as error:
+        raise RequestError(f"{origin}{why(error)}") from None
     if not isinstance(values, dict):
         raise RequestError(f"{origin}: expected a mapping of keys")
+    _check_overrides(overrides or [])
     for assignment in overrides or []:
         override(values, assignment)
     try:
@@ -181,9 +100,10 @@ def parse_section(option: str, text: str, key: str) -> dict[str, Any]:
         RequestError: neither a word nor a mapping.
     """
     try:
-        values = _read_yaml(text)
-    except _NOT_YAML:
-        raise RequestError(f"{option}: not valid YAML: {text}") from None
+        values = read_yaml(text)
+    except NOT_YAML as error:
+        problem = error.problem if isinstance(error, RefusedError) else f"not valid YAML: {text}"
+        raise RequestError(f"{option}: {problem}") from None
     if isinstance(values, str):
         return {key: values}
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):

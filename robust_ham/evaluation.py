@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks import AttackOutcome
-from robust_ham.catalogue import attack_function, attack_options, shared_transforms
+from robust_ham.catalogue import OwnFunction, attack_function, attack_options, shared_transforms
 from robust_ham.config import AttackConfig, RequestError
 from robust_ham.judging import judge
 from robust_ham.perturbations import normal_cosines, radial_spectrum
@@ -129,8 +130,9 @@ def evaluate(
     batch_size: int,
     device: torch.device,
     progress: Progress = unseen,
+    own: OwnFunction | None = None,
 ) -> Evaluation:
-    """Attack all images and judge what comes back.
+    """Attack all images and judge what comes back; ``own`` is a user's attack, if handed over.
 
     An attack that prunes is first run on 64 images with and without pruning; if a status or the
     mean distance differs, it is run without.
@@ -141,8 +143,9 @@ def evaluate(
     Raises:
         RequestError: the attack refuses its options or the input.
     """
-    options, count = attack_options(config, attack_id), len(attacked.labels)
-    work = _Work(model, attacked, config.attack, attack_id, device, batch_size)
+    options, count = attack_options(config, attack_id, own), len(attacked.labels)
+    function = attack_function(config.attack, own)[0]
+    work = _Work(model, attacked, function, attack_id, device, batch_size)
     parts, done = list[_Part](), 0
     if options.get("prune") is not None:
         unpruned = options | {"prune": None}
@@ -190,7 +193,7 @@ class _Work:
 
     model: nn.Module
     attacked: AttackedImages
-    name: str
+    function: Callable[..., AttackOutcome]
     attack_id: str
     device: torch.device
     batch_size: int
@@ -199,13 +202,13 @@ class _Work:
         self, options: dict[str, Any], start: int, stop: int, progress: Progress = unseen
     ) -> list[_Part]:
         """Attack and judge images ``start`` to ``stop``; ``batch_size`` may shrink."""
-        function, parts = attack_function(self.name)[0], list[_Part]()
+        parts = list[_Part]()
         while start < stop:
             end = min(start + self.batch_size, stop)
             images, labels = self.attacked.images[start:end], self.attacked.labels[start:end]
             try:
                 given = _onto(images, self.device), _onto(labels, self.device)
-                outcome = function(self.model, *given, **options)
+                outcome = self.function(self.model, *given, **options)
                 rows = judge(self.model, images, labels, outcome, self.device)
             except ValueError as error:
                 raise RequestError(f"attacks.{self.attack_id}: {error}") from None

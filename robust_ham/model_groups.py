@@ -191,12 +191,28 @@ class FactoryGroup(ModelGroup):
     """
 
     architecture: Literal["factory"] = "factory"
+    source: str = Field(
+        "factory",
+        min_length=1,
+        description="factory: its function makes it; or a folder that robust-ham import wrote",
+    )
     factory: str = Field(
         pattern=r"^[\w.]+:[\w.]+$", description="module:function; this runs that module's code"
     )
     weights: str | None = Field(
         None, description=".safetensors or .pth state dict (read without running code)"
     )
+    pretrained: bool = Field(
+        False,
+        exclude_if=lambda pretrained: not pretrained,
+        description="the function returns a trained network, which needs no weights",
+    )
+
+    @model_validator(mode="after")
+    def _has_one_set_of_weights(self) -> FactoryGroup:
+        if self.pretrained and self.weights is not None:
+            raise ValueError("pretrained: not beside weights")
+        return self
 
     @property
     def is_trained_here(self) -> bool:

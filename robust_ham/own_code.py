@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import importlib
 import inspect
+import math
 import os
+import re
 import sys
+from collections.abc import Callable
 from typing import Any
 
-from robust_ham.config import RequestError
+from robust_ham.config import AttackConfig, RequestError
+from robust_ham.config_fields import number
+
+Parameter = inspect.Parameter
+
+_KEYS = set(AttackConfig.model_fields) - {"attack"}
 
 
 def import_function(name: str, key: str) -> Any:  # noqa: ANN401
@@ -40,8 +50,75 @@ def source_hash(function: Any) -> str:  # noqa: ANN401
 
     Empty where there is no such file.
     """
+    while isinstance(function, functools.partial):
+        function = function.func
+    if not (inspect.isroutine(function) or inspect.isclass(function)):
+        function = type(function)  # an object with __call__
     try:
         source = inspect.getsource(inspect.getmodule(function) or function)
     except (OSError, TypeError):
         return ""
     return hashlib.sha256(source.encode()).hexdigest()
+
+
+def options_after(function: Callable[..., Any], name: str) -> dict[str, Parameter]:
+    """What a user's attack takes after model, images and labels, by keyword.
+
+    Raises:
+        RequestError: it does not take these three, or an option is called as a key of all attacks.
+    """
+    try:
+        try:
+            signature = inspect.signature(function, eval_str=True)
+        except Exception:  # annotations may name what is imported for type checkers only
+            signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        raise RequestError(f"attack {name}: expected a function written in Python") from None
+    parameters = list(signature.parameters.values())
+    by_place = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if len(by_place) < 3 and not any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        raise RequestError(f"attack {name}: expected a function of model, images and labels")
+    options = by_place[3:] + [p for p in parameters if p.kind in (p.KEYWORD_ONLY, p.VAR_KEYWORD)]
+    for parameter in options:
+        if parameter.name in _KEYS:
+            raise RequestError(
+                f"attack {name}: its option {parameter.name} has the name of a key of every "
+                "attack: call it otherwise, as eps"
+            )
+    return {p.name: p for p in options if p.kind is not p.POSITIONAL_ONLY}
+
+
+def like_default(value: Any, default: Any) -> Any:  # noqa: ANN401
+    """``value`` for an option without annotation, as its default suggests: text may be a number.
+
+    Raises:
+        ValueError: another kind of value than the default's.
+    """
+    if isinstance(default, bool | str):
+        if not isinstance(value, type(default)):
+            expected = "text" if isinstance(default, str) else "true or false"
+            raise ValueError(f"expected {expected}, got {value!r}")
+        return value
+    if isinstance(default, int | float):
+        return _number_like(value, default)
+    if isinstance(value, list | tuple):
+        parts = default if isinstance(default, list | tuple) and default else (None,)
+        kind = type(default) if isinstance(default, list | tuple) else type(value)
+        return kind(like_default(part, parts[0]) for part in value)
+    if isinstance(value, str) and re.search("[/eE]", value):  # others are in quotes: text
+        with contextlib.suppress(ValueError):
+            return number(value)
+    return value
+
+
+def _number_like(value: object, default: float) -> float:
+    given = number(value)
+    if not isinstance(given, int | float):
+        try:
+            given = float(given)  # numpy's
+        except (TypeError, ValueError):
+            raise ValueError(f"expected a number, got {value!r}") from None
+    if not math.isfinite(given):
+        raise ValueError(f"expected a finite number, got {value!r}")
+    whole = isinstance(default, int) and given == int(given)
+    return int(given) if whole else float(given)

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 
 from robust_ham import checkpoints
-from robust_ham.catalogue import check_attack
+from robust_ham.catalogue import check_attack, check_distance, resolve_attack
 from robust_ham.cell import Cell, list_cells
-from robust_ham.config import Config, RequestError
+from robust_ham.config import BEST, Config, RequestError, TrainingConfig
+from robust_ham.config_fields import first_error
 from robust_ham.data import Dataset
 from robust_ham.evaluation import AttackedImages, attacked_images
 from robust_ham.model_groups import FactoryGroup, ModelGroup
@@ -46,7 +48,7 @@ class Plan:
 
 def source_folder(config: Config, spec: ModelGroup) -> Path | None:
     """Folder of a model that is made elsewhere; None for one that the run makes."""
-    if spec.source == "train":
+    if spec.source in ("train", "factory"):
         return None
     collection = ZOO / config.dataset.name if spec.source == "zoo" else Path(spec.source)
     return collection / spec.model_id
@@ -72,15 +74,41 @@ def make_plan(config: Config, data_root: Path | None = None, *, attack: bool = T
     specs = config.model_specs()
     for spec in specs:
         _check_model(config, spec, dataset)
-    for attack_id, attack_config in config.attacks.items():
-        check_attack(attack_config, attack_id, test.image_shape)
+    config = _resolve_attacks(config)
+    _check_distances(config, test.image_shape)
     if any(spec.is_trained_here for spec in specs):
         _check_splits_agree(config, dataset)
+    elif config.training != TrainingConfig() and all(s.source == "factory" for s in specs):
+        raise RequestError("training: no model of this configuration is trained here")
     split = test if config.evaluation.split == "test" else dataset.train
     if not isinstance(split, Split):
         raise RequestError("evaluation.split: train is not for dataset.stream: true")
     attacked = attacked_images(split, config.evaluation.num_images, config.evaluation.seed)
     return Plan(config, dataset, attacked, list_cells(config, attack=attack))
+
+
+def _resolve_attacks(config: Config) -> Config:
+    """With what the attacks' functions say of themselves: a report has the configuration alone."""
+    attacks = {name: resolve_attack(attack, name) for name, attack in config.attacks.items()}
+    if attacks == config.attacks:
+        return config
+    try:
+        values = config.model_dump(by_alias=True)
+        return Config.model_validate(values | {"attacks": attacks})
+    except ValidationError as error:
+        raise RequestError(f"{config.name}: {first_error(error)}") from None
+
+
+def _check_distances(config: Config, image_shape: tuple[int, int, int]) -> None:
+    for attack_id, attack in config.attacks.items():
+        check_attack(attack, attack_id, image_shape)
+    for i, endpoint in enumerate(config.endpoints):
+        known = config.attacks.get(endpoint.attack)
+        norm = known.norm if known else "linf" if endpoint.attack == BEST["linf"] else "l2"
+        if endpoint.budget is not None:
+            check_distance(endpoint.budget, norm, image_shape, f"endpoints.{i}.budget")
+    if config.transfer is not None:
+        check_distance(config.transfer.budget, "l2", image_shape, "transfer.budget")
 
 
 def _check_splits_agree(config: Config, dataset: Dataset) -> None:
@@ -96,17 +124,51 @@ def _check_model(config: Config, spec: ModelGroup, dataset: Dataset) -> None:
     folder = source_folder(config, spec)
     if folder is not None:
         _check_source(config, spec, folder, dataset)
-    elif isinstance(spec, FactoryGroup):
-        if spec.normalize:
-            raise RequestError("models.normalize: of a factory, only once it has been imported")
-    else:
+    if isinstance(spec, FactoryGroup):
+        _check_factory(spec, imported=folder is not None)
+        return
+    _check_kernels(spec, dataset.test.image_shape)
+    if folder is None:
         try:
             with torch.device("meta"):
                 MODELS[type(spec)](spec, dataset.test.image_shape[0], dataset.test.num_classes)
         except ValueError as error:
             raise RequestError(f"models: {spec.model_id}: {error}") from None
-    if isinstance(spec, FactoryGroup):
-        checkpoints.import_factory(spec)
+
+
+def _check_factory(spec: FactoryGroup, imported: bool) -> None:
+    """A network that a user's function makes must come trained: a run does not train it."""
+    if spec.normalize and not imported:
+        raise RequestError("models.normalize: of a factory, only once it has been imported")
+    checkpoints.import_factory(spec)
+    if spec.source == "train":
+        raise RequestError(
+            "models.source: a factory's network is not trained here, got train: leave source out "
+            "and give its weights"
+        )
+    if spec.training or spec.init != "default":
+        key = "training" if spec.training else "init"
+        raise RequestError(f"models.{key}: not for a factory, whose network is not trained here")
+    if imported and (spec.weights or spec.pretrained):
+        key = "weights" if spec.weights else "pretrained"
+        raise RequestError(f"models.{key}: not beside source: {spec.source}, which has the weights")
+    if not (imported or spec.weights or spec.pretrained):
+        raise RequestError(
+            f"models: {spec.model_id} would be attacked untrained: give its weights: FILE, or "
+            f"pretrained: true if {spec.factory} returns a trained network"
+        )
+
+
+def _check_kernels(spec: ModelGroup, image_shape: tuple[int, int, int]) -> None:
+    _, height, width = image_shape
+    sizes = {"kernel_size": spec.kernel_size, "first_kernel": getattr(spec, "first_kernel", None)}
+    sizes |= {"match.kernel_size": spec.match.kernel_size if spec.match else None}
+    for name, size in sizes.items():
+        if isinstance(size, int) and size > min(height, width):
+            raise RequestError(
+                f"models.{name}: expected at most {min(height, width)}, as images are "
+                f"{height}×{width}, got {size}"
+            )
 
 
 def _check_source(config: Config, spec: ModelGroup, folder: Path, dataset: Dataset) -> None:

@@ -1,5 +1,6 @@
 """The suite from Python: evaluate, compare, windowed; a user's own attack; the README's words."""
 
+import functools
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from conftest import fashion_images, zoo_model
 from torch import nn
 
 import robust_ham
+from attacks import deepfool
 from robust_ham import checkpoints, compare, evaluate, load_images, load_model, windowed
 from robust_ham.config import RequestError
 from robust_ham.plan import ZOO
@@ -68,6 +70,117 @@ def test_what_evaluate_refuses(change, message):
     words = {"images": images, "labels": labels} | change
     with pytest.raises((ValueError, RequestError), match=message):
         evaluate(zoo_model(3, "none"), progress=False, **words)
+
+
+def fast_gradient(model, images, labels, eps=8 / 255, *, norm="linf"):
+    """As people write them: options by place, without annotations."""
+    moved = images.clone().requires_grad_(True)
+    loss = nn.functional.cross_entropy(model(moved), labels)
+    (gradient,) = torch.autograd.grad(loss, moved)
+    return (images + eps * gradient.sign()).clamp(0, 1)
+
+
+def rows_of(*words, **options):
+    return evaluate(*words, progress=False, **options)
+
+
+def test_a_function_is_an_attack():
+    images, labels = fashion_images(12)
+    model = zoo_model(3, "none")
+    rows = rows_of(model, images, labels, fast_gradient, eps="16/255")
+    wrong = model(fast_gradient(model, images, labels, 16 / 255)).argmax(1) != labels
+    assert (rows["adversarial_prediction"] != rows["label"]).tolist() == wrong.tolist()
+    assert rows.loc[rows["status"] == "fooled", "linf"].max() == pytest.approx(16 / 255, rel=1e-5)
+    half = functools.partial(fast_gradient, eps=8 / 255)
+    pd.testing.assert_frame_equal(
+        rows_of(model, images, labels, half), rows_of(model, images, labels, fast_gradient)
+    )
+    named = rows_of(model, images, labels, "deepfool", steps=5)
+    pd.testing.assert_frame_equal(rows_of(model, images, labels, deepfool, steps=5), named)
+    assert named["normal_cosine"].notna().any()
+
+
+def test_a_function_is_a_model():
+    images, labels = fashion_images(8)
+    model = zoo_model(3, "none")
+    rows = rows_of({"module": model, "function": model.forward}, images, labels, steps=5)
+    module, function = (rows[rows["model_id"] == name] for name in ("module", "function"))
+    assert module["status"].tolist() == function["status"].tolist()
+    np.testing.assert_allclose(module["l2"], function["l2"], rtol=1e-4)
+
+
+def test_arrays_and_lists_are_tensors():
+    images, labels = fashion_images(4)
+    model = zoo_model(3, "none")
+    expected = rows_of(model, images, labels, "spatial_shift")
+    pixels = (images * 255).round().byte()
+    for x, y in [
+        (images.numpy(), labels.numpy()),
+        (images.double().numpy()[::-1][::-1], labels.numpy().astype(np.uint8)),
+        (pixels.numpy(), labels.float()),
+        (images.tolist(), labels.tolist()),
+        (list(images), pd.Series(labels.numpy())),
+    ]:
+        pd.testing.assert_frame_equal(rows_of(model, x, y, "spatial_shift"), expected)
+
+
+def overwriting(x):
+    return zoo_model(3, "none")(x.sub_(0.1))
+
+
+IMAGES, LABELS = fashion_images(4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": IMAGES * 255}, r"expected pixels in \[0, 1\], got 0 … 255: divide by 255, or"),
+        ({"images": (IMAGES - 0.5) / 0.5}, "got -1 … 1: normalise inside the model"),
+        ({"images": (IMAGES * 255).int()}, r"expected uint8 or floats in \[0, 1\], got int32"),
+        ({"images": IMAGES > 0.5}, "expected uint8 or floats .* got bool"),
+        ({"images": [[1], [2, 3]]}, "images: expected an array of numbers: "),
+        ({"images": "abc"}, "images: expected an array of numbers: "),
+        ({"images": IMAGES.permute(0, 2, 3, 1)}, r"model: RuntimeError for an image \(28, 28, 1\)"),
+        ({"labels": LABELS + 0.5}, "labels: expected whole numbers, got float32 such as"),
+        ({"labels": LABELS > 3}, "labels: expected whole numbers, got bool"),
+        ({"labels": [0, 1, -1, 2]}, r"labels: expected 0 … 9, .* got -1 \(image 2\)$"),
+        ({"labels": [1, 2, 10, 3]}, r"got 10 \(image 2\); do they begin at 1\?"),
+        ({"labels": [0, 2, 12, 3]}, r"got 12 \(image 2\)$"),
+        ({"labels": LABELS + 1}, "model predicts the class before the label for .* of images"),
+        ({"labels": nn.functional.one_hot(LABELS, 10)}, r"labels \(N,\), got .* \(4, 10\)"),
+        ({"models": []}, r"model: expected a network or a function, got \[\]"),
+        ({"models": nn.Linear}, "model: expected a network or a function"),
+        ({"models": {}}, "expected at least one model"),
+        ({"attack": 3}, "attack: expected a name or a function, got int"),
+        ({"attack": lambda x, y: x}, "expected a function of model, images and labels"),
+        ({"attack": max}, "attack own:max: expected a function written in Python"),
+        ({"attack": lambda m, x, y, budget=1: x, "budget": 1}, "its option budget has the name"),
+        ({"budget": 0.3}, "budget: a key of configurations, not an option of deepfool: every"),
+        ({"budgets": [0.3]}, "budgets: a key of configurations"),
+        ({"num_images": 2}, "num_images: a key of configurations, not an option of deepfool$"),
+        ({"seeds": [2]}, "seeds: a key of configurations"),
+        ({"kind": "minimum_norm"}, "kind: a key of configurations"),
+        ({"steps": True}, "steps: expected int, got True"),
+        ({"attack": "band_deepfool", "band": "x"}, "band: expected a whole number"),
+        ({"attack": fast_gradient, "eps": 8}, "eps: expected at most 1, .* got 8; 8/255?"),
+        ({"attack": fast_gradient, "epsilon": 0.1}, r"unknown option of own:.* \(eps, norm\)"),
+        ({"attack": "foolbox:LinfPGD", "epsilon": 8}, "epsilon: expected at most 1, .* 8/255?"),
+    ],
+)
+def test_what_a_user_hands_over_is_checked(change, message):
+    words = {"models": zoo_model(3, "none"), "images": IMAGES, "labels": LABELS} | change
+    with pytest.raises((ValueError, RequestError), match=message) as error:
+        evaluate(progress=False, **words)
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_handed_over_is_never_changed():
+    images, labels = IMAGES.numpy().copy(), LABELS.numpy().copy()
+    rows_of(zoo_model(3, "none"), images, labels, lambda m, x, y: x.mul_(0))
+    assert (images == IMAGES.numpy()).all()
+    rows_of(overwriting, images, labels, lambda m, x, y: x)
+    assert (images == IMAGES.numpy()).all()
+    assert (labels == LABELS.numpy()).all()
 
 
 def test_compare_is_the_statistics_of_a_study(attacked):

@@ -7,13 +7,13 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [  # each may import what stands before it
-    {"config_fields", "stopping", "progress", "locks"},
+    {"config_fields", "stopping", "progress", "locks", "yaml_reader"},
     {"model_groups", "monitor"},
     {"config"},
     {"run_folder", "store", "windows", "config_files", "splits", "renaming"},
     {"receipts", "cell"},
     {"layers", "analysis", "layouts", "foreign", "own_code", "distributed", "unfinished"},
-    {"models", "data", "report", "batches", "status", "foreign_tables"},
+    {"models", "data", "report", "batches", "status", "foreign_tables", "given"},
     {"checkpoints", "catalogue", "perturbations"},
     {"training", "judging"},
     {"evaluation"},
@@ -36,6 +36,7 @@ TORCHLESS = {
     "config_fields",
     "model_groups",
     "config_files",
+    "yaml_reader",
     "stopping",
     "run_folder",
     "locks",

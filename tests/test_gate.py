@@ -228,8 +228,8 @@ def test_a_run_writes_its_findings_keeps_them_and_says_what_fails(run_cli, tmp_p
     (tmp_path / "gated.yaml").write_text(
         "name: gated\n"
         "models:\n"
-        "  - {factory: 'masked:Quantised', kernel_size: 7}\n"
-        "  - {factory: 'masked:sound', kernel_size: 7}\n"
+        "  - {factory: 'masked:Quantised', pretrained: true, kernel_size: 7}\n"
+        "  - {factory: 'masked:sound', pretrained: true, kernel_size: 7}\n"
         "attacks:\n"
         "  d: {attack: deepfool, budget: 0.25, budgets: [0.1, 0.25, 0.5]}\n"
         "  s: {attack: spatial_shift, stop: first}\n"

@@ -52,8 +52,8 @@ def cluster(tmp_path_factory):
 
 
 OWN_MODEL = CONFIG.replace(
-    CONFIG[CONFIG.index("models:") : CONFIG.index("training:")],
-    'models:\n  - {factory: "faulty_runs:dies_once", prefix: own}\n',
+    CONFIG[CONFIG.index("models:") : CONFIG.index("attacks:")],
+    'models:\n  - {factory: "faulty_runs:dies_once", pretrained: true, prefix: own}\n',
 ).replace("transfer: {attack: deepfool_l2, budget: 0.5}\n", "")
 
 
@@ -126,7 +126,8 @@ def test_a_cell_that_fits_nowhere_is_told_and_ctrl_c_stops(cluster, data, tmp_pa
 def test_a_cell_that_kills_every_worker_fails_alone(cluster, data, tmp_path, monkeypatch):
     monkeypatch.setenv("FAULTS_MARKER", str(tmp_path))
     both = OWN_MODEL.replace(
-        "  - {fac", '  - {factory: "faulty_runs:dies_always", prefix: bad}\n  - {fac'
+        "  - {fac",
+        '  - {factory: "faulty_runs:dies_always", pretrained: true, prefix: bad}\n  - {fac',
     )
     plan = make_plan(parse_config(both), data)
     monitor = Listening()
