@@ -17,7 +17,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as transforms
 
 from robust_ham.config import RequestError, TrainingConfig
-from robust_ham.layouts import fit, open_image
+from robust_ham.layouts.images import fit, open_image
 from robust_ham.splits import FileSplit, Split, to_float
 
 _CROP_PADDING = 4

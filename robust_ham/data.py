@@ -10,17 +10,10 @@ from pathlib import Path
 from torch import Tensor
 
 from robust_ham.config import DatasetConfig, RequestError
-from robust_ham.layouts import (
-    DOWNLOADS,
-    download,
-    has_parquet_or_folders,
-    idx_file,
-    read_cifar,
-    read_files,
-    read_idx_folder,
-    read_parquet_or_folders,
-)
-from robust_ham.splits import KNOWN, MAX_CLASSES, FileSplit, Split, SplitName
+from robust_ham.layouts import describe_test_files, read_files, read_parquet_or_folders
+from robust_ham.layouts.idx import idx_file, read_idx_folder
+from robust_ham.layouts.torchvision_files import download, read_cifar
+from robust_ham.splits import KNOWN, FileSplit, Split, SplitName, check_cut
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 PACKAGED = Path(__file__).parent / "datasets"
@@ -43,12 +36,15 @@ class Dataset:
     def test(self) -> Split:
         """The test split."""
         split = load_split(self.config, "test", self.data_root)
-        return split[: _num_used(self.config.num_test, split, "num_test", self.config)]
+        num_test = _num_used(self.config.num_test, split, "num_test", self.config)
+        check_cut(split.labels, slice(num_test), "num_test", split.source)
+        return split[:num_test]
 
     def test_before_subsampling(self) -> Split | None:
         """The whole test split as it is stored; None where ``image_size`` leaves no pixel out."""
-        if self.config.image_size is None or self.config.name not in DOWNLOADS:
-            return None  # images of folders are resized, not subsampled
+        known = KNOWN.get(self.config.name)
+        if self.config.image_size is None or known is None or not known.is_subsampled:
+            return None
         stored = self.config.model_copy(update={"image_size": None})
         split = load_split(stored, "test", self.data_root)
         return split if split.image_shape != self.test.image_shape else None
@@ -85,8 +81,17 @@ def load_train_validation(
     split = load_split(config, "train", data_root)
     held_out = config.num_validation
     num_train = _num_used(config.num_train, split, "num_train", config, held_out)
-    validation = split[num_train : num_train + held_out] if held_out else None
-    return split[:num_train], validation
+    check_cut(
+        split.labels,
+        slice(num_train),
+        "num_train" if config.num_train else "num_validation",
+        split.source,
+    )
+    if not held_out:
+        return split[:num_train], None
+    rows = slice(num_train, num_train + held_out)
+    check_cut(split.labels, rows, "num_validation", split.source)
+    return split[:num_train], split[rows]
 
 
 def load_files(config: DatasetConfig, data_root: Path | None = None) -> FileSplit:
@@ -101,7 +106,9 @@ def load_files(config: DatasetConfig, data_root: Path | None = None) -> FileSpli
     for place in places:
         found = read_files(place, config)
         if found is not None:
-            return found[: _num_used(config.num_train, found, "num_train", config)]
+            num_train = _num_used(config.num_train, found, "num_train", config)
+            check_cut(found.labels, slice(num_train), "num_train", found.source)
+            return found[:num_train]
     searched = ", ".join(f"{place}/train" for place in places) or "any place"
     raise RequestError(f"dataset {config.name} (train): no class folders in {searched}")
 
@@ -130,20 +137,19 @@ def load_split(config: DatasetConfig, split: SplitName, data_root: Path | None =
     Raises:
         RequestError: not found (names the places), or damaged (names the file).
     """
-    searched: list[str] = []
-    for place, reader in _places(config, data_root):
-        searched.append(str(place))
+    places = _places(config, data_root)
+    for place, reader in places:
         found = reader(place, config, split)
         if found is not None:
             return _checked(found, config, place)
-    if config.download and config.name in DOWNLOADS:
+    known = KNOWN.get(config.name)
+    if config.download and known is not None and known.torchvision_class is not None:
         root = _root(config, data_root) or Path.home() / ".cache" / "robust-ham"
         return _checked(download(root, config, split), config, root)
-    known = KNOWN.get(config.name)
     hint = known.get if known else "--data-root FOLDER"
+    searched = ", ".join(dict.fromkeys(str(place) for place, _ in places)) or "any place"
     raise RequestError(
-        f"dataset {config.name} ({split}): not found in {', '.join(searched) or 'any place'}; "
-        f"to get it: {hint}"
+        f"dataset {config.name} ({split}): not found in {searched}; to get it: {hint}"
     )
 
 
@@ -157,8 +163,8 @@ def available(name: str, data_root: Path | None = None) -> str | None:
         elif reader is read_cifar:
             if (place / KNOWN[name].torchvision_folder).is_dir():
                 return str(place)
-        elif has_parquet_or_folders(place):
-            return str(place)
+        elif (found := describe_test_files(place)) is not None:
+            return found
     return None
 
 
@@ -190,14 +196,14 @@ def _places(config: DatasetConfig, data_root: Path | None) -> list[tuple[Path, R
     name = config.name
     root = _root(config, data_root)
     places: list[tuple[Path, Reader]] = []
-    if name not in KNOWN and Path(name).is_dir():
-        places.append((Path(name), read_parquet_or_folders))
     if root is not None:
         if name in {"mnist", "fashion_mnist"}:
             places.append((root / KNOWN[name].torchvision_folder / "raw", read_idx_folder))
         if name in {"cifar10", "cifar100"}:
             places.append((root, read_cifar))
         places.append((root / name, read_parquet_or_folders))
+    if name not in KNOWN and Path(name).is_dir():
+        places.append((Path(name), read_parquet_or_folders))
     if name == "fashion_mnist":
         places.append((DEBIAN_FASHION_MNIST, read_idx_folder))
         places.append((PACKAGED / name, read_idx_folder))
@@ -208,19 +214,8 @@ def _checked(split: Split, config: DatasetConfig, place: Path) -> Split:
     """Subsample, then refuse what no later step could make sense of."""
     if len(split) == 0 or 0 in split.images.shape:
         raise RequestError(f"{place}: no images")
-    if split.num_classes > MAX_CLASSES:
-        raise RequestError(
-            f"{place}: label out of range: expected below {MAX_CLASSES:,}, got "
-            f"{split.num_classes - 1:,}"
-        )
     if len(split.images) != len(split.labels):
         raise RequestError(f"{place}: {len(split.images)} images, {len(split.labels)} labels")
-    low, high = int(split.labels.min()), int(split.labels.max())
-    if low < 0 or high >= split.num_classes:
-        raise RequestError(
-            f"{place}: label out of range: expected 0 … {split.num_classes - 1}, "
-            f"got {low if low < 0 else high}"
-        )
     return Split(
         _subsample(split.images, config.image_size), split.labels, split.num_classes, split.source
     )

@@ -113,7 +113,7 @@ def _check_distances(config: Config, image_shape: tuple[int, int, int]) -> None:
 
 def _check_splits_agree(config: Config, dataset: Dataset) -> None:
     train, test = dataset.train, dataset.test
-    if train.image_shape != test.image_shape or test.num_classes > train.num_classes:
+    if train.image_shape != test.image_shape or test.num_classes != train.num_classes:
         raise RequestError(
             f"dataset {config.dataset.name}: training images {train.image_shape} of "
             f"{train.num_classes} classes, test images {test.image_shape} of {test.num_classes}"

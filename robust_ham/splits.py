@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
+
+from robust_ham.config import RequestError, printable
+
+log = logging.getLogger(__name__)
 
 SplitName = Literal["train", "test"]
 MAX_CLASSES = 100_000
@@ -22,15 +27,29 @@ class Known:
     num_classes: int
     torchvision_folder: str
     get: str
+    torchvision_class: str | None = None
+    """Of ``torchvision.datasets``, where it can be downloaded."""
+    ignored_labels: tuple[str, ...] = ()
+    """Columns of labels that are not those of the data set."""
+
+    @property
+    def is_subsampled(self) -> bool:
+        """Whether ``image_size`` leaves out pixels; larger images are resized and cropped."""
+        return self.torchvision_class is not None
 
 
 KNOWN: dict[str, Known] = {
     "fashion_mnist": Known(
-        10, "FashionMNIST", "Debian's package: apt-get install dataset-fashion-mnist"
+        10,
+        "FashionMNIST",
+        "Debian's package: apt-get install dataset-fashion-mnist",
+        "FashionMNIST",
     ),
-    "mnist": Known(10, "MNIST", "-o dataset.download=true"),
-    "cifar10": Known(10, "cifar-10-batches-py", "-o dataset.download=true"),
-    "cifar100": Known(100, "cifar-100-python", "-o dataset.download=true"),
+    "mnist": Known(10, "MNIST", "-o dataset.download=true", "MNIST"),
+    "cifar10": Known(10, "cifar-10-batches-py", "-o dataset.download=true", "CIFAR10"),
+    "cifar100": Known(
+        100, "cifar-100-python", "-o dataset.download=true", "CIFAR100", ("coarse_label",)
+    ),
     "imagenet": Known(1000, "imagenet", "image-net.org, as folders train/<class>/, val/<class>/"),
 }
 
@@ -105,7 +124,7 @@ class FileSplit:
         """
         digest = hashlib.sha256(f"{self.image_size} {self.short_side}".encode())
         for file, label in zip(self.files, self.labels.tolist(), strict=True):
-            name = f"{file.parent.name}/{file.name}"
+            name = file.relative_to(self.source).as_posix()
             digest.update(f"{name} {file.stat().st_size} {label}\n".encode())
         return digest.hexdigest()
 
@@ -128,3 +147,76 @@ def balanced_order(labels: Tensor, seed: int) -> NDArray[np.int64]:
     turn = np.concatenate([np.arange(count) for count in counts])
     order = np.lexsort((classes[by_class], turn))
     return np.asarray(shuffled[by_class][order], dtype=np.int64)
+
+
+def check_labels(labels: NDArray[np.int64], data_set: str, where: Path) -> int:
+    """The number of classes; of a data set that is not known by name, the largest label + 1.
+
+    Raises:
+        RequestError: labels out of range, that do not begin at 0, of one class only, or without
+            classes that they should have.
+    """
+    if not len(labels):
+        return 0
+    low, high = int(labels.min()), int(labels.max())
+    known = KNOWN.get(data_set)
+    num_classes = known.num_classes if known else high + 1
+    if high >= MAX_CLASSES:
+        raise RequestError(
+            f"{where}: label out of range: expected below {MAX_CLASSES:,}, got {high:,}"
+        )
+    if low < 0 or high >= num_classes:
+        hint = "; labels begin at 0, not at 1" if low == 1 and high == num_classes else ""
+        raise RequestError(
+            f"{where}: label out of range: expected 0 … {num_classes - 1}, "
+            f"got {low if low < 0 else high}{hint}"
+        )
+    if low == high and (known is None or len(labels) > 1):
+        raise RequestError(f"{where}: expected labels of at least 2 classes, got {low} only")
+    counts = np.bincount(labels, minlength=num_classes)
+    missing = np.flatnonzero(counts == 0)
+    if known is None and low > 0:
+        raise RequestError(f"{where}: labels begin at {low}: expected 0 … {high - low}")
+    if len(missing) and (known is None or _is_unlikely(counts, np.ones(num_classes))):
+        raise RequestError(
+            f"{where}: no image of class {missing[0]}: expected images of all {num_classes} classes"
+        )
+    return num_classes
+
+
+def check_cut(labels: Tensor, kept: slice, key: str, source: str) -> None:
+    """Warn if a part of a split, cut out by ``dataset.<key>``, lacks classes.
+
+    Raises:
+        RequestError: it lacks them because the split is ordered by class.
+    """
+    stored = labels.numpy()
+    counts, kept_counts = (
+        np.bincount(k, minlength=stored.max() + 1) for k in (stored, stored[kept])
+    )
+    num_kept, num_classes = np.count_nonzero(kept_counts), np.count_nonzero(counts)
+    if num_kept == num_classes:
+        return
+    line = f"dataset.{key}: {num_kept} of the {num_classes} classes of {source} are among the "
+    line += f"{len(stored[kept])} images used"
+    if _is_unlikely(kept_counts, counts) or _is_ordered_by_class(stored):
+        raise RequestError(
+            f"{line}: its images are ordered by class; use all of them, or shuffle them first"
+        )
+    log.warning("%s", printable(line))
+
+
+_DRAWS = 200
+
+
+def _is_unlikely(counts: NDArray[np.int64], weights: NDArray[Any]) -> bool:
+    """Whether random draws of as many images, classes by ``weights``, all have more classes."""
+    draws = np.random.default_rng(0).multinomial(counts.sum(), weights / weights.sum(), _DRAWS)
+    return bool(np.count_nonzero(counts) < np.count_nonzero(draws, axis=1).min())
+
+
+def _is_ordered_by_class(labels: NDArray[np.int64]) -> bool:
+    """Whether neighbours share their class more often than halfway between chance and always."""
+    shares = np.bincount(labels) / len(labels)
+    chance = float((shares**2).sum())
+    return bool((labels[1:] == labels[:-1]).mean() > (1 + chance) / 2)

@@ -39,7 +39,7 @@ from robust_ham.config import DatasetConfig, RequestError
 from robust_ham.config_files import config_folder, load_config, parse_config
 from robust_ham.data import load_split
 from robust_ham.foreign_tables import COLUMNS, write_run_folder
-from robust_ham.layouts import open_image
+from robust_ham.layouts.images import open_image
 from robust_ham.models import build
 from robust_ham.report.gallery import gallery_figure, load_gallery
 from robust_ham.report.page import _failures, _manifest

@@ -25,11 +25,12 @@ from test_curves import CONFIG
 from test_data import assert_refused, mnist_like, png, write_folders, write_idx, write_parquet
 from test_report import folder  # noqa: F401
 
-from robust_ham import checkpoints, foreign, layouts, store
+from robust_ham import checkpoints, foreign, store
 from robust_ham.analysis.run import Run
 from robust_ham.config import DatasetConfig, RequestError
 from robust_ham.config_files import parse_config
 from robust_ham.data import load_split
+from robust_ham.layouts import images as images_module
 from robust_ham.model_cells import _copy_card
 from robust_ham.report.page import build_report
 from robust_ham.report.style import save_figure
@@ -246,10 +247,10 @@ def test_images_are_limited(tmp_path, monkeypatch):
     path = tmp_path / "mine/test-0.parquet"
     images, labels = mnist_like(5)
     write_parquet(path, images, labels)
-    monkeypatch.setattr(layouts, "_MAX_PIXELS", 700)
+    monkeypatch.setattr(images_module, "_MAX_PIXELS", 700)
     assert_refused("mine", tmp_path, "row 0: expected an image of at most 700 pixels, got 28×28")
     monkeypatch.undo()
-    monkeypatch.setattr(layouts, "_MAX_SPLIT_BYTES", 3000)
+    monkeypatch.setattr(images_module, "_MAX_SPLIT_BYTES", 3000)
     assert_refused("mine", tmp_path, "mine: expected at most 3,000 bytes of decoded images")
     monkeypatch.undo()
     monkeypatch.setattr(store, "MAX_ROWS", 4)
@@ -476,6 +477,8 @@ def test_class_folders_may_hold_links_but_no_pipes(tmp_path):
         link = tmp_path / f"mine/test/class{i}/a.png"
         link.symlink_to(tmp_path / f"elsewhere/class{i}/00{i}.png")
     os.mkfifo(tmp_path / "mine/test/class0/b.png")
+    assert_refused("mine", tmp_path, "b.png: expected a file, got a broken link or a device")
+    (tmp_path / "mine/test/class0/b.png").unlink()
     split = load_split(DatasetConfig(name="mine"), "test", tmp_path)
     assert np.array_equal(split.images[:, 0].numpy(), images[:2])
 

@@ -1,0 +1,164 @@
+"""One image file to 8-bit grey or colour pixels, and many of them to one tensor."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from robust_ham.config import DatasetConfig, RequestError
+from robust_ham.splits import KNOWN
+
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "PPM", "GIF", "TIFF")
+"""Image formats that are read; Pillow knows others that start programs (EPS)."""
+_MAX_PIXELS = 89_000_000
+"""Of one image file, below what Pillow itself refuses."""
+_MAX_SPLIT_BYTES = 1 << 35
+"""Of all decoded images of a split in memory."""
+_COLOUR_MODES = {"RGB", "RGBA", "RGBX", "P", "PA", "LA", "CMYK", "YCbCr"}
+"""Pillow's names of 8-bit pixels that ``convert("RGB")`` maps without clipping."""
+_EXIF_ORIENTATION = 0x0112
+_TIFF_BITS, _TIFF_PHOTOMETRIC = 258, 262
+_TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns an image of this EXIF orientation upright."""
+
+
+def open_image(content: bytes | Path, where: str | None = None) -> Image.Image:
+    """An image file, decoded and upright: grey ("L") or colour ("RGB").
+
+    Its EXIF orientation is applied. 16-bit pixels keep their high byte; transparency is dropped,
+    as ``torchvision.datasets.ImageFolder`` does. Of a stereo JPEG the first image is taken.
+
+    Raises:
+        RequestError: it cannot be read, has several frames, or pixels of no fixed range (floats,
+            32-bit integers); names ``where``, else the path.
+    """
+    where = where or str(content)
+    try:
+        file = io.BytesIO(content) if isinstance(content, bytes) else content
+        with Image.open(file, formats=_FORMATS) as image:
+            if image.width * image.height > _MAX_PIXELS:
+                raise RequestError(
+                    f"{where}: expected an image of at most {_MAX_PIXELS:,} pixels, "
+                    f"got {image.width}×{image.height}"
+                )
+            if getattr(image, "is_animated", False) and image.format != "MPO":
+                raise RequestError(f"{where}: expected one image, got several frames")
+            image.load()
+            return _upright(_to_8_bits(image, where), image)
+    except RequestError:
+        raise
+    except Exception:  # Pillow raises many kinds for a damaged file
+        raise RequestError(f"{where}: not an image that can be read") from None
+
+
+def _to_8_bits(image: Image.Image, where: str) -> Image.Image:
+    if image.mode in {"1", "L"}:
+        return image.convert("L")
+    if image.mode in _COLOUR_MODES:
+        if image.mode == "P" and "transparency" in image.info:
+            image = image.convert("RGBA")  # else Pillow warns
+        return image.convert("RGB")
+    if _is_16_bit_grey(image):  # convert() would clip
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    raise RequestError(
+        f"{where}: expected 8- or 16-bit grey or 8-bit colour pixels, got Pillow's mode "
+        f"{image.mode}, which has no fixed range; convert it to 8 bits"
+    )
+
+
+def _is_16_bit_grey(image: Image.Image) -> bool:
+    """Whether pixels fill 0 … 65535; TIFF also keeps 12-bit, inverted and signed ones."""
+    if image.format == "TIFF":
+        tags = getattr(image, "tag_v2", {})
+        is_plain = tags.get(_TIFF_BITS) == (16,) and tags.get(_TIFF_PHOTOMETRIC) == 1
+        return is_plain and image.mode.startswith("I;16")
+    return image.mode.startswith("I;16") or (image.mode == "I" and image.format in {"PNG", "PPM"})
+
+
+def _upright(pixels: Image.Image, original: Image.Image) -> Image.Image:
+    """``pixels`` turned as the EXIF orientation of ``original`` says; damaged EXIF says nothing."""
+    try:
+        orientation = original.getexif().get(_EXIF_ORIENTATION)
+    except Exception:  # Pillow raises many kinds for damaged metadata
+        return pixels
+    return pixels.transpose(_TRANSPOSE[orientation]) if orientation in _TRANSPOSE else pixels
+
+
+def fit(image: Image.Image, size: int, short_side: int) -> Image.Image:
+    """Resize the short side to ``short_side`` pixels and keep the central ``size`` × ``size``."""
+    scale = short_side / min(image.size)
+    width, height = (max(size, round(length * scale)) for length in image.size)
+    image = image.resize((width, height), Image.Resampling.BILINEAR)
+    left, top = (width - size) // 2, (height - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
+def short_side(name: str, size: int) -> int:
+    """Of an image before its central crop to ``size``: of ImageNet, 256 for 224."""
+    return round(size * 256 / 224) if name == "imagenet" else size
+
+
+def pixels_of(image: Image.Image, config: DatasetConfig) -> NDArray[np.uint8]:
+    """An image as (H, W, C) uint8, C = 1 or 3, resized and cropped where image_size asks for it.
+
+    Small known data sets stay as they are: they are subsampled later.
+    """
+    size = config.image_size
+    known = KNOWN.get(config.name)
+    if size is not None and not (known and known.is_subsampled):
+        image = fit(image, size, short_side(config.name, size))
+    pixels = np.asarray(image)
+    return pixels[:, :, None] if pixels.ndim == 2 else pixels
+
+
+class Pixels:
+    """Decoded images of a split, as many as memory may be asked to hold."""
+
+    def __init__(self, where: Path) -> None:
+        self.where, self.images, self.num_bytes = where, list[NDArray[np.uint8]](), 0
+
+    def add(self, image: NDArray[np.uint8]) -> None:
+        """Keep one more, (H, W, C).
+
+        Raises:
+            RequestError: they are too large together.
+        """
+        self.num_bytes += image.nbytes
+        if self.num_bytes > _MAX_SPLIT_BYTES:
+            raise RequestError(
+                f"{self.where}: expected at most {_MAX_SPLIT_BYTES:,} bytes of decoded images; "
+                "dataset.image_size makes them smaller, dataset.stream leaves them on the disk"
+            )
+        self.images.append(image)
+
+    def stack(self) -> Tensor:
+        """All of them, (N, C, H, W) uint8; grey images among colour ones get three channels.
+
+        Raises:
+            RequestError: they differ in size.
+        """
+        images = self.images
+        if len({image.shape[2] for image in images}) > 1:
+            images = [np.repeat(i, 3, axis=2) if i.shape[2] == 1 else i for i in images]
+        shapes = {image.shape for image in images}
+        if len(shapes) > 1:
+            raise RequestError(
+                f"{self.where}: images of different shapes "
+                f"({', '.join(map(str, sorted(shapes)[:3]))} …); "
+                "set dataset.image_size to resize and crop them"
+            )
+        return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
