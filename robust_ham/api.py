@@ -15,7 +15,7 @@ from rich.progress import Progress, TaskID
 from torch import Tensor, nn
 
 from attacks import ATTACKS, Model
-from attacks.prepare import attack_mode
+from attacks.model import attack_mode
 from robust_ham import checkpoints
 from robust_ham.catalogue import OwnFunction, attack_function, check_attack, resolve_attack
 from robust_ham.config import AttackConfig, DatasetConfig, RequestError

@@ -19,10 +19,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from robust_ham.config import Config, RequestError
-from robust_ham.foreign import check_packing, read_safetensors
+from robust_ham.fitting import check_tensors, fill, fit
+from robust_ham.foreign import read_network, read_safetensors
 from robust_ham.model_groups import FactoryGroup, ModelGroup, TableGroup, model_group
 from robust_ham.models import MODELS, Normalize, build
-from robust_ham.own_code import import_function
+from robust_ham.models.applied import OWN_WINDOW, windows_of
+from robust_ham.own_code import import_function, one_line_for
 from robust_ham.splits import MAX_CLASSES
 from robust_ham.store import file_hash, read_json, write_csv, write_json, writing_folder
 
@@ -32,10 +34,6 @@ WEIGHTS, CARD, CURVE = "model.safetensors", "model.json", "training.csv"
 _CARD = {"model_id": str, "model": dict, "in_channels": int, "num_classes": int}
 _CARD |= {"weights_sha256": str}
 _KINDS = {str: "text", dict: "a mapping", int: "a whole number"}
-_NUMBERS = {
-    *(torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool),
-    *(torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8),
-}
 
 
 def save(folder: Path, model: nn.Module, card: dict[str, Any], curve: pd.DataFrame | None) -> None:
@@ -45,11 +43,23 @@ def save(folder: Path, model: nn.Module, card: dict[str, Any], curve: pd.DataFra
     """
     with writing_folder(folder) as temporary:
         weights = temporary / WEIGHTS
-        save_file({k: v.contiguous().cpu() for k, v in model.state_dict().items()}, weights)
+        save_file(_unshared(model.state_dict()), weights)
         weights.chmod(0o644)
         write_json(temporary / CARD, card | {"weights_sha256": file_hash(weights)})
         if curve is not None:
             write_csv(temporary / CURVE, curve)
+
+
+def _unshared(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors on the CPU that share no memory, which safetensors refuses: tied weights twice."""
+    unshared: dict[str, Tensor] = {}
+    seen = set[int]()
+    for name, tensor in state.items():
+        own = tensor.contiguous().cpu()
+        place = own.untyped_storage().data_ptr()
+        unshared[name] = own.clone() if place in seen else own
+        seen.add(place)
+    return unshared
 
 
 def read_card(folder: Path) -> dict[str, Any]:
@@ -103,7 +113,7 @@ def load(folder: Path, factory: str | None = None) -> tuple[nn.Module, dict[str,
         raise RequestError(f"{path}: no such file")
     if file_hash(path) != card["weights_sha256"]:
         raise RequestError(f"{path}: not the weights that the card names (SHA-256 differs)")
-    state = _read_state(path)
+    state = read_safetensors(path)
     if not isinstance(spec, FactoryGroup):
         check_tensors(_own_tensors(spec, card, folder / CARD), state, path)
     model = new_model(spec, card["in_channels"], card["num_classes"])
@@ -136,72 +146,37 @@ def card_spec(card: dict[str, Any], path: Path) -> ModelGroup:
     return spec
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Fill ``model`` from a .safetensors or, without running code, a .pth state dict.
+def load_weights(
+    model: nn.Module, path: Path, key: str | None = None, option: str = "weights_key"
+) -> None:
+    """Fill ``model`` from a file of weights, read without running code.
+
+    Args:
+        model: any network; its tensors are found in the file by name, as by ``robust-ham import``.
+        path: ``.safetensors``, or what ``torch.save`` wrote.
+        key: which network of a file that holds several.
+        option: what messages call the key.
 
     Raises:
-        RequestError: unreadable, other names or shapes, or values that are not finite.
+        RequestError: unreadable, several networks, other names or shapes, values not finite.
     """
-    fill(model, _read_state(path), path)
-
-
-def fill(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
-    """Fill ``model`` with the tensors that ``path`` held.
-
-    Raises:
-        RequestError: other names or shapes, or values that are no finite numbers.
-    """
-    check_tensors(model.state_dict(), state, path)
-    model.load_state_dict(state)
-
-
-def check_tensors(own: Mapping[str, Tensor], state: Mapping[str, Tensor], path: Path) -> None:
-    """Refuse tensors that are not those of a network, or hold what is no finite number.
-
-    Raises:
-        RequestError: other names, shapes or kinds of values, or values that are not finite.
-    """
-    for name, tensor in own.items():
-        if name not in state:
-            raise RequestError(f"{path}: no tensor {name}")
-        if state[name].shape != tensor.shape:
-            raise RequestError(
-                f"{path}: {name}: expected shape {tuple(tensor.shape)}, "
-                f"got {tuple(state[name].shape)}"
-            )
-        kind = state[name].dtype
-        if kind not in _NUMBERS or kind.is_floating_point != tensor.is_floating_point():
-            raise RequestError(
-                f"{path}: {name}: expected values like {tensor.dtype}, got {state[name].dtype}"
-            )
-        if not torch.isfinite(state[name]).all():
-            raise RequestError(f"{path}: {name} has values that are not finite")
-    extra = next((name for name in state if name not in own), None)
-    if extra is not None:
-        raise RequestError(f"{path}: unexpected tensor {extra}")
-
-
-def _read_state(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise RequestError(f"{path}: no such file")
-    if path.suffix == ".safetensors":
-        return read_safetensors(path)
-    check_packing(path)
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # torch raises many kinds for a damaged or unsafe file
-        raise RequestError(f"{path}: not a state dict that can be read safely") from None
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise RequestError(f"{path}: expected a state dict of tensors")
-    return state
+    found = fit(read_network(path, key, option), model)
+    if found.alike is not None:
+        raise RequestError(
+            f"{path}: its names are not the network's, and {found.alike} have the same shapes: "
+            "robust-ham import with --accuracy tells whether their order is right"
+        )
 
 
 _LATER_KEYS: dict[str, dict[str, Any]] = {
     "cnn": {"init": "default", "match": None, "window_layers": "all", "width": 1.0},
     "resnet18_cifar": {"init": "default", "match": None, "first_downsampling": False},
-    "factory": {"init": "default", "match": None},
+    "factory": {
+        "init": "default",
+        "match": None,
+        "label_only": False,
+        "weights_key": None,
+    },
 }
 """Keys that older cards of an architecture do not have, and what these cards mean."""
 
@@ -249,7 +224,7 @@ def load_factory(spec: FactoryGroup) -> nn.Module:
     """
     model = call_factory(spec)
     if spec.weights is not None:
-        load_weights(model, Path(spec.weights))
+        load_weights(model, Path(spec.weights), spec.weights_key)
     return model.eval()
 
 
@@ -257,12 +232,60 @@ def call_factory(spec: FactoryGroup) -> nn.Module:
     """What the user's function returns.
 
     Raises:
-        RequestError: not an ``nn.Module``.
+        RequestError: it raises, or returns no ``nn.Module``, or one without the window or the
+            kernels that its group claims.
     """
-    model = import_factory(spec)()
+    factory = import_factory(spec)
+    with one_line_for(f"factory {spec.factory}"):
+        model = factory()
     if not isinstance(model, nn.Module):
         raise RequestError(f"factory {spec.factory}: expected a torch.nn.Module, got {type(model)}")
+    if not spec.label_only:
+        _check_labels(spec, model)
     return model
+
+
+def _check_labels(spec: FactoryGroup, model: nn.Module) -> None:
+    """Refuse a window or a kernel size that the layers of a user's network do not have."""
+    windows = windows_of(model)
+    allowed = ("none", spec.window, OWN_WINDOW)
+    other = next((name for name, window in windows.items() if window not in allowed), "")
+    if other or (spec.window != "none" and spec.window not in windows.values()):
+        has = f"its {other} has the window {windows[other]}" if other else "no layer of it has one"
+        raise RequestError(
+            f"factory {spec.factory}: window: {spec.window}, but {has}: put it in with "
+            "robust_ham.windowed, name the window that is there, or set label_only: true"
+        )
+    sizes = [conv.kernel_size for conv in model.modules() if isinstance(conv, nn.Conv2d)]
+    if sizes and not any(max(size) == spec.kernel_size for size in sizes):
+        there = ", ".join(f"{height}×{width}" for height, width in sorted(set(sizes)))
+        raise RequestError(
+            f"factory {spec.factory}: kernel_size: {spec.kernel_size}, but its kernels are "
+            f"{there}: name one that is there, or set label_only: true"
+        )
+
+
+def check_forward(
+    spec: ModelGroup, model: nn.Module, image_shape: tuple[int, ...], device: torch.device
+) -> None:
+    """Refuse a user's network that fails on images of the data set, or returns no logits.
+
+    Raises:
+        RequestError: it raises, or answers with something else than a tensor (N, K).
+    """
+    if not isinstance(spec, FactoryGroup):
+        return
+    what = f"factory {spec.factory}: forward on images {image_shape}"
+    images = torch.rand(2, *image_shape, generator=torch.Generator().manual_seed(0))
+    with one_line_for(what), torch.no_grad():
+        logits = model.eval()(images.to(device))
+    if isinstance(logits, Mapping):
+        logits = logits.get("logits", logits)
+    logits = getattr(logits, "logits", logits)
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != 2:
+        is_tensor = isinstance(logits, Tensor)
+        got = tuple(logits.shape) if is_tensor else f"a {type(logits).__name__}"
+        raise RequestError(f"{what}: expected a tensor of logits (2, classes), got {got}")
 
 
 def new_model(spec: ModelGroup, in_channels: int, num_classes: int) -> nn.Module:

@@ -2,7 +2,8 @@
 
 Known layouts: a bare state dict (torchvision, timm; ``.pth`` or ``.safetensors``); the script of
 Tomen & van Gemert, which saves both networks in one file beside an ``argparse.Namespace`` and
-NumPy arrays; PyTorch Lightning's checkpoints, and any file that holds state dicts in mappings.
+NumPy arrays; PyTorch Lightning's checkpoints, and any file that holds state dicts in mappings
+(``state_dict``, ``model``, ``model_ema``, …: RobustBench, MadryLab's robustness, timm).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from robust_ham.config import RequestError
-from robust_ham.renaming import without_common_prefix
+from robust_ham.renaming import listed
 
 # --- what a file may name --------------------------------------------------------------------
 
@@ -102,7 +103,7 @@ _MAX_KEYS = 1_000_000
 
 
 def check_packing(path: Path) -> None:
-    """Refuse a ``torch.save`` file that would unpack to much more than its size.
+    """Refuse a ``torch.save`` file that would unpack to much more than its size, or is a program.
 
     Raises:
         RequestError: it would.
@@ -112,10 +113,13 @@ def check_packing(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(member.file_size for member in archive.infolist())
+            is_script = any(name.endswith("/constants.pkl") for name in archive.namelist())
     except Exception:  # zipfile raises many kinds for a damaged file
         raise RequestError(f"{path}: damaged, or not a checkpoint of torch") from None
     if unpacked > _MAX_GAIN * path.stat().st_size:
         raise RequestError(f"{path}: refused, for it unpacks to {_MAX_GAIN} times its size or more")
+    if is_script:
+        raise RequestError(f"{path}: a TorchScript program, which is code; {_REMEDY}")
 
 
 def _load(path: Path) -> Any:  # noqa: ANN401
@@ -167,10 +171,12 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 class ForeignNetwork:
     """One network of a file, and what the file says of it."""
 
+    path: Path
     key: str
     """Where in the file, such as ``state_dict_win``; empty: the file is the state dict."""
+    option: str
+    """By which the user names the key."""
     tensors: dict[str, Tensor]
-    """By name, without what all names begin with (``module.``, ``model.``)."""
     ordered: bool
     """Whether the order of the tensors is that of the network; safetensors keeps none."""
     windowed: bool | None
@@ -178,36 +184,43 @@ class ForeignNetwork:
     hyper_parameters: dict[str, Any]
 
 
-def read_network(path: Path, key: str | None = None) -> ForeignNetwork:
+def read_network(path: Path, key: str | None = None, option: str = "--key") -> ForeignNetwork:
     """The network under ``key`` of a file, or the only one it holds.
+
+    Args:
+        path: ``.safetensors``, or whatever ``torch.save`` wrote, read without running code.
+        key: names of mappings joined by dots, such as ``model_ema``; after them, the name of a
+            module within the state dict: ``state_dict.ema_model``.
+        option: what messages call the key.
 
     Raises:
         RequestError: not found, damaged, unsafe, no network or several; the message names them.
     """
     if not path.is_file():
         raise RequestError(f"{path}: no such file")
-    ordered = path.suffix != ".safetensors"
+    ordered = path.suffix.lower() != ".safetensors"
     content = _load(path) if ordered else read_safetensors(path)
     found = _state_dicts(path, content)
-    if key is None and len(found) == 1:
-        (key,) = found
-    if key is None or key not in found:
-        names = ", ".join(name for name in found if name)
-        if not found:
-            raise RequestError(f"{path}: holds no state dict")
-        if key is None:
-            raise RequestError(f"{path}: holds several networks; choose by --key: {names}")
-        raise RequestError(
-            f"{path}: --key: no state dict is called {key!r} ({names or 'no names'})"
-        )
-    for name, tensor in found[key].items():
+    if not found:
+        raise RequestError(f"{path}: holds no state dict{_stray_values(content)}")
+    if key is None and len(found) > 1:
+        names = listed(name or "(the file itself)" for name in found)
+        raise RequestError(f"{path}: holds several networks; choose by {option}: {names}")
+    key = next(iter(found)) if key is None else key
+    tensors = _tensors_under(found, key)
+    if not tensors:
+        names = listed(name for name in found if name) or "no names"
+        raise RequestError(f"{path}: {option}: no state dict is called {key!r} ({names})")
+    for name, tensor in tensors.items():
         if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
             raise RequestError(f"{path}: {name} is not a plain tensor")
     content = content if isinstance(content, Mapping) else {}
     hyper_parameters = content.get("hyper_parameters")
     return ForeignNetwork(
+        path,
         key,
-        without_common_prefix(found[key]),
+        option,
+        tensors,
         ordered,
         _windowed(content, key),
         _accuracy(content, key),
@@ -215,8 +228,28 @@ def read_network(path: Path, key: str | None = None) -> ForeignNetwork:
     )
 
 
+def _tensors_under(found: Mapping[str, dict[str, Tensor]], key: str) -> dict[str, Tensor]:
+    """The state dict called ``key``, or the part of one that the module ``key`` names."""
+    if key in found:
+        return found[key]
+    for place, tensors in found.items():
+        outer = f"{place}." if place else ""
+        if key.startswith(outer):
+            module = key.removeprefix(outer) + "."
+            part = {
+                name.removeprefix(module): tensor
+                for name, tensor in tensors.items()
+                if name.startswith(module)
+            }
+            if part:
+                return part
+    return {}
+
+
 def _state_dicts(path: Path, content: Any, depth: int = 3) -> dict[str, dict[str, Tensor]]:  # noqa: ANN401
     """State dicts in ``content`` and the mappings it holds, by their dotted keys.
+
+    They are mappings of tensors with a weight among them; where there is none, any of tensors.
 
     Raises:
         RequestError: more keys than a checkpoint has.
@@ -234,14 +267,29 @@ def _state_dicts(path: Path, content: Any, depth: int = 3) -> dict[str, dict[str
         if not all(isinstance(key, str) for key in mapping):
             return
         if mapping and all(isinstance(value, Tensor) for value in mapping.values()):
-            if any(k.endswith("weight") and v.ndim > 1 for k, v in mapping.items()):
-                found[place] = dict(mapping)
+            found[place] = dict(mapping)
             return
         for key, value in mapping.items() if depth else ():
             search(value, f"{place}.{key}" if place else key, depth - 1)
 
     search(content, "", depth)
-    return found
+    return {key: tensors for key, tensors in found.items() if _has_weight(tensors)} or found
+
+
+def _has_weight(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a weight of two or more dimensions is there, also pruned or parametrized."""
+    return any(tensor.ndim > 1 and "weight" in name for name, tensor in tensors.items())
+
+
+def _stray_values(content: Any, depth: int = 3) -> str:  # noqa: ANN401
+    """What stands among the tensors of a state dict and is none."""
+    if not isinstance(content, Mapping):
+        return ""
+    if any(isinstance(value, Tensor) and value.ndim > 1 for value in content.values()):
+        stray = (str(key) for key, value in content.items() if not isinstance(value, Tensor))
+        return f": {listed(stray)} beside its tensors; {_REMEDY}"
+    inner = (_stray_values(value, depth - 1) for value in content.values() if depth)
+    return next(filter(None, inner), "")
 
 
 _PAPER_SUFFIX = "_win"

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from attacks.prepare import BOX_TOLERANCE
+from attacks.model import BOX_TOLERANCE
 from robust_ham.splits import to_float
 
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,15 +21,14 @@ from torch import Tensor, nn
 from robust_ham import checkpoints
 from robust_ham.config import RequestError
 from robust_ham.data import Dataset
+from robust_ham.fitting import fit
 from robust_ham.foreign import ForeignNetwork, read_network
 from robust_ham.judging import logits_of, model_card
-from robust_ham.layers import WindowedConv2d
 from robust_ham.model_groups import FactoryGroup, ModelGroup, ResNet18CifarGroup
 from robust_ham.models import Normalize, build
-from robust_ham.renaming import paired, without_common_prefix
+from robust_ham.normalisation import constants_of
 from robust_ham.splits import Split, balanced_order
 from robust_ham.store import file_hash
-from robust_ham.windows import WINDOWS_2D, window_2d
 
 READINGS = ("none", "hamming", "hamming_sqrt")
 """Windows under which the weights are tried, beside the one asked for: those of known releases."""
@@ -41,9 +39,6 @@ CLEARLY = 3.0
 
 STATED_TOLERANCE = 0.002
 """Accuracies that others state were rounded, and measured on other machines."""
-
-_COUNTER = "num_batches_tracked"  # of BatchNorm: decides nothing, and old files do not have it
-_WINDOW_BUFFER = re.compile(r"hamming|hann|blackman|kaiser|window", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -114,21 +109,36 @@ def import_checkpoint(
         model = checkpoints.new_model(spec, test.image_shape[0], test.num_classes)
     except ValueError as error:
         raise RequestError(f"--as: {error}") from None
-    proven = _fill(request, network, model, Path(dataset.config.name).name)
+    stated = network.accuracy if request.accuracy is None else request.accuracy
+    target = _target(request, network, model)
+    found = fit(network, target, Path(dataset.config.name).name)
+    if not isinstance(spec, FactoryGroup):
+        _check_statements(path, spec, network)
+    elif found.alike is not None and stated is None:
+        raise RequestError(
+            f"{path}: its names are not the network's, and {found.alike} have the same shapes: "
+            "give the published --accuracy, which tells whether their order is right"
+        )
     model.eval().to(device)
     evidence: dict[str, Any] = {}
-    stated = network.accuracy if request.accuracy is None else request.accuracy
-    if not proven and not isinstance(spec, FactoryGroup):
+    is_settled = found.has_windows and found.alike is None
+    if not isinstance(spec, FactoryGroup) and not is_settled:
         evidence["readings"] = _readings(request, model, test, device, say, needed=stated is None)
+    checkpoints.check_forward(spec, model, test.image_shape, device)
     card = model_card(spec, model, test, dataset.test_hash, test.num_classes, device)
     say(f"{card['test_accuracy']:6.2%} of all {len(test)} test images right")
     if stated is not None:
         evidence["stated_accuracy"] = stated
+        origin = "the file" if request.accuracy is None else "--accuracy"
         if abs(card["test_accuracy"] - stated) > STATED_TOLERANCE:
-            origin = "the file" if request.accuracy is None else "--accuracy"
             raise RequestError(
                 f"{path}: test accuracy {card['test_accuracy']:.4f}, but {origin} says "
                 f"{stated:.4f}: other weights, --mean and --std, or images"
+            )
+        if found.alike is not None and card["test_accuracy"] <= _at_chance(test):
+            raise RequestError(
+                f"{path}: paired by order alone, and right as often as chance, which confirms "
+                f"nothing of {found.alike}"
             )
     checkpoints.save(folder, model.cpu(), card | {"source": source | evidence}, None)
     return Imported(folder, checkpoints.read_card(folder), already_there=False)
@@ -142,45 +152,7 @@ def _contains(card: dict[str, Any], source: dict[str, Any]) -> bool:
 # --- the weights -----------------------------------------------------------------------------
 
 
-def _fill(request: Request, network: ForeignNetwork, model: nn.Module, data_name: str) -> bool:
-    """Give ``model`` the weights of the file; whether windows stored there prove the reading."""
-    path, spec = request.path, request.spec
-    target = _normalised(request, network, model)
-    own = without_common_prefix(target.state_dict())
-    full_names = dict(zip(own, target.state_dict(), strict=True))
-    own = {name: tensor for name, tensor in own.items() if not name.endswith(_COUNTER)}
-    theirs: dict[str, Tensor] = {}
-    windows: dict[str, Tensor] = {}
-    counters: dict[str, Tensor] = {}
-    for name, tensor in network.tensors.items():
-        module, _, leaf = name.rpartition(".")
-        if _WINDOW_BUFFER.search(leaf) and name not in own:
-            windows[module] = tensor
-        elif leaf == _COUNTER:
-            counters[module] = tensor
-        else:
-            theirs[name] = tensor
-    try:
-        pairs = paired(theirs, own, network.ordered)
-    except ValueError as error:
-        raise RequestError(f"{path}: not the network asked for: {error}") from None
-    _check_shapes(path, own, {name: theirs[pairs[name]] for name in own}, pairs, data_name)
-    modules = {_module(pairs[name]): _module(full_names[name]) for name in own}
-    _check_windows(path, target, windows, modules)
-    if not isinstance(spec, FactoryGroup):
-        _check_statements(path, spec, network)
-    state = {name: t for name, t in target.state_dict().items() if name.endswith(_COUNTER)}
-    state |= {f"{modules[m]}.{_COUNTER}": t for m, t in counters.items() if m in modules}
-    state |= {full_names[name]: theirs[pairs[name]] for name in own}
-    checkpoints.fill(target, state, path)
-    return bool(windows)
-
-
-def _module(name: str) -> str:
-    return name.rpartition(".")[0]
-
-
-def _normalised(request: Request, network: ForeignNetwork, model: nn.Module) -> nn.Module:
+def _target(request: Request, network: ForeignNetwork, model: nn.Module) -> nn.Module:
     """Set the constants of the normalisation; the part of ``model`` that the file holds."""
     mean, std = request.mean, request.std
     if not request.spec.normalize:
@@ -190,7 +162,7 @@ def _normalised(request: Request, network: ForeignNetwork, model: nn.Module) -> 
     assert isinstance(model, nn.Sequential)
     normalize = model[0]
     assert isinstance(normalize, Normalize)
-    if {"0.mean", "0.std"} <= network.tensors.keys():  # one of our own
+    if constants_of(network.tensors):
         if mean or std:
             raise RequestError(f"--mean, --std: {request.path} has its own")
         return model
@@ -212,65 +184,13 @@ def _normalised(request: Request, network: ForeignNetwork, model: nn.Module) -> 
     return network_inside
 
 
-def _check_shapes(
-    path: Path,
-    own: Mapping[str, Tensor],
-    theirs: Mapping[str, Tensor],
-    names: Mapping[str, str],
-    data_name: str,
-) -> None:
-    """Refuse other shapes; both mappings are by our names."""
-    first = next((name for name, tensor in own.items() if tensor.ndim == 4), None)
-    last = [name for name, tensor in own.items() if tensor.ndim == 2][-1:]
-    for name, tensor in own.items():
-        expected, got = tuple(tensor.shape), tuple(theirs[name].shape)
-        if expected == got:
-            continue
-        if name == first and expected[:1] + expected[2:] == got[:1] + got[2:]:
-            raise RequestError(f"{path}: for {got[1]}-channel images; {data_name}: {expected[1]}")
-        if [name] == last and expected[1:] == got[1:]:
-            raise RequestError(f"{path}: for {got[0]} classes; {data_name}: {expected[0]}")
-        raise RequestError(
-            f"{path}: not the network asked for: {names[name]} has shape {got}, expected {expected}"
-        )
+def _at_chance(test: Split) -> float:
+    """Accuracy up to which a network may know nothing: its best constant guess, and chance."""
+    share = float(test.labels.bincount().max()) / len(test)
+    return share + CLEARLY * math.sqrt(share * (1 - share) / len(test))
 
 
 # --- windowed or plain -----------------------------------------------------------------------
-
-
-def _check_windows(
-    path: Path, target: nn.Module, windows: Mapping[str, Tensor], modules: Mapping[str, str]
-) -> None:
-    """Windows stored in a file must be ours, in the layers where ours are.
-
-    Args:
-        path: the file.
-        target: the network asked for.
-        windows: stored windows by the names of their layers.
-        modules: names of layers in the file to ours.
-    """
-    if not windows:
-        return
-    for theirs, values in windows.items():
-        layer = target.get_submodule(modules[theirs]) if theirs in modules else None
-        if not isinstance(layer, nn.Conv2d):
-            raise RequestError(f"{path}: a window in {theirs or 'the network'}, no convolution")
-        own = layer.window if isinstance(layer, WindowedConv2d) else torch.ones(layer.kernel_size)
-        if not _same(values, own):
-            height, width = layer.kernel_size
-            names = (w for w in WINDOWS_2D if _same(values, window_2d(w, height, width)))
-            asked = layer.window_name if isinstance(layer, WindowedConv2d) else "none"
-            found = next(names, "of other values")
-            raise RequestError(f"{path}: {theirs} has the window {found}; --as has {asked}")
-    for theirs, own_name in modules.items():
-        if isinstance(target.get_submodule(own_name), WindowedConv2d) and theirs not in windows:
-            raise RequestError(f"{path}: {theirs} has no window; --as has one there")
-
-
-def _same(values: Tensor, window: Tensor) -> bool:
-    if values.numel() != window.numel():
-        return False
-    return torch.allclose(values.double().reshape(window.shape), window.double(), atol=1e-5)
 
 
 def _check_statements(path: Path, spec: ModelGroup, network: ForeignNetwork) -> None:

@@ -14,6 +14,7 @@ from robust_ham import checkpoints, distributed, evaluation, judging, training
 from robust_ham.config import RequestError
 from robust_ham.context import Context, Done
 from robust_ham.model_groups import FactoryGroup, ModelGroup
+from robust_ham.own_code import one_line_for
 from robust_ham.plan import source_folder
 from robust_ham.progress import Progress, unseen
 from robust_ham.receipts import is_finished, receipt_of, sign
@@ -229,7 +230,9 @@ def _describe_factory(context: Context, spec: FactoryGroup) -> Done:
     """A user's model is known by its weights and by what it answers, for its code may change."""
     model = checkpoints.load_factory(spec)
     test = context.plan.dataset.test
-    answers = judging.predictions(model.to(context.device), test, context.device)
+    checkpoints.check_forward(spec, model.to(context.device), test.image_shape, context.device)
+    with one_line_for(f"factory {spec.factory}: forward"):
+        answers = judging.predictions(model, test, context.device)
     margins = hashlib.sha256(answers["margin"].to_numpy().tobytes()).hexdigest()
     weights = content_key({"weights": checkpoints.state_hash(model), "margins": margins})
     key = content_key({"weights": weights, "test": context.plan.dataset.test_hash})

@@ -187,7 +187,8 @@ class ImageNetGroup(ModelGroup):
 class FactoryGroup(ModelGroup):
     """A user's own model: a function that returns an ``nn.Module`` with inputs in [0, 1].
 
-    ``kernel_size``, ``window`` and ``seed`` only label it in tables and figures.
+    ``kernel_size``, ``window`` and ``seed`` label it in tables and figures; the network must have
+    such layers, unless ``label_only`` is set.
     """
 
     architecture: Literal["factory"] = "factory"
@@ -200,18 +201,28 @@ class FactoryGroup(ModelGroup):
         pattern=r"^[\w.]+:[\w.]+$", description="module:function; this runs that module's code"
     )
     weights: str | None = Field(
-        None, description=".safetensors or .pth state dict (read without running code)"
+        None,
+        description=".safetensors, .pth, .pt or .ckpt (read without running code), as for import",
+    )
+    weights_key: str | None = Field(
+        None, description="which network of a file with several, such as model_ema"
     )
     pretrained: bool = Field(
         False,
         exclude_if=lambda pretrained: not pretrained,
         description="the function returns a trained network, which needs no weights",
     )
+    label_only: bool = Field(
+        False,
+        description="window and kernel_size are labels that the network's own layers need not have",
+    )
 
     @model_validator(mode="after")
     def _has_one_set_of_weights(self) -> FactoryGroup:
         if self.pretrained and self.weights is not None:
             raise ValueError("pretrained: not beside weights")
+        if self.weights_key is not None and self.weights is None:
+            raise ValueError("weights_key: only with weights")
         return self
 
     @property

@@ -11,8 +11,12 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
+
+import torch
 
 from robust_ham.config import AttackConfig, RequestError
 from robust_ham.config_fields import number
@@ -20,6 +24,8 @@ from robust_ham.config_fields import number
 Parameter = inspect.Parameter
 
 _KEYS = set(AttackConfig.model_fields) - {"attack"}
+
+_MAX_REASON = 300
 
 
 def import_function(name: str, key: str) -> Any:  # noqa: ANN401
@@ -33,16 +39,44 @@ def import_function(name: str, key: str) -> Any:  # noqa: ANN401
     module_name, _, function_name = name.partition(":")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
-    try:
+    with one_line_for(f"{key} {name}"):
         function: Any = importlib.import_module(module_name)
-    except Exception as error:  # it is the user's code: whatever it raises, one line says so
-        reason = " ".join(str(error).split())
-        raise RequestError(f"{key} {name}: {type(error).__name__}: {reason}") from None
     for part in function_name.split("."):
         function = getattr(function, part, None)
     if not callable(function):
         raise RequestError(f"{key} {name}: no such function")
     return function
+
+
+@contextlib.contextmanager
+def one_line_for(what: str) -> Iterator[None]:
+    """Say in one line what a user's own code raises, and where: ``what`` names that code.
+
+    Raises:
+        RequestError: whatever it raises, but for a lack of memory.
+    """
+    try:
+        yield
+    except (RequestError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except (Exception, SystemExit) as error:
+        reason = " ".join(str(error).split())[:_MAX_REASON]
+        raise RequestError(f"{what}: {type(error).__name__}: {reason}{_place(error)}") from None
+
+
+def _place(error: BaseException) -> str:
+    """Function, file and line that raised, the deepest that is neither torch's nor ours."""
+    libraries = [Path(str(m.__file__)).parent for m in (torch, importlib)]
+    libraries.append(Path(__file__).parent)
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not any(Path(frame.filename).is_relative_to(folder) for folder in libraries)
+        and not frame.filename.startswith("<")
+    ]
+    if not frames:
+        return ""
+    return f" (in {frames[-1].name}, {Path(frames[-1].filename).name}:{frames[-1].lineno})"
 
 
 def source_hash(function: Any) -> str:  # noqa: ANN401

@@ -1,10 +1,13 @@
 """Checkpoints: whole, safe, and never taken for another network."""
 
 import json
+import re
+import sys
 
 import pandas as pd
 import pytest
 import torch
+from conftest import zoo_model
 from safetensors.torch import load_file, save_file
 
 from robust_ham import checkpoints
@@ -95,7 +98,7 @@ def test_damaged_files_are_named(saved):
         (lambda s: s.update(extra=torch.zeros(1)), "unexpected tensor extra"),
         (
             lambda s: s.update({"linear.bias": torch.zeros(9)}),
-            r"expected shape \(10,\), got \(9,\)",
+            r"linear.bias has shape \(9,\), expected \(10,\)",
         ),
         (lambda s: s["linear.bias"].fill_(torch.nan), "linear.bias has values that are not finite"),
     ],
@@ -147,3 +150,181 @@ def test_factories(tmp_path, monkeypatch):
             checkpoints.load_factory(FactoryGroup(factory=factory))
     with pytest.raises(RequestError, match=r"weights gone.pth: no such file"):
         checkpoints.load_factory(FactoryGroup(factory="my_models:small", weights="gone.pth"))
+
+
+# --- what a user's network claims, and what it raises ------------------------------------------
+
+
+OWN_NETS = """
+import torch
+from torch import nn
+from torch.nn import functional as F
+from robust_ham import windowed
+from robust_ham.models.surgery import folded
+from robust_ham.windows import window_2d
+
+class Taper(nn.Conv2d):
+    def forward(self, x):
+        window = window_2d("hamming", *self.kernel_size).to(self.weight)
+        return F.conv2d(x, self.weight * window, self.bias)
+
+class Standardised(nn.Conv2d):
+    def forward(self, x):
+        return F.conv2d(x, self.weight - self.weight.mean((1, 2, 3), keepdim=True), self.bias)
+
+def with_conv(conv):
+    return nn.Sequential(conv, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 10))
+
+def plain():
+    return with_conv(nn.Conv2d(1, 2, 5))
+def hamming():
+    return windowed(plain())
+def hann():
+    return windowed(plain(), "hann")
+def both():
+    return nn.Sequential(windowed(nn.Conv2d(1, 1, 5)), *hann())
+def same_values():
+    return folded(hamming())
+def taper():
+    return with_conv(Taper(1, 2, 5))
+def standardised():
+    return with_conv(Standardised(1, 2, 5))
+def linear():
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+def factorised():
+    return nn.Sequential(nn.Conv2d(1, 2, (1, 5)), *with_conv(nn.Conv2d(2, 2, (5, 1))))
+
+def needs_an_argument(width):
+    return plain()
+def raises():
+    raise KeyError("no such\\nthing")
+def leaves():
+    raise SystemExit(3)
+
+class Answers(nn.Module):
+    def __init__(self, answer):
+        super().__init__()
+        self.answer, self.linear = answer, nn.Linear(784, 10)
+    def forward(self, x):
+        return self.answer(self.linear(x.flatten(1)))
+
+def a_dict():
+    return Answers(lambda logits: {"out": logits})
+def a_tuple():
+    return Answers(lambda logits: (logits, logits))
+def a_map():
+    return Answers(lambda logits: logits[..., None, None])
+def one_row():
+    return Answers(lambda logits: logits.mean(0, keepdim=True))
+def colour():
+    return with_conv(nn.Conv2d(3, 2, 5))
+
+def broken_answer(logits):
+    assert logits.shape[0] == 0, "of my own"
+def broken():
+    return Answers(broken_answer)
+"""
+
+
+@pytest.fixture
+def own_nets(tmp_path, monkeypatch):
+    (tmp_path / "own_nets.py").write_text(OWN_NETS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_nets", raising=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "labels"),
+    [
+        ("plain", {}),
+        ("hamming", {"window": "hamming"}),
+        ("hann", {"window": "hann"}),
+        ("taper", {"window": "hamming"}),
+        ("standardised", {}),
+        ("same_values", {"window": "hamming", "label_only": True}),
+        ("plain", {"window": "hamming", "kernel_size": 9, "label_only": True}),
+        ("linear", {"kernel_size": 7}),
+        ("factorised", {}),
+    ],
+)
+def test_labels_that_a_users_network_bears_out(own_nets, name, labels):
+    checkpoints.load_factory(
+        FactoryGroup(factory=f"own_nets:{name}", **({"kernel_size": 5} | labels))
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "labels", "message"),
+    [
+        ("plain", {"window": "hamming"}, "window: hamming, but no layer of it has one"),
+        ("same_values", {"window": "hamming"}, "window: hamming, but no layer of it has one"),
+        ("standardised", {"window": "hann"}, "window: hann, but no layer of it has one"),
+        ("linear", {"window": "hamming"}, "window: hamming, but no layer of it has one"),
+        ("hamming", {}, "window: none, but its 0 has the window hamming"),
+        ("taper", {}, "window: none, but its 0 has the window hamming"),
+        ("hann", {"window": "hamming"}, "window: hamming, but its 0 has the window hann"),
+        ("both", {"window": "hamming"}, "window: hamming, but its 1 has the window hann"),
+        ("plain", {"kernel_size": 7}, "kernel_size: 7, but its kernels are 5×5"),
+    ],
+)
+def test_labels_that_a_users_network_does_not_bear_out(own_nets, name, labels, message):
+    spec = FactoryGroup(factory=f"own_nets:{name}", **({"kernel_size": 5} | labels))
+    with pytest.raises(RequestError, match=f"factory own_nets:{name}: {message}.*label_only: true"):
+        checkpoints.load_factory(spec)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("needs_an_argument", r"TypeError: .*'width'"),
+        ("raises", r"KeyError: 'no such\\nthing' \(in raises, own_nets.py:\d+\)"),
+        ("leaves", r"SystemExit: 3 \(in leaves, own_nets.py:\d+\)"),
+        ("a_dict", r"forward on images \(1, 28, 28\): expected .* got a dict"),
+        ("a_tuple", "expected a tensor of logits .* got a tuple"),
+        ("a_map", r"got \(2, 10, 1, 1\)"),
+        ("one_row", r"got \(1, 10\)"),
+        ("colour", r"forward on images \(1, 28, 28\): RuntimeError: .* to have 3 channels"),
+        ("broken", r"AssertionError: of my own \(in broken_answer, own_nets.py:\d+\)"),
+    ],
+)
+def test_what_a_users_code_raises_is_one_line(own_nets, run_cli, tmp_path, name, message):
+    config = tmp_path / "own.yaml"
+    config.write_text(
+        "name: own\ndataset: {name: fashion_mnist, num_test: 100}\n"
+        f"models: [{{factory: 'own_nets:{name}', label_only: true}}]\n"
+        "attacks: {d: {attack: deepfool}}\nevaluation: {num_images: 10, gate: false}\n"
+    )
+    code, _, errors = run_cli("run", config)
+    assert code == 2, errors
+    assert re.search(f"robust-ham: factory own_nets:{name}: .*{message}", errors.splitlines()[-1])
+    assert "Traceback" not in errors
+
+
+def test_weights_of_a_factory_in_a_run(own_nets, run_cli, tmp_path):
+    """Averaged weights beside raw ones, DataParallel's names, and the accuracy they have."""
+    (tmp_path / "our_zoo.py").write_text(
+        "from robust_ham.model_groups import CnnGroup\nfrom robust_ham.models import build\n"
+        "def net():\n"
+        "    spec = CnnGroup(depth=3, widths=(16, 32), first_kernel='same', kernel_size=7)\n"
+        "    return build(spec, 1, 10)\n"
+    )
+    raw, average = zoo_model(7, "none", 1).state_dict(), zoo_model(7, "none").state_dict()
+    content = {"model": raw, "model_ema": {f"module.{n}": t for n, t in average.items()}}
+    torch.save(content, "weights.pth")
+    config = tmp_path / "own.yaml"
+    config.write_text(
+        "name: own\ndataset: {name: fashion_mnist, num_test: 200}\n"
+        "models: [{factory: 'our_zoo:net', weights: weights.pth}]\n"
+        "attacks: {d: {attack: deepfool, steps: 2}}\nevaluation: {num_images: 8, gate: false}\n"
+    )
+    only = ["--stop-after", "attack"]
+    code, _, errors = run_cli("run", config, *only)
+    assert code == 2
+    assert "weights.pth: holds several networks; choose by weights_key: model, model_ema" in errors
+    code, _, errors = run_cli("run", config, "-o", "models.0.weights_key=model_ema", *only)
+    assert (code, errors) == (0, "")
+    card = json.loads(
+        (tmp_path / "results/own/models/our_zoo-net-k7-none-s0/model.json").read_text()
+    )
+    assert card["test_accuracy"] > 0.85
+    assert "label_only" not in card["model"]

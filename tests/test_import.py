@@ -265,7 +265,7 @@ def test_lightning_with_stored_windows(run_import, tmp_path, monkeypatch, factor
     (tmp_path / "in").rename(tmp_path / "before")
     for window, message in [
         ("hamming", "conv1.conv1 has the window" if factorised else "conv1 has the window"),
-        ("none", "hamming_sqrt; --as has none"),
+        ("none", "hamming_sqrt; the network asked for has none"),
     ]:
         refused = run_import(path, f"{{{spec}, window: {window}}}", *NORMALIZED)
         assert_refused(refused, tmp_path, message)
@@ -300,7 +300,7 @@ def test_a_window_that_is_missing_in_one_layer(run_import, tmp_path):
     torch.save(state, tmp_path / "net.pt")
     spec = "{architecture: resnet18_cifar, kernel_size: 7, width: 1/16, window: hamming_sqrt}"
     refused = run_import(tmp_path / "net.pt", spec, *NORMALIZED)
-    assert_refused(refused, tmp_path, "layer2.0.conv1 has no window; --as has one there")
+    assert_refused(refused, tmp_path, "layer2.0.conv1 has no window; the network asked for has one")
 
 
 def test_torchvisions_names_in_safetensors(run_import, tmp_path):
@@ -393,6 +393,142 @@ def test_torchvision_and_a_users_own_network(
     code, _, errors = run_cli("run", config, "-o", "models.0.source=train")
     assert code == 2
     assert "models.normalize: of a factory, only once it has been imported" in errors
+
+
+# --- a user's own network --------------------------------------------------------------------
+
+
+TWO_ALIKE = """
+import torch
+from torch import nn
+from conftest import zoo_model
+
+class Zoo(nn.Module):
+    \"\"\"A network of the zoo whose middle layers are alike, under names of its own.\"\"\"
+    names = "conv1", "conv2"
+    def __init__(self):
+        super().__init__()
+        self.zoo = zoo_model(3, "none")
+        for name in self.names:  # the identity, and twice its input
+            self.add_module(name, nn.Conv2d(1, 1, 1))
+    def forward(self, x):
+        first, second = (getattr(self, name) for name in self.names)
+        return self.zoo(second(first(x).relu()))
+
+class Renamed(Zoo):
+    names = "first", "second"
+
+class Swapped(Zoo):
+    def __init__(self):
+        super().__init__()
+        self.conv1 = self._modules.pop("conv1")  # defined after conv2
+
+class Normalizing(Zoo):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mu", torch.full((1, 1, 1, 1), 0.2))
+        self.register_buffer("sigma", torch.full((1, 1, 1, 1), 2.0))
+    def forward(self, x):
+        return super().forward((x - self.mu) / self.sigma)
+
+def failing():
+    raise OSError("no such\\nfile")
+"""
+
+
+@pytest.fixture
+def two_alike(tmp_path, monkeypatch):
+    """Their network, of which conv1 adds 1 and conv2 takes it away, and its accuracy."""
+    (tmp_path / "two_alike.py").write_text(TWO_ALIKE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "two_alike", raising=False)
+    import two_alike
+
+    network = two_alike.Zoo().eval()
+    with torch.no_grad():
+        for conv, shift in ((network.conv1, 1.0), (network.conv2, -1.0)):
+            conv.weight.fill_(1)
+            conv.bias.fill_(shift)
+    return network, accuracy(network)
+
+
+def factory(name, more=""):
+    return f"{{factory: 'two_alike:{name}', kernel_size: 3{more}}}"
+
+
+def test_a_factory_is_paired_by_name(two_alike, run_import, tmp_path):
+    """Not by order: conv1 and conv2 have one shape, and the network defines them the other way."""
+    network, right = two_alike
+    torch.save({"net": network.state_dict()}, tmp_path / "net.pth")
+    code, printed, errors = run_import(tmp_path / "net.pth", factory("Swapped"))
+    assert (code, errors) == (0, "")
+    assert f"{right:6.2%} of all 200 test images right" in printed
+    name = "two_alike-Swapped-k3-none-s0"
+    assert_same(tmp_path, name, network, fashion_images(16)[0], "two_alike:Swapped")
+
+
+def test_a_factory_paired_by_order_needs_the_published_accuracy(two_alike, run_import, tmp_path):
+    network, right = two_alike
+    state, path = network.state_dict(), tmp_path / "net.pth"
+    torch.save(state, path)
+    refused = run_import(path, factory("Renamed"))
+    assert_refused(refused, tmp_path, "first and second have the same shapes: give the published")
+    *others, w1, b1, w2, b2 = state
+    torch.save({name: state[name] for name in (*others, w2, b2, w1, b1)}, path)
+    refused = run_import(path, factory("Renamed"), "--accuracy", right)
+    assert_refused(refused, tmp_path, f"but --accuracy says {right:.4f}")
+    torch.save(state, path)
+    code, _, errors = run_import(path, factory("Renamed"), "--accuracy", right)
+    assert (code, errors) == (0, "")
+    name = "two_alike-Renamed-k3-none-s0"
+    assert_same(tmp_path, name, network, fashion_images(16)[0], "two_alike:Renamed")
+
+
+def test_chance_confirms_no_order(two_alike, run_import, tmp_path):
+    network, _ = two_alike
+    nn.init.zeros_(network.conv2.weight)
+    torch.save(network.state_dict(), tmp_path / "net.pth")
+    options = ["--accuracy", accuracy(network)]
+    refused = run_import(tmp_path / "net.pth", factory("Renamed"), *options)
+    assert_refused(refused, tmp_path, "right as often as chance, which confirms nothing of first")
+
+
+def test_normalisation_inside_a_file(two_alike, run_import, tmp_path):
+    network, _ = two_alike
+    path = tmp_path / "net.pth"
+    shifted = {"mu": torch.full((1, 1, 1, 1), 0.3), "sigma": torch.full((1, 1, 1, 1), 90 / 255)}
+    content = {
+        "state_dict": {f"module.{n}": t for n, t in (network.state_dict() | shifted).items()}
+    }
+    torch.save(content, path)
+    refused = run_import(path, factory("Zoo"))
+    assert_refused(refused, tmp_path, "a normalisation (module.mu, module.sigma), and the network")
+    options = factory("Zoo", ", normalize: true"), *NORMALIZED
+    assert_refused(run_import(path, *options), tmp_path, "--mean, --std: ")
+    images = fashion_images(16)[0]
+    for name, more in (("Zoo", ", normalize: true"), ("Normalizing", "")):
+        code, _, errors = run_import(path, factory(name, more))
+        assert (code, errors) == (0, "")
+        own, where = f"two_alike-{name}-k3-none-s0", f"two_alike:{name}"
+        assert_same(tmp_path, own, normalized(network), images, where)
+    (tmp_path / "in").rename(tmp_path / "before")
+    refused = run_import(path, factory("Normalizing", ", normalize: true"))
+    assert_refused(refused, tmp_path, "cannot tell which normalisation is which")
+    bigger = content["state_dict"] | {"criterion.weight": torch.ones(10)}
+    torch.save({"state_dict": bigger}, path)
+    refused = run_import(path, factory("Normalizing"))
+    assert_refused(refused, tmp_path, "unexpected tensor criterion.weight")
+
+
+def test_what_a_factory_raises_or_claims_wrongly(two_alike, run_import, tmp_path):
+    torch.save(two_alike[0].state_dict(), tmp_path / "net.pth")
+    refused = run_import(tmp_path / "net.pth", factory("failing"))
+    assert_refused(
+        refused, tmp_path, "factory two_alike:failing: OSError: no such file (in failing"
+    )
+    refused = run_import(tmp_path / "net.pth", factory("Zoo", ", window: hamming"))
+    assert_refused(refused, tmp_path, "window: hamming, but no layer of it has one")
 
 
 # --- windowed is not plain -------------------------------------------------------------------
@@ -536,7 +672,10 @@ def test_files_that_do_not_fit_are_named(run_import, tmp_path):
     shape = "conv1.weight has shape (16, 1, 7, 7), expected (16, 1, 5, 5)"
     refuse(good, shape, f"{{{ZOO_NET}, kernel_size: 5}}")
     mixed = {"conv1.bias": torch.zeros(16), **good}
-    refuse(mixed, "conv1 (bias (16,), weight (16, 1, 7, 7)) stands where")
+    refuse(mixed, "not the network asked for: unexpected tensor conv1.bias")
+    renamed = {name.replace("conv1", "first"): tensor for name, tensor in mixed.items()}
+    refuse(renamed, "first (bias (16,), weight (16, 1, 7, 7)) stands where")
+    refuse(renamed, "no tensor conv1.weight; unexpected tensor first.bias, first.weight")
     classes = good | {"linear.weight": torch.ones(100, 32), "linear.bias": torch.ones(100)}
     refuse(classes, "for 100 classes; fashion_mnist: 10")
     channels = good | {"conv1.weight": torch.ones(16, 3, 7, 7)}
@@ -562,6 +701,8 @@ def test_files_that_do_not_fit_are_named(run_import, tmp_path):
         ("{widths: [4, 4, 4], depth: 2}", [], "--as: widths: expected at most depth"),
         ("resnet18", [], "--as: resnet18: expected colour images"),
         ("{factory: 'no_module:f'}", [], "factory no_module:f: ModuleNotFoundError"),
+        ("{factory: 'a:f', weights: b}", [], "--as: weights: not for one network that is trained"),
+        ("{factory: 'a:f', weights_key: b}", [], "--as: weights_key: only with weights"),
         ("cnn", ["--accuracy", "93"], "--accuracy"),
         ("cnn", ["--dataset", "{nam: x}"], "--dataset: nam: unknown key"),
         ("cnn", ["--dataset", "nothing"], "nothing (test): not found"),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from robust_ham.layers import WindowedConv2d
+from robust_ham.layers import WindowedConv2d, computed_weight
 from robust_ham.model_groups import CnnGroup, ImageNetGroup, ModelGroup, ResNet18CifarGroup
 from robust_ham.models.cnn import cnn
 from robust_ham.models.imagenet import resnet18, vgg11_bn
@@ -170,7 +170,7 @@ def learned_width(model: nn.Module) -> float:
     for module in model.modules():
         if not isinstance(module, nn.Conv2d):
             continue
-        weight = module.weight.double()  # (out, in, kh, kw)
+        weight = computed_weight(module).double()  # (out, in, kh, kw)
         if isinstance(module, WindowedConv2d):
             weight = weight * module.window.double()
         energy = (weight**2).mean(dim=(0, 1)).cpu().numpy()  # (kh, kw)

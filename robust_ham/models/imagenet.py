@@ -5,7 +5,7 @@ from __future__ import annotations
 import torchvision
 from torch import nn
 
-from robust_ham.models.surgery import replace_modules, with_kernel
+from robust_ham.models.kernels import change_kernel
 
 
 def resnet18(num_classes: int = 1000, *, kernel_size: int = 3, window: str = "none") -> nn.Module:
@@ -33,9 +33,7 @@ def vgg11_bn(num_classes: int = 1000, *, kernel_size: int = 3, window: str = "no
 def _with_kernels(model: nn.Module, sizes: dict[int, int], window: str) -> nn.Module:
     """Convolutions of the sizes named, in their new sizes and windowed; weights drawn anew."""
 
-    def change(name: str, module: nn.Module) -> nn.Module:
-        if not isinstance(module, nn.Conv2d) or module.kernel_size[0] not in sizes:
-            return module
-        return with_kernel(name, module, window, sizes[module.kernel_size[0]], "draw")
-
-    return replace_modules(model, change)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and module.kernel_size[0] in sizes:
+            change_kernel(module, window, sizes[module.kernel_size[0]], "draw")
+    return model

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from robust_ham.layers import WindowedConv2d
+from robust_ham.layers import WindowedConv2d, computed_weight, window_name
 from robust_ham.windows import hamming_main_lobe
 
 MEASURES = ("effective_taps", "bandwidth", "side_lobe_energy", "edge_energy")
@@ -28,7 +28,7 @@ _CHUNK_BYTES = 8_000_000  # of a power spectrum: about what a processor's cache 
 @torch.no_grad()
 def effective_kernels(conv: nn.Conv2d) -> Tensor:
     """Kernels as they are applied: (out_channels, in_channels / groups, h, w), float32, CPU."""
-    weight = conv.weight
+    weight = computed_weight(conv)
     if isinstance(conv, WindowedConv2d):
         weight = weight * conv.window
     return weight.detach().float().cpu()
@@ -157,8 +157,8 @@ def kernel_table(model: nn.Module) -> pd.DataFrame:
             continue
         kernels = effective_kernels(module).flatten(0, 1)  # (N, h, w)
         height, width = kernels.shape[1:]
-        window = module.window_name if isinstance(module, WindowedConv2d) else "none"
-        row = dict(zip(TABLE_COLUMNS, (name, height, width, len(kernels), window), strict=False))
+        described = (name, height, width, len(kernels), window_name(module))
+        row = dict(zip(TABLE_COLUMNS, described, strict=False))
         measures = measure_kernels(kernels)
         for measure in MEASURES:
             values = measures[measure].dropna().to_numpy()

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Literal
 
-import torch
 from torch import nn
 
-from robust_ham.layers import WindowedConv2d
+from robust_ham.layers import WindowedConv2d, copied, weight_parametrizations, window_name
+from robust_ham.models.applied import applies_its_weight, trial_of
+from robust_ham.models.kernels import (
+    change_kernel,
+    is_odd,
+    padding_for,
+    remove_parametrizations,
+    set_window,
+)
+from robust_ham.windows import window_2d
 
 Layers = Callable[[str, nn.Conv2d], bool] | Sequence[str] | None
 
@@ -22,8 +29,14 @@ def windowed(
     layers: Layers = None,
     *,
     resize: Literal["pad", "draw"] = "pad",
+    allow_partial: bool = False,
 ) -> nn.Module:
     """A copy of ``model`` whose chosen convolutions are windowed, with the weights it had.
+
+    Convolutions that are ``nn.Conv2d`` itself become ``WindowedConv2d``. Those of a class of their
+    own (timm's ``Conv2dSame``), and those whose weight is parametrized already, get the window as a
+    parametrization of their weight: the window is applied last. Hooks, spectral_norm, pruning
+    masks, shared weights, dtypes, devices and ``requires_grad`` stay as they are.
 
     Args:
         model: any network; it is left as it is.
@@ -35,80 +48,65 @@ def windowed(
             name and module; None: all of odd size above 1×1.
         resize: a kernel that grows is padded with zeros, or drawn anew as torch does by default
             (from the global generator); one that shrinks keeps its centre, or is drawn anew.
+        allow_partial: leave those as they are that cannot be windowed or resized; by default, the
+            error lists them.
 
     Returns:
         The copy. Until it is trained again it is another function than ``model``: a window weakens
         the outer weights.
 
     Raises:
-        ValueError: no convolution was chosen, a pattern names none, an even ``kernel_size``, or a
-            chosen convolution is of a class of its own or cannot be resized.
+        ValueError: no convolution was chosen, a pattern names none, an even ``kernel_size``, an
+            unknown window, or a kernel that cannot be windowed or resized: its convolution does
+            more to its weight than apply it, or it belongs to no convolution known here.
     """
     if kernel_size is not None and (kernel_size < 1 or kernel_size % 2 == 0):
         raise ValueError(f"kernel_size: expected an odd number, got {kernel_size}")
     if resize not in ("pad", "draw"):
         raise ValueError(f"resize: expected pad or draw, got {resize!r}")
-    chosen = _chosen(model, layers)
-
-    def put(name: str, module: nn.Module) -> nn.Module:
-        if name not in chosen:
-            return module
-        assert isinstance(module, nn.Conv2d)
-        return with_kernel(name, module, window, kernel_size, resize)
-
-    return replace_modules(copy.deepcopy(model), put)
+    window_2d(window, 1, 1)  # an unknown name is refused
+    network = copied(model)
+    chosen = _chosen(network, layers)
+    left_out = {} if layers is not None else _kernels_elsewhere(network)
+    for name, conv in list(chosen.items()):
+        obstacle = _obstacle(conv, window, kernel_size)
+        if obstacle is not None:
+            left_out[name] = obstacle
+            del chosen[name]
+    if left_out and not allow_partial:
+        listed = "; ".join(f"{name or 'the network'} {why}" for name, why in left_out.items())
+        raise ValueError(f"layers: {listed}; allow_partial=True leaves them as they are")
+    if not chosen:
+        raise ValueError("layers: no convolution was chosen")
+    shared: dict[int, nn.Parameter] = {}
+    for conv in chosen.values():
+        change_kernel(conv, window, kernel_size, resize, shared)
+    return network
 
 
 def folded(model: nn.Module) -> nn.Module:
-    """A copy that is the same function in plain convolutions: the windows are in the weights."""
-    return replace_modules(
-        copy.deepcopy(model), lambda _, m: m.fold() if isinstance(m, WindowedConv2d) else m
-    )
+    """A copy that is the same function without windows: they are multiplied into the weights.
+
+    Where a weight is computed (spectral_norm, pruning), what it is in eval mode is multiplied in.
+    """
+
+    def fold(_: str, module: nn.Module) -> nn.Module:
+        if isinstance(module, WindowedConv2d):
+            return module.fold()
+        if isinstance(module, nn.Conv2d) and window_name(module) != "none":
+            remove_parametrizations(module)
+        return module
+
+    return replace_modules(copied(model), fold)
 
 
 def unwindowed(model: nn.Module) -> nn.Module:
     """A copy with the raw weights and no window: plain convolutions, and another function."""
-    return replace_modules(
-        copy.deepcopy(model),
-        lambda name, m: with_kernel(name, m, "none") if isinstance(m, WindowedConv2d) else m,
-    )
-
-
-def _chosen(model: nn.Module, layers: Layers) -> set[str]:
-    """Names of the convolutions that ``layers`` means."""
-    convolutions = {
-        name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d)
-    }
-    if layers is None:
-        chosen = {
-            name
-            for name, conv in convolutions.items()
-            if _is_known(conv) and max(conv.kernel_size) > 1 and _is_odd(conv.kernel_size)
-        }
-    elif callable(layers):
-        chosen = {name for name, conv in convolutions.items() if layers(name, conv)}
-    else:
-        chosen = set()
-        for pattern in layers:
-            found = {name for name in convolutions if fnmatchcase(name, pattern)}
-            if not found:
-                raise ValueError(f"layers: no convolution is called {pattern}")
-            chosen |= found
-    if not chosen:
-        raise ValueError("layers: no convolution was chosen")
-    for name in chosen:
-        if not _is_known(convolutions[name]):
-            kind = type(convolutions[name]).__name__
-            raise ValueError(f"layers: {name} is a {kind}, which does more than nn.Conv2d")
-    return chosen
-
-
-def _is_odd(kernel_size: tuple[int, ...]) -> bool:
-    return all(k % 2 == 1 for k in kernel_size)
-
-
-def _is_known(conv: nn.Conv2d) -> bool:
-    return type(conv) in (nn.Conv2d, WindowedConv2d)
+    network = copied(model)
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d) and window_name(module) != "none":
+            set_window(module, "none")
+    return network
 
 
 def replace_modules(model: nn.Module, change: Callable[[str, nn.Module], nn.Module]) -> nn.Module:
@@ -131,57 +129,77 @@ def replace_modules(model: nn.Module, change: Callable[[str, nn.Module], nn.Modu
     return model
 
 
-def with_kernel(
-    name: str,
-    conv: nn.Conv2d,
-    window: str,
-    kernel_size: int | None = None,
-    resize: Literal["pad", "draw"] = "pad",
-) -> nn.Conv2d:
-    """``conv`` with another window and, perhaps, another size; arguments as for ``windowed``."""
-    old = (conv.kernel_size[0], conv.kernel_size[1])
-    new = old if kernel_size is None else (kernel_size, kernel_size)
-    padding: Any = conv.padding
-    if new != old:
-        if not _is_odd(old) or padding == "valid":
-            raise ValueError(f"layers: {name} has kernel {old} and padding {padding}: not resized")
-        if not isinstance(padding, str):
-            grown = zip(padding, old, new, conv.dilation, strict=True)
-            padding = tuple(p + d * (n - o) // 2 for p, o, n, d in grown)
-            if min(padding) < 0:
-                raise ValueError(f"layers: {name} has too little padding to become {new}")
-    shape: dict[str, Any] = {
-        "stride": conv.stride,
-        "padding": padding,
-        "dilation": conv.dilation,
-        "groups": conv.groups,
-        "bias": conv.bias is not None,
-        "padding_mode": conv.padding_mode,
-        "device": conv.weight.device,
-        "dtype": conv.weight.dtype,
-    }
-    made = (
-        nn.Conv2d(conv.in_channels, conv.out_channels, new, **shape)
-        if window == "none"
-        else WindowedConv2d(conv.in_channels, conv.out_channels, new, window=window, **shape)
-    )
-    with torch.no_grad():
-        if new == old or resize == "pad":
-            made.weight.zero_()
-            inner, outer = _centres(old, new)
-            made.weight[outer] = conv.weight[inner]
-        if conv.bias is not None and made.bias is not None:
-            made.bias.copy_(conv.bias)
-    made.requires_grad_(conv.weight.requires_grad)
-    return made.train(conv.training)
+def _chosen(network: nn.Module, layers: Layers) -> dict[str, nn.Conv2d]:
+    """The convolutions to be windowed, by name."""
+    convolutions = {n: m for n, m in network.named_modules() if isinstance(m, nn.Conv2d)}
+    if layers is None:
+        return {n: m for n, m in convolutions.items() if _is_odd_above_one(m.kernel_size)}
+    if callable(layers):
+        return {name: conv for name, conv in convolutions.items() if layers(name, conv)}
+    names = set[str]()
+    for pattern in layers:
+        found = {name for name in convolutions if fnmatchcase(name, pattern)}
+        if not found:
+            raise ValueError(f"layers: no convolution is called {pattern}")
+        names |= found
+    return {name: conv for name, conv in convolutions.items() if name in names}
 
 
-def _centres(old: tuple[int, int], new: tuple[int, int]) -> tuple[Any, Any]:
-    """Slices of the old and of the new weight that hold the same taps."""
-    inner, outer = [slice(None)] * 2, [slice(None)] * 2
-    for o, n in zip(old, new, strict=True):
-        margin = abs(n - o) // 2
-        whole, part = slice(None), slice(margin, margin + min(o, n))
-        inner.append(part if o > n else whole)
-        outer.append(part if n > o else whole)
-    return tuple(inner), tuple(outer)
+def _is_odd_above_one(kernel_size: Sequence[int]) -> bool:
+    return max(kernel_size) > 1 and is_odd(kernel_size)
+
+
+# --- what cannot be windowed -----------------------------------------------------------------
+
+
+def _kernels_elsewhere(network: nn.Module) -> dict[str, str]:
+    """Kernels of odd size above 1×1 in modules that are no ``nn.Conv2d``, and what these are.
+
+    A parameter (1, C, h, w) is taken for a position embedding.
+    """
+    convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
+    known = {id(parameter) for conv in convolutions for parameter in conv.parameters()}
+    elsewhere: dict[str, str] = {}
+    for name, module in network.named_modules():
+        for leaf, parameter in module.named_parameters(recurse=False):
+            if id(parameter) in known or nn.parameter.is_lazy(parameter) or parameter.ndim != 4:
+                continue
+            if len(parameter) > 1 and _is_odd_above_one(parameter.shape[-2:]):
+                owner = network.get_submodule(name.partition("parametrizations")[0].rstrip("."))
+                kind = type(owner).__name__
+                elsewhere[f"{name}.{leaf}".lstrip(".")] = f"is a kernel of a {kind}, no nn.Conv2d"
+    return elsewhere
+
+
+def _obstacle(conv: nn.Conv2d, window: str, kernel_size: int | None) -> str | None:
+    """Why a convolution cannot be windowed or resized; None where it can."""
+    kind = type(conv).__name__
+    is_plain = type(conv) in (nn.Conv2d, WindowedConv2d)
+    has_weight = conv._parameters.get("weight") is not None
+    resized = kernel_size not in (None, *_same(conv.kernel_size))
+    why = None
+    if any(nn.parameter.is_lazy(parameter) for parameter in conv.parameters()):
+        why = "without weights: run one batch through the network first"
+    elif not {"forward", "_conv_forward"}.isdisjoint(conv.__dict__):
+        why = "whose forward has been replaced"
+    elif resized and not (is_plain and has_weight):
+        why = "whose class or weight is its own: cannot be resized"
+    elif not is_plain and not has_weight and not weight_parametrizations(conv):
+        why = "whose weight a hook computes"
+    elif not is_plain and not isinstance(conv, WindowedConv2d):
+        trial = trial_of(conv)
+        applies_raw = applies_its_weight(trial)
+        set_window(trial, window)
+        if not (applies_raw and applies_its_weight(trial)):
+            why = "that does more with its weight than nn.Conv2d"
+    if why is None and kernel_size is not None and resized:
+        try:
+            padding_for(conv, (kernel_size, kernel_size))
+        except ValueError as error:
+            return str(error)
+    return why and f"is a {kind} {why}"
+
+
+def _same(kernel_size: tuple[int, ...]) -> tuple[int, ...]:
+    """The k of a k×k kernel, or nothing."""
+    return kernel_size[:1] if len(set(kernel_size)) == 1 else ()
