@@ -27,6 +27,10 @@ _users: Counter[int] = Counter()  # attacks at work on a model, by its id
 _restorers: dict[int, Callable[[], None]] = {}
 
 
+class InvalidAnswerError(ValueError):
+    """A model answers with something that holds no logits."""
+
+
 def check_inputs(images: Tensor, labels: Tensor) -> None:
     """Refuse what no attack can work on; NaN pixels pass, as images that cannot be attacked.
 
@@ -70,7 +74,7 @@ def predict_logits(model: Model, images: Tensor) -> Tensor:
         (N, K), dtype and device of ``images``.
 
     Raises:
-        ValueError: the model returns something else, or fewer than two logits per image.
+        InvalidAnswerError: the model returns something else, or fewer than two logits per image.
     """
     answer = _call(model, images.clone(memory_format=torch.contiguous_format))
     return logits_of_answer(answer, images)
@@ -82,19 +86,19 @@ def logits_of_answer(answer: object, images: Tensor) -> Tensor:
     logits = logits if isinstance(logits, Tensor) else getattr(logits, "logits", None)
     if not isinstance(logits, Tensor):
         kind = type(answer).__name__
-        raise ValueError(
+        raise InvalidAnswerError(
             f"model: expected a tensor of logits (N, K), got {kind} without a tensor `logits`; "
             "pass a function that returns the logits alone"
         )
     if logits.ndim == 1 and len(images) == 1:  # as of a model that squeezes
         logits = logits[None]
     if logits.ndim != 2 or len(logits) != len(images) or logits.shape[1] < 2:
-        raise ValueError(
+        raise InvalidAnswerError(
             f"model: expected logits (N, K) with K ≥ 2, got {tuple(logits.shape)} for "
             f"{len(images)} image{'s' if len(images) != 1 else ''}"
         )
     if logits.is_complex():
-        raise ValueError(f"model: expected real logits, got {logits.dtype}")
+        raise InvalidAnswerError(f"model: expected real logits, got {logits.dtype}")
     if logits.is_inference():
         logits = logits.clone()
     if logits.dtype == torch.float64 != images.dtype:  # keep small gaps between large logits

@@ -15,7 +15,7 @@ from rich.progress import Progress, TaskID
 from torch import Tensor, nn
 
 from attacks import ATTACKS, Model
-from attacks.model import attack_mode
+from attacks.model import attack_mode, predict_logits
 from robust_ham import checkpoints
 from robust_ham.catalogue import OwnFunction, attack_function, check_attack, resolve_attack
 from robust_ham.config import AttackConfig, DatasetConfig, RequestError
@@ -194,14 +194,12 @@ def _check_model(
         raise RequestError(f"{name}: expected a network or a function, got {model!r:.80}")
     try:
         with attack_mode(model), torch.no_grad():
-            logits = model(images[:1].clone().to(device))
+            logits = predict_logits(model, images[:1].to(device))
     except Exception as error:  # it is the user's code: whatever it raises, one line says so
         reason = " ".join(str(error).split())
         raise RequestError(
             f"{name}: {type(error).__name__} for an image {tuple(images.shape[1:])}: {reason}"
         ) from error
-    if not isinstance(logits, Tensor) or logits.ndim != 2:
-        return  # the attack says what it expects
     num_classes, wrong = logits.shape[1], (labels < 0) | (labels >= logits.shape[1])
     if wrong.any():
         row = int(wrong.nonzero()[0])

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from attacks import ATTACKS, Attack, AttackOutcome, Model, foolbox_attack, misclassified
 from attacks.foolbox_attacks import foolbox_parameters, import_foolbox
-from attacks.model import attack_mode
+from attacks.model import attack_mode, predict_logits
 from attacks.transforms import grid_transforms, shift_transforms
 from robust_ham.config import EPSILON_OPTIONS, AttackConfig, RequestError, is_own, norm_named
 from robust_ham.config_fields import number
@@ -90,9 +90,10 @@ def _run_own(
     if isinstance(found, AttackOutcome):
         return found
     passes = torch.zeros_like(labels)
-    with torch.no_grad():
-        returned = returned.detach().to(images)
-        return AttackOutcome(returned, misclassified(model(returned), labels), passes, passes)
+    returned = returned.detach().to(images)
+    with attack_mode(model), torch.no_grad():
+        fooled = misclassified(predict_logits(model, returned), labels)
+    return AttackOutcome(returned, fooled, passes, passes)
 
 
 def attack_options(

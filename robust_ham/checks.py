@@ -1,12 +1,12 @@
-"""Checks of a model, and of an attack on it, each of which a known defect sets off.
+"""Checks of an attack on a model, each of which a known defect sets off.
 
-A *fail* means that the numbers of that model, or of that attack on it, say nothing of its
-robustness: gradients that are masked, answers that are random, an attack too weak.
+A *fail* means that the numbers of that attack on that model say nothing of its robustness: the
+attack is too weak, or what it returns is not what it was asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,16 +17,21 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from attacks import margins_of
+from attacks.boundary import Norm
 from attacks.draws import image_streams
-from attacks.model import Model, attack_mode
-from attacks.prepare import prepare
+from attacks.model import attack_mode, predict_logits
 from robust_ham.analysis.statistics import Values, per_image_ratios
-from robust_ham.judging import ACCURACY_TOLERANCE, logits_of
+from robust_ham.black_box import QUERIES, random_search
+from robust_ham.judging import describe_invalid, invalid_rows
 
 NUM_IMAGES = 32
 """Images that a model, or an attack on it, is checked on."""
 
 MOST_SURVIVORS, MANY_STEPS = 0.01, 1000
+_MOST_NEARER = 0.05
+_MOST_NEARER_DEEPFOOL_LINF = 0.33
+"""Share of images on which an attack without gradients may come nearer than the run's."""
+_MOST_WEAKER = 0.02
 
 Rows = NDArray[np.int64]
 Severity = Literal["pass", "warn", "fail"]
@@ -43,7 +48,7 @@ class Finding:
     reason: str
 
 
-def _finding(
+def finding(
     check: str, value: float, limit: float, reason: str, severity: Severity = "fail"
 ) -> Finding:
     """Passes up to the limit; a value that is not a number trips."""
@@ -51,72 +56,43 @@ def _finding(
     return Finding(check, "pass" if passed else severity, value, limit, "" if passed else reason)
 
 
-# --- the model alone -------------------------------------------------------------------------
+# --- any attack ------------------------------------------------------------------------------
 
 
-def check_gradients(model: nn.Module, images: Tensor, labels: Tensor) -> Finding:
-    """The margin's gradient is zero or not finite on an image that is classified right."""
-    with attack_mode(model), torch.enable_grad():
-        inputs = images.clone().requires_grad_(True)
-        margins = margins_of(model(inputs), labels)
-        try:
-            (gradient,) = torch.autograd.grad(margins.sum(), inputs, allow_unused=True)
-        except RuntimeError:  # nothing between input and logits has a gradient
-            gradient = None
-    right = margins.detach() > 0
-    if gradient is None:
-        gradient = torch.zeros_like(images)
-    size = gradient.flatten(1).norm(dim=1)
-    lost = int((right & ~(torch.isfinite(size) & (size > 0))).sum())
-    reason = f"no usable gradient on {lost} of {int(right.sum())} images that are right"
-    return _finding("gradient", lost, 0, reason)
+def check_valid(samples: pd.DataFrame) -> Finding:
+    """An attack returns something that is no image, which would count as survived."""
+    invalid = int(invalid_rows(samples).sum())
+    return finding("valid images", invalid, 0, describe_invalid(samples))
 
 
-def check_determinism(model: nn.Module, images: Tensor, device: torch.device) -> Finding:
-    """Five passes on one batch give other logits."""
-    passes = torch.stack([logits_of(model, images, device) for _ in range(5)])
-    spread = (passes - passes[0]).abs().max() / passes[0].abs().max().clamp_min(1e-30)
-    reason = f"logits of one batch differ by {spread:.1g} of the largest from pass to pass"
-    return _finding("determinism", float(spread), 1e-4, reason)
+# --- minimum-norm attacks --------------------------------------------------------------------
 
 
-def check_logits(model: nn.Module, images: Tensor, device: torch.device) -> Finding:
-    """The outputs look like probabilities: a softmax hides the margin from the attack."""
-    logits = logits_of(model, images, device)
-    inside = bool(((logits >= 0) & (logits <= 1)).all())
-    sums = bool(((logits.sum(1) - 1).abs() <= 1e-5).all())
-    reason = "outputs lie in [0, 1] and sum to 1: probabilities, not logits"
-    return _finding("logits", float(inside and sums), 0, reason)
-
-
-def check_accuracy(found: float, card: float) -> Finding:
-    """Accuracy over the whole test split is not what the card says."""
-    reason = f"test accuracy {found:.4f}, the card says {card:.4f}"
-    return _finding("accuracy", abs(found - card), ACCURACY_TOLERANCE, reason)
-
-
-# --- an attack on the model ------------------------------------------------------------------
-
-
-def check_survivors(samples: pd.DataFrame, persist: Callable[[Rows], int]) -> Finding:
+def check_survivors(
+    samples: pd.DataFrame, persist: Callable[[Rows], int], at_chance: bool = False
+) -> Finding:
     """An attack without a bound does not fool: its gradients lead nowhere, or it lacks steps.
 
     ``samples`` are the rows of an attack that walks until it fools. Where too many images survive,
     up to 32 of them are attacked again: ``persist`` is given their rows and says how many survive
     the same attack with 1,000 steps. Fails if their share of all is too large still, else warns.
+    Of a network ``at_chance`` nothing more is asked.
     """
     right = samples["clean_prediction"] == samples["label"]
     survived = np.flatnonzero(right & (samples["status"] != "fooled"))
     share = len(survived) / max(right.sum(), 1)
     reason = f"{share:.1%} of the images that are right survive an attack without a bound"
     if share <= MOST_SURVIVORS:
-        return _finding("survivors", share, MOST_SURVIVORS, reason)
+        return finding("survivors", share, MOST_SURVIVORS, reason)
+    if at_chance:
+        reason += ": the network is at chance; train longer"
+        return finding("survivors", share, MOST_SURVIVORS, reason, "warn")
     tried = survived[:NUM_IMAGES]
     lasting = share * persist(tried) / len(tried)
     if lasting <= MOST_SURVIVORS:
-        return _finding("survivors", share, MOST_SURVIVORS, f"{reason}: raise steps", "warn")
+        return finding("survivors", share, MOST_SURVIVORS, f"{reason}: raise steps", "warn")
     reason += f", {lasting:.1%} with {MANY_STEPS:,} steps"
-    return _finding("survivors", share, MOST_SURVIVORS, reason)
+    return finding("survivors", share, MOST_SURVIVORS, reason)
 
 
 def check_random_direction(
@@ -140,23 +116,24 @@ def check_random_direction(
             direction = direction / direction.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
         moved = (part + length.view(-1, 1, 1, 1) * direction).clamp(0, 1)
         with attack_mode(model), torch.no_grad():
-            share = float((margins_of(model(moved), labels[rows]) < 0).double().mean())
+            fooled = margins_of(predict_logits(model, moved), labels[rows]) < 0
+            share = float(fooled.double().mean())
     reason = f"a random direction of the same length fools {share:.0%} of what the attack fooled"
-    return _finding("random direction", share, 0.1, reason)
+    return finding("random direction", share, 0.1, reason)
 
 
 def check_against_ddn(distances: Values, reference: Values, severity: Severity) -> Finding:
     """DDN (arXiv 1811.09600) comes nearer than the run's best minimum-norm attack, L2."""
     shortfall = 1 - _median_ratio(reference, distances)
     reason = f"DDN comes {shortfall:.1%} nearer in the median: the attack is too weak here"
-    return _finding("stronger attack", shortfall, 0.05, reason, severity)
+    return finding("stronger attack", shortfall, 0.05, reason, severity)
 
 
 def check_doubled_steps(distances: Values, doubled: Values) -> Finding:
     """Twice the steps move the median."""
     moved = abs(_median_ratio(doubled, distances) - 1)
     reason = f"twice the steps move the median distance by {moved:.1%}"
-    return _finding("doubled steps", moved, 0.01, reason, "warn")
+    return finding("doubled steps", moved, 0.01, reason, "warn")
 
 
 def check_black_box(distances: Values, transferred: Values) -> Finding:
@@ -168,7 +145,38 @@ def check_black_box(distances: Values, transferred: Values) -> Finding:
     nearer = transferred[right] < 0.95 * distances[right]
     share = float(nearer.mean()) if right.any() else 0.0
     reason = f"images made for other models are over 5 % nearer on {share:.0%} of the images"
-    return _finding("black box", share, 0.05, reason, "warn")
+    return finding("black box", share, _MOST_NEARER, reason, "warn")
+
+
+def check_random_search(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    distances: Values,
+    norm: Norm,
+    largest: float,
+    *,
+    only_deepfool: bool = False,
+) -> Finding:
+    """A random search, without gradients, comes over 5 % nearer than the run's best attack.
+
+    ``distances`` (n,) in ``norm``; those of 0 are left out, and images that survived the attack
+    are searched within ``largest``. DeepFool's L∞ step overestimates the distance of sound networks
+    too (on up to 24 % of the images of the zoo's 3×3 networks): where a run has nothing else in
+    L∞, the check warns up to 33 % of the images.
+    """
+    right = distances > 0
+    rows = torch.from_numpy(np.flatnonzero(right)).to(images.device)
+    epsilon = np.where(np.isfinite(distances), 0.95 * distances, largest)[right]
+    found = random_search(model, images[rows], labels[rows], epsilon, norm)
+    share = float(found.mean()) if len(found) else 0.0
+    reason = (
+        f"a random search of {QUERIES} queries comes over 5 % nearer on {share:.0%} of the images: "
+        "the attack is too weak here, or the gradients are masked"
+    )
+    lenient = only_deepfool and norm == "linf" and share <= _MOST_NEARER_DEEPFOOL_LINF
+    severity: Severity = "warn" if lenient else "fail"
+    return finding("random search", share, _MOST_NEARER, reason, severity)
 
 
 def _median_ratio(one: Values, other: Values) -> float:
@@ -178,49 +186,68 @@ def _median_ratio(one: Values, other: Values) -> float:
     return float(np.median(ratios)) if len(ratios) else 1.0
 
 
-def nearest_along(model: nn.Module, images: Tensor, labels: Tensor, ends: list[Tensor]) -> Values:
-    """L2 distance to the nearest image that fools on the lines from images to ``ends``, (n,).
+# --- attacks within a distance ---------------------------------------------------------------
 
-    Each line is scanned from a sixteenth to four times its length and the first crossing bisected;
-    0: wrong at first, ∞: no line leads across. A prepared copy of the model answers.
+
+def fooled_within(samples: pd.DataFrame, norm: str, epsilon: float) -> NDArray[np.bool_]:
+    """Which images an attack fools by no more than ``epsilon``, float rounding aside, (n,)."""
+    near = samples[norm] <= epsilon * (1 + 1e-4) + 1e-6
+    return (near & (samples["status"] == "fooled")).to_numpy()
+
+
+def check_within_epsilon(samples: pd.DataFrame, norm: str, epsilon: float) -> Finding:
+    """An attack within a distance goes farther, so that it fools more than it should."""
+    fooled = (samples["status"] == "fooled").to_numpy()
+    beyond = int((fooled & ~fooled_within(samples, norm, epsilon)).sum())
+    farthest = samples.loc[fooled, norm].max()
+    reason = f"{beyond} images are moved farther than epsilon = {epsilon:.4g}, up to {farthest:.4g}"
+    return finding("within epsilon", beyond, 0, reason)
+
+
+def check_weaker(
+    samples: pd.DataFrame, rivals: Mapping[str, pd.DataFrame], norm: str, epsilon: float
+) -> Finding:
+    """Another attack within the same distance fools more of the same images.
+
+    ``rivals``: rows of other attacks, by their names. The measure is the share of images that the
+    rival alone fools less that of those it alone does not; one image never decides.
     """
-    found = np.full(len(images), np.inf)
-    with attack_mode(model), torch.no_grad():
-        fast = prepare(model, images)
-        wrong = margins_of(fast(images), labels) <= 0
-        for end in ends:
-            found = np.minimum(found, _first_crossing(fast, images, labels, end))
-    return np.where(wrong.cpu().numpy(), 0.0, found)
+    own = _fooled_by_id(samples, norm, epsilon)
+    value, limit, reason = 0.0, _MOST_WEAKER, ""
+    for name, rows in rivals.items():
+        other = _fooled_by_id(rows, norm, epsilon)
+        shared = own.index.intersection(other.index)
+        count = max(len(shared), 1)
+        share = (int(other[shared].sum()) - int(own[shared].sum())) / count
+        if share > value:
+            value, limit = share, max(_MOST_WEAKER, 1 / count)
+            reason = (
+                f"at epsilon = {epsilon:.4g}, {name} fools {other[shared].mean():.1%} of the "
+                f"images, this attack {own[shared].mean():.1%}: too weak"
+            )
+    return finding("weaker", value, limit, reason)
 
 
-def _first_crossing(model: Model, images: Tensor, labels: Tensor, ends: Tensor) -> Values:
-    """Along the line from each image to its end: L2 distance, (n,); ∞: the label stays."""
-    ways = ends - images
+def _fooled_by_id(samples: pd.DataFrame, norm: str, epsilon: float) -> pd.Series[bool]:
+    return pd.Series(fooled_within(samples, norm, epsilon), index=samples["sample_id"])
 
-    def moved(rows: Tensor, share: Tensor) -> Tensor:
-        return (images[rows] + share.view(-1, 1, 1, 1) * ways[rows]).clamp(0, 1)
 
-    def fools(rows: Tensor, share: Tensor) -> Tensor:
-        return margins_of(model(moved(rows, share)), labels[rows]) < 0
-
-    low = torch.zeros(len(images), device=images.device)
-    high = torch.full_like(low, torch.inf)
-    left = torch.arange(len(images), device=images.device)
-    for share in np.geomspace(1 / 16, 4, 13):
-        at = torch.full((len(left),), share, dtype=low.dtype, device=images.device)
-        crossed = fools(left, at)
-        high[left[crossed]] = share
-        left = left[~crossed]
-        low[left] = share
-        if len(left) == 0:
-            break
-    reached = torch.isfinite(high).nonzero().squeeze(1)
-    for _ in range(8 if len(reached) else 0):
-        middle = (low[reached] + high[reached]) / 2
-        crossed = fools(reached, middle)
-        low[reached] = torch.where(crossed, low[reached], middle)
-        high[reached] = torch.where(crossed, middle, high[reached])
-    distance = np.full(len(images), np.inf)
-    step = (moved(reached, high[reached]) - images[reached]).double().flatten(1)
-    distance[reached.cpu().numpy()] = step.norm(dim=1).cpu().numpy()
-    return distance
+def check_random_search_within(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    samples: pd.DataFrame,
+    norm: Norm,
+    epsilon: float,
+) -> Finding:
+    """A random search within the same distance fools images that the attack left right."""
+    right = (samples["clean_prediction"] == samples["label"]).to_numpy()
+    left = np.flatnonzero(right & (samples["status"] != "fooled").to_numpy())
+    rows = torch.from_numpy(left).to(images.device)
+    found = random_search(model, images[rows], labels[rows], np.full(len(left), epsilon), norm)
+    share = float(found.sum()) / max(int(right.sum()), 1)
+    reason = (
+        f"a random search of {QUERIES} queries within epsilon fools {share:.0%} of the images, "
+        "which this attack left right: it is too weak, or the gradients are masked"
+    )
+    return finding("random search", share, _MOST_NEARER, reason)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from attacks import AttackOutcome
 from robust_ham.catalogue import OwnFunction, attack_function, attack_options, shared_transforms
 from robust_ham.config import AttackConfig, RequestError
-from robust_ham.judging import judge
+from robust_ham.judging import describe_invalid, invalid_rows, judge
 from robust_ham.perturbations import normal_cosines, radial_spectrum
 from robust_ham.progress import Progress, unseen
 from robust_ham.splits import Split, balanced_order, to_float
@@ -142,6 +142,7 @@ def evaluate(
 
     Raises:
         RequestError: the attack refuses its options or the input.
+        ValueError: none of the images that it returns is valid.
     """
     options, count = attack_options(config, attack_id, own), len(attacked.labels)
     function = attack_function(config.attack, own)[0]
@@ -157,6 +158,7 @@ def evaluate(
             options, parts = unpruned, full
     parts += work.attack(options, done, count, progress)
     samples, outcomes = _rows(parts), [part.outcome for part in parts]
+    _refuse_invalid(samples, attack_id)
     samples.insert(0, "sample_id", attacked.sample_ids)
     found = torch.cat([outcome.images.cpu() for outcome in outcomes])
     samples["normal_cosine"] = np.nan
@@ -174,6 +176,20 @@ def evaluate(
         torch.cat(margins) if margins else None,
         shared_transforms(config.attack, options, attacked.images.shape),
     )
+
+
+def _refuse_invalid(samples: pd.DataFrame, attack_id: str) -> None:
+    """Refuse an attack none of whose images is valid; of some, tell.
+
+    Raises:
+        ValueError: all images that were right at first came back invalid.
+    """
+    invalid = invalid_rows(samples)
+    if not invalid.any():
+        return
+    if invalid.sum() == (samples["clean_prediction"] == samples["label"]).sum():
+        raise ValueError(f"attacks.{attack_id}: {describe_invalid(samples)}")
+    log.warning("%s: %s; they count as survived", attack_id, describe_invalid(samples))
 
 
 class _Part(NamedTuple):

@@ -4,34 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import asdict
-from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor, nn
 
-from attacks import deepfool
-from robust_ham import checks
+from attacks.boundary import Norm
+from robust_ham import checks, model_checks
 from robust_ham.analysis.statistics import Values
-from robust_ham.catalogue import attack_function, attack_options
-from robust_ham.checkpoints import read_card
-from robust_ham.checks import MANY_STEPS, NUM_IMAGES, Finding, Rows
+from robust_ham.black_box import nearest_along
+from robust_ham.catalogue import attack_options
+from robust_ham.checked_model import DDN, DDN_STEPS, PGD_STEPS, CheckedModel
+from robust_ham.checks import Finding, Rows
 from robust_ham.config import AttackConfig, RequestError
 from robust_ham.context import Context
-from robust_ham.judging import accuracy, judge
-from robust_ham.model_cells import finished_models, load_model
-from robust_ham.model_groups import ModelGroup
+from robust_ham.judging import accuracy
+from robust_ham.model_cells import finished_models
 from robust_ham.progress import Progress, unseen
-from robust_ham.receipts import check, kept_rows, receipt_of, write_kept
-from robust_ham.store import content_key, read_table
+from robust_ham.receipts import kept_rows, write_kept
+from robust_ham.store import content_key
 
-VERSION = 4
+VERSION = 5
 """Raised when the same model gets other findings; part of every key."""
-
-_DDN, _DDN_STEPS = "foolbox:DDNAttack", 100
 
 NUM_OTHERS = 4
 """Models whose adversarial images are tried on a model."""
@@ -39,114 +33,40 @@ NUM_OTHERS = 4
 COLUMNS = "model_id attack check severity value limit reason key".split()
 
 
-class CheckedModel:
-    """One finished model of a run, with what several checks need."""
-
-    def __init__(self, context: Context, spec: ModelGroup) -> None:
-        self.context = context
-        self.spec = spec
-        self.images = context.plan.attacked.images[:NUM_IMAGES].to(context.device)
-        self.labels = context.plan.attacked.labels[:NUM_IMAGES].to(context.device)
-        self.card = read_card(context.run.model(spec.model_id))
-        self._persisting: dict[tuple[str, tuple[int, ...]], int] = {}
-
-    @cached_property
-    def model(self) -> nn.Module:
-        """The network, on the run's device."""
-        return load_model(self.context, self.spec)[0]
-
-    @cached_property
-    def adversarials(self) -> Tensor:
-        """DeepFool's images, which other models are tried on."""
-        model = load_model(self.context, self.spec)[0]  # not kept: there may be many others
-        return deepfool(model, self.images, self.labels, steps=100).images
-
-    @cached_property
-    def keys(self) -> dict[str, str]:
-        """Keys of the tables of its finished minimum-norm attacks, by their ids."""
-        found = {}
-        for attack_id, attack in self.context.plan.config.attacks.items():
-            receipt = receipt_of(self.context.run, self._table(attack_id))
-            if receipt is None or attack.in_band or not attack.has_budget:
-                continue
-            if receipt.about.get("weights") == self.card["weights_sha256"]:
-                found[attack_id] = receipt.key
-        return found
-
-    @cached_property
-    def samples(self) -> dict[str, pd.DataFrame]:
-        """Rows of all attacked images under these attacks."""
-        found = {}
-        for attack_id in self.keys:
-            path = self._table(attack_id)
-            check(self.context.run, path, path)
-            found[attack_id] = read_table(path)
-        return found
-
-    def _table(self, attack_id: str) -> Path:
-        return self.context.run.samples(self.spec.model_id, attack_id)
-
-    def distances(self, attack_id: str) -> Values:
-        """Of the checked images that were attacked, in the attack's norm."""
-        norm = self.context.plan.config.attacks[attack_id].norm
-        return self.samples[attack_id][norm].to_numpy(np.float64)[:NUM_IMAGES]
-
-    def attacked_anew(
-        self, attack: str, options: dict[str, Any], rows: Rows | None = None
-    ) -> pd.DataFrame:
-        """Rows of an attack on the checked images, or on those in ``rows`` of all."""
-        images, labels = self.images, self.labels
-        if rows is not None:
-            attacked = self.context.plan.attacked
-            images = attacked.images[torch.from_numpy(rows)].to(self.context.device)
-            labels = attacked.labels[torch.from_numpy(rows)].to(self.context.device)
-        outcome = attack_function(attack)[0](self.model, images, labels, **options)
-        return judge(self.model, images.cpu(), labels.cpu(), outcome, self.context.device)
-
-    def own_ddn(self) -> str | None:
-        """Id of a DDN of the run that is as strong as the gate's, on all checked images."""
-        for attack_id in self.keys:
-            attack = self.context.plan.config.attacks[attack_id]
-            enough = len(self.distances(attack_id)) == len(self.labels)
-            is_ddn = attack.attack == _DDN and attack.norm == "l2"
-            if is_ddn and enough and attack_options(attack, attack_id)["steps"] >= _DDN_STEPS:
-                return attack_id
-        return None
-
-    def num_persisting(self, norm: str, rows: Rows) -> int:
-        """How many of all images in ``rows`` DeepFool cannot fool with 1,000 steps.
-
-        Asked once of the same rows, which several attacks may leave.
-        """
-        asked = norm, tuple(rows.tolist())
-        if asked not in self._persisting:
-            left = self.attacked_anew("deepfool", {"norm": norm, "steps": MANY_STEPS}, rows)
-            self._persisting[asked] = int((left["status"] != "fooled").sum())
-        return self._persisting[asked]
-
-    def forget(self) -> None:
-        """Free the memory of the network and the tables."""
-        for name in ("model", "samples"):
-            self.__dict__.pop(name, None)
-
-
 def check_model(checked: CheckedModel) -> list[Finding]:
     """All checks that need no attack."""
-    model, images, device = checked.model, checked.images, checked.context.device
-    found = accuracy(read_table(checked.context.run.predictions(checked.spec.model_id)))
-    return [
-        checks.check_gradients(model, images, checked.labels),
-        checks.check_determinism(model, images, device),
-        checks.check_logits(model, images, device),
-        checks.check_accuracy(found, checked.card["test_accuracy"]),
+    model, images, labels = checked.model, checked.images, checked.labels
+    device = checked.context.device
+    findings = [
+        model_checks.check_gradients(model, images, labels),
+        model_checks.check_finite_differences(model, images, labels),
+        model_checks.check_determinism(model, images, device),
+        model_checks.check_logits(model, images, device),
+        model_checks.check_chance(checked.predictions),
     ]
+    repeatable = all(f.severity == "pass" for f in findings if f.check == "determinism")
+    if repeatable:  # else its accuracy is another each time
+        found = accuracy(checked.predictions)
+        findings.append(model_checks.check_accuracy(found, checked.card["test_accuracy"]))
+    return findings
 
 
 def check_attack(
     checked: CheckedModel, attack_id: str, others: list[CheckedModel]
 ) -> list[Finding]:
-    """All checks of one minimum-norm attack on one model."""
-    attack = checked.context.plan.config.attacks[attack_id]
+    """All checks of one attack on one model."""
+    findings = [checks.check_valid(checked.samples[attack_id])]
+    if attack_id in checked.minimum_norm:
+        findings += _check_minimum_norm(checked, attack_id, others)
+    elif attack_id in checked.epsilons:
+        findings += _check_within_epsilon(checked, attack_id)
+    return findings
+
+
+def _check_minimum_norm(
+    checked: CheckedModel, attack_id: str, others: list[CheckedModel]
+) -> list[Finding]:
+    attack = checked.minimum_norm[attack_id]
     options = attack_options(attack, attack_id)
     if "prune" in options:
         options["prune"] = None  # as it is run where pruning would change the answer
@@ -159,7 +79,8 @@ def check_attack(
         def persist(rows: Rows) -> int:
             return checked.num_persisting(attack.norm, rows)
 
-        findings.append(checks.check_survivors(checked.samples[attack_id], persist))
+        at_chance = model_checks.check_chance(checked.predictions).severity == "fail"
+        findings.append(checks.check_survivors(checked.samples[attack_id], persist, at_chance))
     if "steps" in options:
         passes = checked.samples[attack_id]["forwards"].to_numpy()[:count]
         stopped = np.flatnonzero(passes >= options["steps"])  # fewer: it has ended by itself
@@ -169,46 +90,80 @@ def check_attack(
             again = checked.attacked_anew(attack.attack, more, stopped)
             doubled[stopped] = again[attack.norm].to_numpy(np.float64)
         findings.append(checks.check_doubled_steps(distances, doubled))
-    if attack_id == _nearest_l2(checked):
-        findings += _check_best(checked, others)
+    if attack_id == _nearest(checked, attack.norm):
+        findings += _check_best(checked, attack.norm, others)
     return findings
 
 
-def _check_best(checked: CheckedModel, others: list[CheckedModel]) -> list[Finding]:
-    """Checks of all competing L2 attacks together, image by image."""
-    attacks = _l2_attacks(checked)
+def _check_best(checked: CheckedModel, norm: Norm, others: list[CheckedModel]) -> list[Finding]:
+    """Checks of all competing attacks of a norm together, image by image."""
+    attacks = _competitors(checked, norm)
     best: Values = np.minimum.reduce([checked.distances(attack_id) for attack_id in attacks])
+    largest = max(attack.curve_budgets[-1] for attack in attacks.values())
+    args = (checked.model, checked.images, checked.labels)
+    only_deepfool = all(attack.attack == "deepfool" for attack in attacks.values())
+    findings = [checks.check_random_search(*args, best, norm, largest, only_deepfool=only_deepfool)]
+    if norm == "linf":  # DDN measures L2, as do images made for other models
+        return findings
     own = checked.own_ddn()
     if own is not None:
         reference = checked.distances(own)
     else:
-        ddn = checked.attacked_anew(_DDN, {"steps": _DDN_STEPS, "norm": "l2"})
+        ddn = checked.attacked_anew(DDN, {"steps": DDN_STEPS, "norm": "l2"})
         reference = ddn["l2"].to_numpy(np.float64)
-    only_deepfool = all(attack.attack == "deepfool" for attack in attacks.values())
-    ends = [other.adversarials for other in others]
-    along = checks.nearest_along(checked.model, checked.images, checked.labels, ends)
+    along = nearest_along(*args, [other.adversarials for other in others])
     return [
+        *findings,
         checks.check_against_ddn(best, reference, "warn" if only_deepfool else "fail"),
         checks.check_black_box(best, along),
     ]
 
 
-def _l2_attacks(checked: CheckedModel) -> dict[str, AttackConfig]:
+def _competitors(checked: CheckedModel, norm: Norm) -> dict[str, AttackConfig]:
     """Those that may be the run's best; where none may, those on all checked images."""
-    configured = checked.context.plan.config.attacks
-    attacks = {a: configured[a] for a in checked.samples if configured[a].norm == "l2"}
+    attacks = {a: c for a, c in checked.minimum_norm.items() if c.norm == norm}
     competing = {name: attack for name, attack in attacks.items() if attack.competes}
     whole = {a: c for a, c in attacks.items() if len(checked.distances(a)) == len(checked.labels)}
     return competing or whole
 
 
-def _nearest_l2(checked: CheckedModel) -> str | None:
-    """The L2 attack that comes nearest on average: it answers for the best of all."""
+def _nearest(checked: CheckedModel, norm: Norm) -> str | None:
+    """The attack that comes nearest on average in a norm: it answers for the best of all."""
     means = {
         attack_id: np.minimum(checked.distances(attack_id), attack.curve_budgets[-1]).mean()
-        for attack_id, attack in _l2_attacks(checked).items()
+        for attack_id, attack in _competitors(checked, norm).items()
     }
     return min(means, key=lambda attack_id: means[attack_id]) if means else None
+
+
+def _check_within_epsilon(checked: CheckedModel, attack_id: str) -> list[Finding]:
+    """Checks of an attack that does not seek the least distance, but stays within one."""
+    norm, epsilon = checked.context.plan.config.attacks[attack_id].norm, checked.epsilons[attack_id]
+    samples = checked.samples[attack_id]
+    if samples[norm].isna().all():  # spatial: it has no distance
+        return []
+    rivals = {name: checked.samples[name] for name in _rivals(checked, attack_id)}
+    rivals[f"PGD of {PGD_STEPS} steps"] = checked.attacked_by_pgd(norm, epsilon)
+    checked_rows = samples[: len(checked.labels)]
+    count = len(checked_rows)
+    args = (checked.model, checked.images[:count], checked.labels[:count])
+    return [
+        checks.check_within_epsilon(samples, norm, epsilon),
+        checks.check_weaker(samples, rivals, norm, epsilon),
+        checks.check_random_search_within(*args, checked_rows, norm, epsilon),
+    ]
+
+
+def _rivals(checked: CheckedModel, attack_id: str) -> list[str]:
+    """Other attacks within the same distance in the same norm."""
+    configured = checked.context.plan.config.attacks
+    return [
+        other
+        for other, epsilon in checked.epsilons.items()
+        if other != attack_id
+        and configured[other].norm == configured[attack_id].norm
+        and np.isclose(epsilon, checked.epsilons[attack_id])
+    ]
 
 
 def write_gate(
@@ -268,6 +223,15 @@ def _subjects(checked: CheckedModel, others: list[CheckedModel]) -> dict[str, st
         "weights": checked.card["weights_sha256"],
         "inputs": context.inputs_key,
     }
-    rivals = {"made": checked.keys, "others": [other.card["weights_sha256"] for other in others]}
     keys = {"": content_key(about)}
-    return keys | {name: content_key(about | rivals | {"attack": name}) for name in checked.keys}
+    seen = [other.card["weights_sha256"] for other in others]
+    for attack_id in checked.keys:
+        beside: dict[str, Any] = {"attack": attack_id, "made": {attack_id: checked.keys[attack_id]}}
+        if attack_id in checked.minimum_norm:
+            made = {name: checked.keys[name] for name in checked.minimum_norm}
+            beside |= {"made": made, "others": seen}
+        elif attack_id in checked.epsilons:
+            names = [attack_id, *_rivals(checked, attack_id)]
+            beside["made"] = {name: checked.keys[name] for name in names}
+        keys[attack_id] = content_key(about | beside)
+    return keys

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from attacks import AttackOutcome, margins_of
-from attacks.model import BOX_TOLERANCE, attack_mode
+from attacks.model import BOX_TOLERANCE, InvalidAnswerError, attack_mode, predict_logits
 from robust_ham.checkpoints import describe
 from robust_ham.config import RequestError
 from robust_ham.model_groups import ModelGroup
@@ -19,6 +21,9 @@ from robust_ham.models import measure
 from robust_ham.splits import Split, to_float
 
 ACCURACY_TOLERANCE = 0.001
+PASS_TOLERANCE = 1e-4
+"""Share of the logits' spread by which two passes over one batch may differ."""
+RANDOM_LAYER = "dropout or another random layer is active in eval mode"
 NO_PREDICTION = -1  # where logits are not finite
 _BATCH = {"cpu": 125, "cuda": 1000}  # cpu: activations stay in the cache
 
@@ -33,8 +38,16 @@ def logits_of(model: nn.Module, images: Tensor, device: torch.device) -> Tensor:
         parts = []
         for part in images.split(_BATCH[device.type]):
             batch = part.to(device)
-            parts.append(model(to_float(batch) if batch.dtype == torch.uint8 else batch).cpu())
+            floats = to_float(batch) if batch.dtype == torch.uint8 else batch
+            parts.append(predict_logits(model, floats).cpu())
     return torch.cat(parts)
+
+
+def largest_difference(passes: Sequence[Tensor]) -> float:
+    """Between logits (n, K) of several passes over one batch, as a share of their spread."""
+    stacked = torch.stack(list(passes))
+    spread = (stacked[0].amax(1) - stacked[0].amin(1)).max()
+    return float((stacked - stacked[0]).abs().max() / spread.clamp_min(1e-30))
 
 
 def predictions(model: nn.Module, split: Split, device: torch.device) -> pd.DataFrame:
@@ -43,8 +56,11 @@ def predictions(model: nn.Module, split: Split, device: torch.device) -> pd.Data
     Raises:
         RequestError: the model does not give one logit per class.
     """
-    logits = logits_of(model, split.images, device)
-    if logits.ndim != 2 or logits.shape[1] < split.num_classes:
+    try:
+        logits = logits_of(model, split.images, device)
+    except InvalidAnswerError as error:
+        raise RequestError(str(error)) from None
+    if logits.shape[1] < split.num_classes:
         raise RequestError(
             f"model: expected logits (N, {split.num_classes}), got {tuple(logits.shape)}"
         )
@@ -145,4 +161,28 @@ def judge(
             "dy": transform[:, 2],
             "margin": margins_of(logits, labels).double().numpy(),
         }
+    )
+
+
+def invalid_rows(samples: pd.DataFrame) -> NDArray[np.bool_]:
+    """Which images were right before an attack that returned no valid image for them, (n,)."""
+    right = samples["clean_prediction"] == samples["label"]
+    return (right & (samples["status"] == "invalid")).to_numpy()
+
+
+def describe_invalid(samples: pd.DataFrame) -> str:
+    """How many images are invalid, why, and what to do; in one line."""
+    invalid = invalid_rows(samples)
+    not_finite = int((invalid & np.isinf(samples["margin"].to_numpy())).sum())
+    outside = int(invalid.sum()) - not_finite
+    causes = []
+    if outside:
+        causes.append(
+            f"{outside} with pixels outside [0, 1] (the attack must clamp what it returns: "
+            "images.clamp(0, 1))"
+        )
+    if not_finite:
+        causes.append(f"{not_finite} with pixels or logits that are not finite")
+    return f"{int(invalid.sum())} of {len(samples)} returned images are invalid: " + ", ".join(
+        causes
     )

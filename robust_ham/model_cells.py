@@ -29,6 +29,8 @@ from robust_ham.store import (
 )
 from robust_ham.unfinished import Unfinished
 
+_PROBE_IMAGES = 32
+
 
 def obtain_model(context: Context, spec: ModelGroup, progress: Progress) -> Done:
     """Train a model, or take it from where it is, and note what it predicts.
@@ -283,6 +285,12 @@ def _predict(context: Context, spec: ModelGroup) -> Done:
     table = judging.predictions(model, context.plan.dataset.test, context.device)
     found = judging.accuracy(table)
     if abs(found - card["test_accuracy"]) > judging.ACCURACY_TOLERANCE:
+        images = context.plan.dataset.test.images[:_PROBE_IMAGES]
+        passes = [judging.logits_of(model, images, context.device) for _ in range(2)]
+        if judging.largest_difference(passes) > judging.PASS_TOLERANCE:
+            raise RequestError(
+                f"{spec.model_id}: two passes over the same images differ: {judging.RANDOM_LAYER}"
+            )
         raise RequestError(
             f"{spec.model_id}: test accuracy {found:.4f}, but its card says "
             f"{card['test_accuracy']:.4f}: not the model that the card describes"

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from attacks.boundary import Norm
-from attacks.model import attack_mode
+from attacks.model import attack_mode, gradient, predict_logits
 
 SPECTRUM_COLUMNS = ["frequency", "num_bins", "share"]
 _BATCH = 250
@@ -47,15 +47,11 @@ def normal_cosines(
     with attack_mode(model), torch.enable_grad():
         for rows in torch.arange(len(images)).split(batch_size) if len(images) else ():
             ends = adversarials[rows].to(device).requires_grad_(True)
-            logits, own = model(ends), labels[rows].to(device)[:, None]
+            logits, own = predict_logits(model, ends), labels[rows].to(device)[:, None]
             others = logits.detach().scatter(1, own, -torch.inf).argmax(1, keepdim=True)
             gap = logits.gather(1, others) - logits.gather(1, own)
-            normal = None
-            if gap.requires_grad:  # a model may hide its gradient
-                (normal,) = torch.autograd.grad(gap.sum(), ends, allow_unused=True)
-            normal = torch.zeros_like(ends) if normal is None else normal
             step = (ends.detach() - images[rows].to(device)).flatten(1)
-            normal = normal.flatten(1)
+            normal = gradient(gap.sum(), ends).flatten(1)
             length, dual = step.norm(_NORMS[norm], dim=1), normal.norm(_DUALS[norm], dim=1)
             cosine = (step * normal).sum(1) / (length * dual)
             parts.append(torch.where(torch.isfinite(cosine), cosine, torch.nan).double().cpu())

@@ -303,3 +303,29 @@ def test_angles_and_spectrum_are_of_the_images_that_fool():
     spatial = evaluate(zoo_model(5, "none"), attacked, shifts, "s", batch_size=20, device=CPU)
     assert spatial.samples["normal_cosine"].isna().all()
     assert spatial.samples["normal_cosine"].isna().all()
+
+
+def test_an_attack_none_of_whose_images_is_valid_fails_and_some_are_told_of(monkeypatch, caplog):
+    attacked = attacked_images(fashion_split(), 8, 0)
+    config = AttackConfig.model_validate({"attack": "deepfool"})
+
+    def returning(num_valid):
+        def attack(model, images, labels, **options):
+            moved = images + 0.1
+            moved[:num_valid] = images[:num_valid]
+            return outcome_of(moved)
+
+        monkeypatch.setattr("robust_ham.evaluation.attack_function", lambda name: (attack, {}))
+        monkeypatch.setattr("robust_ham.evaluation.attack_options", lambda *_: {})
+        return evaluate(
+            zoo_model(7, "none"), attacked, config, "mine", batch_size=8, device=CPU
+        ).samples
+
+    with pytest.raises(ValueError, match=r"attacks\.mine: .* pixels outside \[0, 1\] \(the attack"):
+        returning(0)
+    rows = returning(4)
+    right = rows["clean_prediction"] == rows["label"]
+    invalid = int((right & (rows["status"] == "invalid")).sum())  # others count as wrong
+    assert invalid > 0
+    assert f"mine: {invalid} of 8 returned images are invalid" in caplog.text
+    assert caplog.text.endswith("they count as survived\n")

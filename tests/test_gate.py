@@ -1,5 +1,7 @@
 """The gate: every check on a sound network, and on one with a planted defect."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,7 +10,7 @@ from conftest import TINY_RUN, fashion_images, zoo_model
 from torch import nn
 
 from attacks import deepfool, foolbox_attack
-from robust_ham import checks, gate
+from robust_ham import black_box, checks, gate, model_checks
 from robust_ham.judging import judge
 
 CPU = torch.device("cpu")
@@ -65,9 +67,9 @@ def test_a_sound_network_passes(size, window):
     rows = attacked(model, steps=200)
     distances = l2(rows)
     findings = [
-        checks.check_gradients(model, IMAGES, LABELS),
-        checks.check_determinism(model, IMAGES, CPU),
-        checks.check_logits(model, IMAGES, CPU),
+        model_checks.check_gradients(model, IMAGES, LABELS),
+        model_checks.check_determinism(model, IMAGES, CPU),
+        model_checks.check_logits(model, IMAGES, CPU),
         checks.check_survivors(rows, persisting(model)),
         checks.check_random_direction(model, IMAGES, LABELS, distances, "l2"),
         checks.check_doubled_steps(distances, l2(attacked(model, steps=400))),
@@ -87,7 +89,7 @@ def test_a_sound_network_passes(size, window):
     ids=["quantised input", "detached input", "detached logits", "softmax"],
 )
 def test_masked_gradients_fail(defect):
-    finding = checks.check_gradients(defect, IMAGES, LABELS)
+    finding = model_checks.check_gradients(defect, IMAGES, LABELS)
     assert finding.severity == "fail"
     right = int((defect(IMAGES).argmax(1) == LABELS).sum())
     assert f"of {right} images" in finding.reason
@@ -96,13 +98,13 @@ def test_masked_gradients_fail(defect):
 def test_a_gradient_that_is_not_finite_fails():
     model = Before(lambda x: x + 0 * (x - x.detach()).sqrt())  # right, and its gradient is NaN
     assert (model(IMAGES).argmax(1) == LABELS).any()
-    assert checks.check_gradients(model, IMAGES, LABELS).severity == "fail"
+    assert model_checks.check_gradients(model, IMAGES, LABELS).severity == "fail"
 
 
 def test_a_leaky_quantiser_is_found_by_a_random_direction():
     """round(8x)/8 + x/1000 has a gradient everywhere, and it leads nowhere."""
     model = Before(lambda x: (8 * x).round() / 8 + 1e-3 * x)
-    assert checks.check_gradients(model, IMAGES, LABELS).severity == "pass"
+    assert model_checks.check_gradients(model, IMAGES, LABELS).severity == "pass"
     rows = attacked(model)
     findings = [
         checks.check_random_direction(model, IMAGES, LABELS, l2(rows), "l2"),
@@ -114,25 +116,25 @@ def test_a_leaky_quantiser_is_found_by_a_random_direction():
 def test_a_random_layer_fails():
     stream = torch.Generator().manual_seed(0)
     model = Before(lambda x: x + 0.01 * torch.randn(x.shape, generator=stream))
-    finding = checks.check_determinism(model, IMAGES, CPU)
+    finding = model_checks.check_determinism(model, IMAGES, CPU)
     assert finding.severity == "fail"
-    assert "from pass to pass" in finding.reason
+    assert "two passes over one batch differ" in finding.reason
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e4])
 def test_probabilities_fail(scale):
-    finding = checks.check_logits(After(lambda y: (scale * y).softmax(1)), IMAGES, CPU)
+    finding = model_checks.check_logits(After(lambda y: (scale * y).softmax(1)), IMAGES, CPU)
     assert finding.severity == "fail"
     assert "probabilities, not logits" in finding.reason
 
 
 def test_logits_that_lie_in_the_unit_interval_by_chance_pass():
-    assert checks.check_logits(After(lambda y: y.sigmoid()), IMAGES, CPU).severity == "pass"
+    assert model_checks.check_logits(After(lambda y: y.sigmoid()), IMAGES, CPU).severity == "pass"
 
 
 def test_another_accuracy_than_the_cards_fails():
-    assert checks.check_accuracy(0.9, 0.9005).severity == "pass"
-    assert checks.check_accuracy(0.9, 0.9015).severity == "fail"
+    assert model_checks.check_accuracy(0.9, 0.9005).severity == "pass"
+    assert model_checks.check_accuracy(0.9, 0.9015).severity == "fail"
 
 
 def test_an_attack_that_survives_for_want_of_steps_warns_and_a_model_without_a_way_fails():
@@ -197,16 +199,16 @@ def test_the_black_box_warns_where_other_models_images_are_nearer():
     own = l2(attacked(model))
     other = deepfool(zoo_model(9, "none"), IMAGES, LABELS).images
     best = deepfool(model, IMAGES, LABELS).images
-    along = checks.nearest_along(model, IMAGES, LABELS, [other])
+    along = black_box.nearest_along(model, IMAGES, LABELS, [other])
     assert (along[own > 0] > 0.5 * own[own > 0]).all()
     assert checks.check_black_box(own, along).severity == "pass"
     assert checks.check_black_box(3 * own, along).severity == "warn"
-    back = checks.nearest_along(
+    back = black_box.nearest_along(
         model, IMAGES, LABELS, [best]
     )  # DeepFool's own line, to its crossing
     assert (back <= 1.001 * own).all()
     assert ((back == 0) == (own == 0)).all()
-    nowhere = checks.nearest_along(model, IMAGES, LABELS, [IMAGES])
+    nowhere = black_box.nearest_along(model, IMAGES, LABELS, [IMAGES])
     assert np.isinf(nowhere[own > 0]).all()
 
 
@@ -242,7 +244,8 @@ def test_a_run_writes_its_findings_keeps_them_and_says_what_fails(run_cli, tmp_p
     assert "gate: " in out
     table = pd.read_csv("results/gated/gate.csv", keep_default_na=False)
     assert list(table) == gate.COLUMNS
-    assert set(table["attack"]) == {"", "d"}  # spatial attacks have no distance to check
+    assert set(table["attack"]) == {"", "d", "s"}
+    assert set(table.loc[table["attack"] == "s", "check"]) == {"valid images"}  # no distance
     failed = table[table["severity"] == "fail"]
     assert set(failed["model_id"]) == {"masked-Quantised-k7-none-s0"}
     assert (failed["reason"] != "").all()
@@ -260,6 +263,107 @@ def test_a_run_writes_its_findings_keeps_them_and_says_what_fails(run_cli, tmp_p
     monkeypatch.setattr(gate, "check_attack", refuse)
     assert run_cli("run", "gated.yaml")[0] == 4
     assert pd.read_csv("results/gated/gate.csv", keep_default_na=False).equals(table)
+
+
+OWN_ATTACKS = """
+import torch
+import torch.nn.functional as F
+
+
+def gradient(model, images, labels):
+    inputs = images.clone().requires_grad_(True)
+    F.cross_entropy(model(inputs), labels).backward()
+    return inputs.grad
+
+
+def unclamped(model, images, labels, *, epsilon: float = 0.1, norm: str = "linf"):
+    return images + epsilon * gradient(model, images, labels).sign()
+
+
+def half_unclamped(model, images, labels, *, epsilon: float = 0.1, norm: str = "linf"):
+    moved = unclamped(model, images, labels, epsilon=epsilon)
+    clamped = torch.arange(len(images)) % 2 == 0
+    return torch.where(clamped.view(-1, 1, 1, 1), moved.clamp(0, 1), moved)
+
+
+def lazy(model, images, labels, *, epsilon: float = 0.1, norm: str = "linf"):
+    return images
+
+
+def greedy(model, images, labels, *, epsilon: float = 0.1, norm: str = "linf"):
+    return unclamped(model, images, labels, epsilon=3 * epsilon).clamp(0, 1)
+"""
+
+
+def test_attacks_within_epsilon_and_invalid_images_do_not_escape(run_cli, tmp_path, monkeypatch):
+    (tmp_path / "attacks_of_mine.py").write_text(OWN_ATTACKS)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "within.yaml").write_text(
+        "name: within\n"
+        "models:\n"
+        "  - {architecture: cnn, source: zoo, depth: 3, widths: [16, 32], first_kernel: same,\n"
+        "     sweep: {kernel_size: [3]}}\n"
+        "attacks:\n"
+        "  pgd: {attack: 'foolbox:LinfPGD', norm: linf, epsilon: 4/255, steps: 30,\n"
+        "        rel_stepsize: 0.1}\n"
+        "  short: {attack: 'foolbox:LinfPGD', norm: linf, epsilon: 4/255, steps: 10}\n"
+        "  lazy: {attack: 'attacks_of_mine:lazy', norm: linf, epsilon: 4/255}\n"
+        "  greedy: {attack: 'attacks_of_mine:greedy', norm: linf, epsilon: 4/255}\n"
+        "  half: {attack: 'attacks_of_mine:half_unclamped', norm: linf, epsilon: 4/255}\n"
+        "  fgsm: {attack: 'attacks_of_mine:unclamped', norm: linf, epsilon: 4/255}\n"
+        "evaluation: {num_images: 20}\n"
+    )
+    code, _, err = run_cli("run", "within.yaml")
+    assert code in (3, 4), err
+    assert (
+        "pixels outside [0, 1] (the attack must clamp"
+        in (tmp_path / ("results/within/failures.jsonl")).read_text()
+    )
+    assert code in (3, 4)
+    gated = pd.read_csv("results/within/gate.csv", keep_default_na=False)
+    severity = gated.set_index(["attack", "check"])["severity"]
+    assert "fgsm" not in set(gated["attack"])  # its job has failed
+    assert set(severity["pgd"]) == {"pass"}
+    assert severity["short", "weaker"] == "fail"  # ten steps of ε/30
+    assert severity["lazy", "weaker"] == severity["lazy", "random search"] == "fail"
+    assert severity["greedy", "within epsilon"] == "fail"
+    assert severity["half", "valid images"] == "fail"
+    reasons = gated.set_index(["attack", "check"])["reason"]
+    assert "this attack 0.0%: too weak" in reasons["lazy", "weaker"]
+    assert "images are moved farther than epsilon = 0.01569" in reasons["greedy", "within epsilon"]
+    page = (tmp_path / "results/within/report.html").read_text()
+    (invalid,) = re.findall(r"cnn3\S+/half: (\d+) of 20\.", page)
+    assert int(invalid) == 10
+    assert "/pgd: " not in page
+
+
+def test_dropout_left_on_is_named_before_anything_is_attacked(run_cli, tmp_path, monkeypatch):
+    (tmp_path / "dropping.py").write_text(
+        "import torch.nn.functional as F\n"
+        "from conftest import zoo_model\n"
+        "from torch import nn\n"
+        "class Dropping(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.network = zoo_model(3, 'none')\n"
+        "    def forward(self, x):\n"
+        "        return self.network(F.dropout(x, 0.6, training=True))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dropping.yaml").write_text(
+        "name: dropping\n"
+        "dataset: {num_test: 200}\n"
+        "models:\n"
+        "  - {factory: 'dropping:Dropping', kernel_size: 3}\n"
+        "attacks:\n"
+        "  d: {attack: deepfool}\n"
+        "evaluation: {num_images: 10}\n"
+    )
+    torch.manual_seed(0)
+    code, _, err = run_cli("run", "dropping.yaml")
+    assert code == 2
+    assert "two passes over the same images differ: dropout or another random layer" in err
+    assert "card" not in err
 
 
 def test_the_others_are_from_all_over_the_run_and_never_the_model_itself():

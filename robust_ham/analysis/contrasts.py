@@ -18,6 +18,7 @@ from robust_ham.analysis.curves import (
     still_right,
     survived,
 )
+from robust_ham.analysis.doubts import UNDECIDED, Kept, SignedArm, withhold_doubtful
 from robust_ham.analysis.run import Run
 from robust_ham.analysis.statistics import (
     Values,
@@ -198,22 +199,27 @@ def compare(
     tested = [row for row in rows if row["p"] is not None]
     for row, adjusted in zip(tested, holm([row["p"] for row in tested]), strict=True):
         row["p_holm"] = adjusted
-    return [
-        (comparison, _with_reservations(run, [comparison], measure, row))
-        for (comparison, *_), row in zip(found, rows, strict=True)
-    ]
+    judged = []
+    for (comparison, windowed, baseline), row in zip(found, rows, strict=True):
+
+        def judge(kept: Kept, one: Values = windowed, two: Values = baseline) -> dict[str, Any]:
+            return _judged(measure, one[kept], two[kept], confidence, pooled)
+
+        arms: list[SignedArm] = [(comparison.windowed, 1), (comparison.baseline, -1)]
+        sure = withhold_doubtful(run, arms, measure.attack, row, judge)
+        judged.append((comparison, _with_reservations(run, [comparison], measure, sure)))
+    return judged
 
 
 def _with_reservations(
     run: Run, comparisons: list[Comparison], measure: Measure, row: dict[str, Any]
 ) -> dict[str, Any]:
     """The row, and what it must say beside, or in place of, what its numbers say."""
-    undecided = {"verdict": "undecided", "seeds_to_decide": None, "images_to_decide": None}
     specs = [spec for c in comparisons for spec in [*c.windowed, *c.baseline]]
     if not _same_images(run, specs, measure):
-        return row | UNKNOWN | undecided | {"note": "not the same images"}
+        return row | UNKNOWN | UNDECIDED | {"note": "not the same images"}
     if measure.attack and "fail" in {run.badge(s.model_id, measure.attack) for s in specs}:
-        return row | undecided | {"note": "the gate fails a model: not to be trusted"}
+        return row | UNDECIDED | {"note": "the gate fails a model: not to be trusted"}
     rates = list(dict.fromkeys(run.config.training_of(spec).lr for spec in specs))
     if len(rates) > 1:
         differ = "learning rates " + " and ".join(f"{rate:g}" for rate in rates)
@@ -241,11 +247,10 @@ def _interaction_rows(
     seeds = [[spec.seed for spec in by_size[size].windowed] for size in (small, large)]
     if few is None or many is None or seeds[0] != seeds[1]:
         return []
-    low, low_deviation = _deviation(measure, *few)
-    high, high_deviation = _deviation(measure, *many)
-    if low_deviation.shape != high_deviation.shape:
+    if few[0].shape != many[0].shape:
         return []
-    deviation = high_deviation - low_deviation
+    everything = np.ones(len(few[0]), dtype=np.bool_)
+    low, high, judged = _judged_interaction(measure, few, many, everything)
     row = _about(run, by_size[large], measure, *many) | {
         "versus": "interaction",
         "versus_kernel_size": small,
@@ -253,12 +258,34 @@ def _interaction_rows(
         "windowed": high,
         "scale": "difference",
     }
+    row |= judged | {"p_holm": judged["p"]}  # the only one of its kind
+    both = [by_size[small], by_size[large]]
+    arms: list[SignedArm] = [
+        (both[0].windowed, -1),
+        (both[0].baseline, 1),
+        (both[1].windowed, 1),
+        (both[1].baseline, -1),
+    ]
+
+    def judge(kept: Kept) -> dict[str, Any]:
+        return _judged_interaction(measure, few, many, kept)[2]
+
+    sure = withhold_doubtful(run, arms, measure.attack, row, judge)
+    return [_with_reservations(run, both, measure, sure)]
+
+
+def _judged_interaction(
+    measure: Measure, few: tuple[Values, Values], many: tuple[Values, Values], kept: Kept
+) -> tuple[float, float, dict[str, Any]]:
+    """Effect at either kernel size, and what is judged of their difference, of the pairs kept."""
+    low, low_deviation = _deviation(measure, *(values[kept] for values in few))
+    high, high_deviation = _deviation(measure, *(values[kept] for values in many))
     margins = measure.margins
     if margins is not None and measure.scale == "ratio":
         margins = margins[0] - 1, margins[1] - 1
     judged = judge_mean(
         high - low,
-        deviation,
+        high_deviation - low_deviation,
         0.95,
         None,
         0.0,
@@ -266,9 +293,7 @@ def _interaction_rows(
         lower_is_better=measure.lower_is_better,
         per_image=measure.per_image,
     )
-    row |= judged | {"p_holm": judged["p"]}  # the only one of its kind
-    both = [by_size[small], by_size[large]]
-    return [_with_reservations(run, both, measure, row)]
+    return low, high, judged
 
 
 def _pooled(measure: Measure, cells: list[tuple[Values, Values]]) -> tuple[float, float] | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from robust_ham.analysis.curves import right_without_attack
 from robust_ham.analysis.run import Run
 from robust_ham.analysis.tables import Tables, write_tables
 from robust_ham.config import Config
@@ -130,7 +131,18 @@ def _trust(run: Run) -> dict[str, Any]:
         "gate_ran": run.folder.gate.is_file(),
         "gate_counts": {name: severities.count(name) for name in ("pass", "warn", "fail")},
         "distrusted": run.gate[run.gate["severity"] != "pass"].to_dict(orient="records"),
+        "invalid": list(_invalid(run)),
     }
+
+
+def _invalid(run: Run) -> Iterator[dict[str, Any]]:
+    """Models and attacks that returned something that is no image, and for how many images."""
+    for (model_id, attack_id), samples in run.samples.items():
+        invalid = (samples["status"] == "invalid") & right_without_attack(samples)
+        count = int(invalid.sum())
+        if count and attack_id in run.config.attacks:  # best repeats what its members returned
+            row = {"model_id": model_id, "attack": attack_id}
+            yield row | {"count": count, "num_images": len(samples)}
 
 
 def _figures(tables: Tables, pictures: list[Picture]) -> dict[str, Any]:

@@ -1,0 +1,149 @@
+"""Checks of a model alone, each of which a known defect sets off.
+
+A *fail* means that no number of that model says anything of its robustness: gradients that are
+masked, answers that are random, a network that has learnt nothing.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from attacks import margins_of
+from attacks.draws import image_streams
+from attacks.model import attack_mode, gradient, predict_logits
+from robust_ham.checks import Finding, finding
+from robust_ham.judging import (
+    ACCURACY_TOLERANCE,
+    PASS_TOLERANCE,
+    RANDOM_LAYER,
+    largest_difference,
+    logits_of,
+)
+
+_NOISE_SHARE = 0.03
+_LENGTHS, _HALF_PRECISION_LENGTH = (0.01, 0.03), 0.1  # L2, of finite differences
+_MOST_DEVIATION = 0.15
+_ONE_CLASS = 0.95
+
+
+def check_gradients(model: nn.Module, images: Tensor, labels: Tensor) -> Finding:
+    """The margin's gradient is zero or not finite on an image that is classified right."""
+    with attack_mode(model):
+        logits, slopes = _logits_and_gradient(model, images, labels)
+    right = margins_of(logits, labels) > 0
+    size = slopes.flatten(1).norm(dim=1)
+    lost = int((right & ~(torch.isfinite(size) & (size > 0))).sum())
+    reason = f"no usable gradient on {lost} of {int(right.sum())} images that are right"
+    return finding("gradient", lost, 0, reason)
+
+
+def check_finite_differences(model: nn.Module, images: Tensor, labels: Tensor) -> Finding:
+    """Along its gradient, the margin does not change as the gradient says: it is not the model's.
+
+    A central difference over an L2 length of 0.01, or of 0.03 where that agrees better (rounding
+    disturbs the one, kinks the other), differs from the gradient by more than 15 %. Models that
+    answer in half precision are also tried over 0.1. Images are mixed with 3 % of noise, for the
+    gradient of max-pooling means little where neighbouring pixels are equal.
+    """
+    streams = image_streams(images, "finite differences")
+    draws = np.stack([stream.random(images.shape[1:], np.float32) for stream in streams])
+    mixed = images + _NOISE_SHARE * (torch.from_numpy(draws).to(images) - images)
+    with attack_mode(model), torch.no_grad():
+        logits, slopes = _logits_and_gradient(model, mixed, labels)
+        slope = slopes.flatten(1).norm(dim=1)
+        usable = torch.isfinite(slope) & (slope > 0)
+        direction = slopes / slope.view(-1, 1, 1, 1)
+        rivals = _rivals(logits, labels)
+        rounding = 64 * torch.finfo(logits.dtype).eps * logits.abs().amax(1)
+        agrees = torch.zeros_like(usable)
+        for length in (*_LENGTHS, _HALF_PRECISION_LENGTH)[: 3 if _is_coarse(logits) else 2]:
+            ends = [mixed + sign * length * direction for sign in (1, -1)]
+            ahead, behind = (_gaps(predict_logits(model, end), labels, rivals) for end in ends)
+            error = ((ahead - behind) / (2 * length) - slope).abs()
+            agrees |= error <= _MOST_DEVIATION * slope + rounding / (2 * length)
+    share = float((usable & ~agrees).sum()) / max(int(usable.sum()), 1)
+    reason = (
+        f"finite differences contradict the gradient on {share:.0%} of the images: it is not that "
+        "of the model (detached, replaced or quantised), so attacks that follow it are misled"
+    )
+    return finding("finite differences", share, 0.1, reason)
+
+
+def _logits_and_gradient(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (n, K) and the margins' gradient (n, C, H, W), 0 where there is none."""
+    with torch.enable_grad():
+        inputs = images.clone().requires_grad_(True)
+        logits = predict_logits(model, inputs)
+        gaps = _gaps(logits, labels, _rivals(logits.detach(), labels))
+        return logits.detach(), gradient(gaps.sum(), inputs)
+
+
+def _rivals(logits: Tensor, labels: Tensor) -> Tensor:
+    """The likeliest class other than the label, (n,)."""
+    return logits.scatter(1, labels[:, None], -torch.inf).argmax(1)
+
+
+def _gaps(logits: Tensor, labels: Tensor, rivals: Tensor) -> Tensor:
+    """Logit of the label minus that of the rival, (n,)."""
+    own, other = (logits.gather(1, classes[:, None]).squeeze(1) for classes in (labels, rivals))
+    return own - other
+
+
+def _is_coarse(logits: Tensor) -> bool:
+    """Whether all logits are numbers of half precision."""
+    halves = (torch.bfloat16, torch.float16)
+    return any(bool((logits == logits.to(half).to(logits.dtype)).all()) for half in halves)
+
+
+def check_determinism(model: nn.Module, images: Tensor, device: torch.device) -> Finding:
+    """Several passes over one batch differ, though the model is in eval mode.
+
+    A model may override ``train`` so that dropout stays on, or drop out whatever its mode.
+    """
+    passes = [logits_of(model, images, device) for _ in range(5)]
+    with attack_mode(model):
+        active = sorted({type(module).__name__ for module in model.modules() if module.training})
+    spread = largest_difference(passes)
+    reason = f"two passes over one batch differ, by {spread:.1g} of their spread: {RANDOM_LAYER}"
+    if active:
+        reason += f" (train() is overridden; still training: {', '.join(active)})"
+    return finding("determinism", spread, PASS_TOLERANCE, reason)
+
+
+def check_logits(model: nn.Module, images: Tensor, device: torch.device) -> Finding:
+    """The outputs look like probabilities: a softmax hides the margin from the attack."""
+    logits = logits_of(model, images, device)
+    inside = bool(((logits >= 0) & (logits <= 1)).all())
+    sums = bool(((logits.sum(1) - 1).abs() <= 1e-5).all())
+    reason = "outputs lie in [0, 1] and sum to 1: probabilities, not logits"
+    return finding("logits", float(inside and sums), 0, reason)
+
+
+def check_accuracy(found: float, card: float) -> Finding:
+    """Accuracy over the whole test split is not what the card says."""
+    reason = f"test accuracy {found:.4f}, the card says {card:.4f}"
+    return finding("accuracy", abs(found - card), ACCURACY_TOLERANCE, reason)
+
+
+def check_chance(predictions: pd.DataFrame) -> Finding:
+    """The network knows no class from another: its error, averaged over classes, is chance's.
+
+    ``predictions`` has ``label`` and ``prediction`` of the whole test split.
+    """
+    wrong = predictions["prediction"] != predictions["label"]
+    per_class = wrong.groupby(predictions["label"]).agg(["mean", "size"])
+    num_classes = len(per_class)
+    if num_classes < 2:
+        return finding("chance", 0.0, 1.0, "")
+    error, chance = float(per_class["mean"].mean()), 1 - 1 / num_classes
+    noise = np.sqrt((chance * (1 - chance) / per_class["size"]).sum()) / num_classes
+    answers = predictions["prediction"].value_counts(normalize=True)
+    if answers.iloc[0] > _ONE_CLASS:
+        reason = f"the network predicts one class ({answers.index[0]}) for {answers.iloc[0]:.0%}"
+        reason += " of the test images; train longer"
+    else:
+        reason = f"test accuracy {1 - wrong.mean():.1%} is no better than chance; train longer"
+    return finding("chance", error, float(chance - 2 * noise), reason)
