@@ -215,6 +215,12 @@ def test_what_compare_refuses(attacked):
         compare(rows, rows[rows["model_id"] != "k5-none-s1"])
     with pytest.raises(ValueError, match="the same images"):
         compare(rows, rows.assign(sample_id=rows["sample_id"] + 1))
+    with pytest.raises(ValueError, match="not the same images: the label of image 0 differs"):
+        compare(rows, rows.assign(label=rows["label"] + 1))
+    hashed = rows.assign(sha256=[f"{i:064x}" for i in rows["sample_id"]])
+    assert compare(hashed, hashed).effect == compare(hashed, rows).effect == 1
+    with pytest.raises(ValueError, match="not the same images: the sha256 of image 0 differs"):
+        compare(hashed, hashed.assign(sha256=[f"{i + 1:064x}" for i in rows["sample_id"]]))
     with pytest.raises(ValueError, match="metric: expected one of robust_area"):
         compare(rows, rows, "area")
     spatial = rows.assign(l2=np.nan, linf=np.nan)

@@ -168,12 +168,12 @@ def test_invalid_images_fail_with_the_remedy():
 
 def test_deepfool_alone_in_linf_is_warned_of_up_to_a_third_of_the_images():
     model = zoo_model(3, "hamming")
-    outcome = deepfool(model, IMAGES, LABELS, norm="linf")
-    distances = judge(model, IMAGES, LABELS, outcome, torch.device("cpu"))["linf"].to_numpy()
+    found = distances(model, "linf")
+    found[(model(IMAGES).argmax(1) != LABELS).numpy()] = 0
     args = (model, IMAGES, LABELS)
-    finding = checks.check_random_search(*args, distances, "linf", 0.1, only_deepfool=True)
+    finding = checks.check_random_search(*args, found, "linf", 0.1, only_deepfool=True)
     assert finding.severity == "warn"
     assert 0.05 < finding.value < 0.33
-    assert checks.check_random_search(*args, distances, "linf", 0.1).severity == "fail"
-    far = checks.check_random_search(*args, 4 * distances, "linf", 0.1, only_deepfool=True)
+    assert checks.check_random_search(*args, found, "linf", 0.1).severity == "fail"
+    far = checks.check_random_search(*args, 4 * found, "linf", 0.1, only_deepfool=True)
     assert far.severity == "fail"

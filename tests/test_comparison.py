@@ -78,6 +78,90 @@ def test_other_images_have_no_effect(run_cli, runs, tmp_path):
     assert set(found["note"]) == {"another dataset"}
 
 
+def with_inputs(run, change):
+    """The run with another ``inputs.parquet``, and no receipts that would tell."""
+    shutil.rmtree(run / "receipts", ignore_errors=True)
+    path = run / "inputs.parquet"
+    change(pd.read_parquet(path)).to_parquet(path)
+    return run
+
+
+def test_images_that_are_others_by_their_hashes_are_refused(run_cli, runs, tmp_path):
+    """Another --data-root, or MNIST at 28 and at 14: the same sample_ids, no image in common."""
+    place = f"compare: other: {MODEL} under deepfool_l2: image"
+    for name, change, message in [
+        ("none", lambda t: t.assign(sha256=t["sha256"].str[::-1]), "all others are not in the"),
+        (
+            "one",
+            lambda t: t.assign(sha256=["0" * 64, *t["sha256"][1:]]),
+            "is another in the other run (SHA-256 differs)",
+        ),
+    ]:
+        other = shutil.copytree(runs / "short", tmp_path / name / "other")
+        with_inputs(other, change)
+        words = ["compare", runs / "short", other, "--out", tmp_path / "out"]
+        code, _, errors = run_cli(*words)
+        assert code == 2
+        assert errors.count("\n") == 1
+        assert place in errors
+        assert message in errors
+        assert not (tmp_path / "out").exists()
+
+
+def test_hashes_pair_images_whatever_they_are_called(run_cli, runs, tmp_path):
+    """The same images under other numbers, in another order and from a folder."""
+    other = shutil.copytree(runs / "short", tmp_path / "other")
+    with_inputs(other, lambda t: t.assign(sample_id=t["sample_id"] + 7))
+    for path in (other / "samples").rglob("*.parquet"):
+        table = pd.read_parquet(path)
+        table["sample_id"] += 7
+        table.assign(dataset="/data/mine")[::-1].reset_index(drop=True).to_parquet(path)
+    assert run_cli("compare", runs / "short", other, "--out", tmp_path / "out")[0] == 0
+    found = pd.read_csv(tmp_path / "out/comparison.csv")
+    np.testing.assert_allclose(found["effect"], np.where(found["scale"] == "ratio", 1.0, 0.0))
+    same = found[found["metric"] == "robust_area"]
+    np.testing.assert_allclose(same[["low", "high"]], 1)  # image by image
+
+
+def test_fewer_of_the_same_images_have_no_effect(run_cli, runs, tmp_path):
+    other = shutil.copytree(runs / "short", tmp_path / "other")
+    with_inputs(other, lambda t: t[:10])
+    for path in (other / "samples").rglob("*.parquet"):
+        pd.read_parquet(path)[:10].to_parquet(path)
+    assert run_cli("compare", runs / "short", other, "--out", tmp_path / "out")[0] == 0
+    found = pd.read_csv(tmp_path / "out/comparison.csv")
+    assert set(found["note"]) == {"not the same images"}
+    assert found["effect"].isna().all()
+
+
+def test_labels_that_differ_are_refused(run_cli, runs, tmp_path):
+    """Labels that begin at 1 in one of the runs."""
+    other = shutil.copytree(runs / "short", tmp_path / "other")
+    shutil.rmtree(other / "receipts")
+    path = other / "samples" / MODEL / "deepfool_l2.parquet"
+    table = pd.read_parquet(path)
+    table.assign(label=table["label"] + 1).to_parquet(path)
+    code, _, errors = run_cli("compare", runs / "short", other, "--out", tmp_path / "out")
+    assert code == 2
+    label, image = table["label"].iloc[0], table["sample_id"].iloc[0]
+    assert f"{MODEL} under deepfool_l2: image {image}: expected one label, got {label}" in errors
+
+
+def test_images_of_tables_are_paired_by_their_names(run_cli, tmp_path):
+    """Both tables number their images from 0; the names say which are the same."""
+    lines = {"a": ["x,0.1", "y,0.2", "z,0.3"], "b": ["z,0.3", "y,0.2", "x,0.1"], "c": ["u,0.1"]}
+    for name, rows in lines.items():
+        table = tmp_path / f"{name}.csv"
+        table.write_text("\n".join(["model,attack,sample_id,l2", *(f"m,d,{r}" for r in rows)]))
+        assert run_cli("report", table, "--out", tmp_path / name)[0] == 0
+    words = ["--out", tmp_path / "out"]
+    assert run_cli("compare", tmp_path / "a", tmp_path / "b", *words)[0] == 0
+    found = pd.read_csv(tmp_path / "out/comparison.csv").set_index("metric")
+    assert tuple(found.loc["robust_area", ["effect", "low", "high"]]) == pytest.approx((1, 1, 1))
+    code, _, errors = run_cli("compare", tmp_path / "a", tmp_path / "c", *words)
+    assert (code, "m-none-s0 under d: image x and all others are not in" in errors) == (2, True)
+
+
 def test_distances_in_other_norms_are_not_compared(run_cli, tmp_path):
     for norm, wrong in (("l2", 0.3), ("linf", 0.02)):
         rows = [f"m,deepfool,{i},{wrong * i}" for i in range(5)]

@@ -233,3 +233,30 @@ def test_optimality_is_the_share_of_what_the_best_takes_off():
     assert optimality(best, best, DEEPFOOL) == 1
     safe = samples.assign(l2=np.where(samples["l2"] > 0, math.inf, 0))
     assert math.isnan(optimality(safe, safe, DEEPFOOL))
+
+
+def test_intervals_of_arms_stay_in_their_range(run):
+    """Two seeds: the t interval of the area leaves [0, 0.5] on both sides."""
+    curves = kernel_size_curves(run).set_index(["attack", "metric", "window"])
+    area = curves.loc[("d", "robust_area", "hamming")]
+    assert 0 <= area["low"] < area["estimate"] < area["high"] <= 0.5
+    spatial = curves.loc[("s", "robust_accuracy", "none")]
+    assert 0 <= spatial["low"] < spatial["high"] <= 1
+
+
+def test_none_of_a_few_images_is_no_certainty(tmp_path):
+    """0 of 6 right, and one image alone: neither [0, 0] nor [0, inf]."""
+    folder = RunFolder(tmp_path)
+    write_text(folder.config, CONFIG.replace("seed: [0, 1]", "seed: [0]"))
+    for spec in Run(folder).config.model_specs():
+        write_json(folder.model(spec.model_id) / "model.json", CARD)
+        wrong = six_rows().assign(status="already_wrong", clean_prediction=9, l2=0.0, linf=0.0)
+        rows = wrong if spec.window == "none" else six_rows()[1:2]
+        write_table(folder.samples(spec.model_id, "d"), rows, {})
+    curves = kernel_size_curves(Run(folder)).set_index(["metric", "window"])
+    share = curves.loc[("robust_accuracy", "none")]
+    assert (share["low"], share["high"]) == pytest.approx(wilson(0, 6)[1:])
+    area = curves.loc[("robust_area", "none")]
+    assert (area["low"], area["high"]) == pytest.approx((0, 0.5 * wilson(0, 6).high))
+    for metric, highest in (("robust_area", 0.5), ("robust_accuracy", 1.0)):
+        assert tuple(curves.loc[(metric, "hamming"), ["low", "high"]]) == (0, highest)

@@ -403,6 +403,59 @@ def row(**values):
             "adversarial_prediction: expected another class than the label, got '1'",
         ),
         (HEAD + row(forwards="-1"), "forwards: expected a number of passes, got '-1'"),
+        (HEAD + row(l2="nan"), "l2: expected a distance of 0 to 1e.09, inf or nothing, got 'nan'"),
+        (HEAD + row(label="-1"), "label: expected a whole number of 0 to .* got '-1'"),
+        (HEAD + row(linf="0.6"), "linf: expected at most the l2 of the row, got '0.6'"),
+        (HEAD + row(l2="20", linf="8"), "linf: expected at most 1, for pixels in .0, 1., got '8'"),
+        (HEAD + row(l2="", linf="8"), "linf: expected at most 1, for pixels in .0, 1., got '8'"),
+        (
+            HEAD + row() + row(attack="e", l2="127.5"),
+            "row 2: l2: expected all distances for pixels in .0, 1.; these are 255 times",
+        ),
+        (
+            HEAD + row(model="b", l2="102") + row(l2="0.4"),
+            "row 1: l2: expected all distances .* got '102' .model 'b', attack 'd', image '1'.",
+        ),
+        (
+            HEAD + row(label="3") + row(model="b", label="4"),
+            "row 2: label: expected the label of this image in other rows, 3, got '4' "
+            ".model 'b', attack 'd', image '1'.",
+        ),
+        (
+            HEAD + row(clean_prediction="3") + row(attack="e", clean_prediction="4"),
+            "row 2: clean_prediction: expected the prediction without attack .* 3, got '4'",
+        ),
+        (
+            HEAD + row() + row(attack="e", l2="0"),
+            "row 2: l2: expected the image right, or wrong, without attack as under this model's "
+            "other attacks .* got '0' .model 'a', attack 'e', image '1'.",
+        ),
+        (
+            HEAD + row() + row(attack="turn", l2="", fooled="false", correct="false"),
+            "row 2: correct: expected the image right, or wrong, .* got 'false'",
+        ),
+        (
+            HEAD + row(l2="0", fooled="false", label="3", adversarial_prediction="3"),
+            "row 1: l2: expected inf where the attack fails; a distance of 0 means wrong without "
+            "attack, got '0' .model 'a', attack 'd', image '1'.",
+        ),
+        (HEAD + row(l2="0", fooled="false"), "l2: expected inf where the attack fails"),
+        (
+            HEAD + row(l2="0", label="3", adversarial_prediction="3"),
+            "l2: expected inf where the attack fails",
+        ),
+        (
+            HEAD + row(l2="", linf="0", fooled="false"),
+            "linf: expected inf where the attack fails",
+        ),
+        (
+            HEAD + row(l2="inf", label="3", adversarial_prediction="4"),
+            "adversarial_prediction: expected the label, as the image survived, got '4'",
+        ),
+        (
+            HEAD + row(clean_prediction="3", adversarial_prediction="3"),
+            "adversarial_prediction: expected another class than the label, got '3'",
+        ),
         (
             HEAD + row(dataset="x") + row(sample_id="2", dataset="y"),
             "row 2: dataset: expected one data set, 'x', got 'y'",
@@ -423,6 +476,75 @@ def test_what_is_refused(run_cli, tmp_path, text, message):
     assert "t.csv: " in errors
     assert re.search(message, errors), errors
     assert not out.exists()
+
+
+def test_what_looks_odd_and_is_sound(tmp_path):
+    """Wrong without attack, told in every way; float labels; weak beside strong attacks."""
+    rows = [
+        row(l2="0", linf="0", correct="false", fooled="false", label="3.0"),
+        row(l2="0", attack="e", fooled="true", clean_prediction="2"),
+        row(sample_id="2", l2="0.1", linf="0.1"),
+        row(sample_id="2", attack="e", l2="9", label="5.0", adversarial_prediction="4"),
+        row(sample_id="2", model="b", l2="0.1000000001", linf="0.1"),
+    ]
+    text = HEAD + "".join(rows)
+    run = converted(tmp_path, text)
+    assert run.samples["a-none-s0", "e"]["status"].tolist() == ["already_wrong", "fooled"]
+
+
+HASH_HEAD = "model,attack,sample_id,l2,sha256\n"
+
+
+def test_hashes_of_images(tmp_path):
+    one, other = (hashlib.sha256(bytes([i])).hexdigest() for i in range(2))
+    lines = [f"a,d,1,0.5,{one}", f"b,d,1,0.4,{one}", f"a,d,2,0.5,{other}", "b,d,2,0.4,"]
+    run = converted(tmp_path, HASH_HEAD + "\n".join(lines) + "\n")
+    table = read_table(run.folder.inputs)
+    assert table.to_dict("list") == {"sample_id": [1, 2], "sha256": [one, other]}
+    for changed, message in [
+        (
+            f"b,d,1,0.4,{other}",
+            f"row 2: sha256: expected the hash of this image .* got '{other[:50]}",
+        ),
+        ("b,d,1,0.4,0x12", "row 2: sha256: expected 64 hexadecimal digits, got '0x12'"),
+    ]:
+        text = HASH_HEAD + "\n".join([lines[0], changed, *lines[2:]]) + "\n"
+        with pytest.raises(RequestError, match=message):
+            write_run_folder([written(tmp_path, text)], tmp_path / "refused")
+
+
+def test_numbers_of_images_from_parquet_are_those_of_csv(tmp_path):
+    """pandas turns a column of numbers into floats where one is missing."""
+    table = pd.DataFrame({"model": "b", "attack": "d", "sample_id": [1.0, 2.0], "l2": [0.1, 0.2]})
+    table.to_parquet(tmp_path / "t.parquet")
+    csv = written(tmp_path, "model,attack,sample_id,l2\na,d,1,0.3\na,d,2,0.4\n")
+    write_run_folder([csv, tmp_path / "t.parquet"], tmp_path / "out")
+    run = Run(RunFolder(tmp_path / "out"))
+    assert [t["sample_id"].tolist() for t in run.samples.values()] == [[1, 2], [1, 2]]
+
+
+def test_images_that_an_attack_lost_are_named(run_cli, tmp_path, caplog):
+    text = "model,attack,sample_id,l2,crashed\na,d,1,0.5,\na,d,2,,true\na,d,3,0,\na,e,1,0.5,\n"
+    code, *_ = run_cli("report", written(tmp_path, text), "--out", tmp_path / "out")
+    assert code == 0
+    reason = "the attack crashed on 1 of 2 images; they count as survived"
+    assert f"a-none-s0 under d: {reason}" in caplog.text
+    run = Run(RunFolder(tmp_path / "out"))
+    assert run.samples["a-none-s0", "d"]["status"].tolist() == [
+        "fooled",
+        "invalid",
+        "already_wrong",
+    ]
+    assert run.badge("a-none-s0", "d") == "fail"
+    assert run.badge("a-none-s0", "e") is None
+    assert reason in (tmp_path / "out/report.html").read_text()
+    none = "model,attack,sample_id,l2,crashed\na,d,1,,true\na,d,2,0,\na,d,3,,1\n"
+    with pytest.raises(
+        RequestError,
+        match=r"t.csv: model a, attack d: .* crashed on 2 of 2 images: it says nothing",
+    ):
+        write_run_folder([written(tmp_path, none)], tmp_path / "none")
+    assert not (tmp_path / "none").exists()
 
 
 def test_other_requests_that_are_refused(tmp_path, monkeypatch):
@@ -501,19 +623,131 @@ def test_results_of_attackbench(run_cli, tmp_path):
     ddn, fmn = (
         run.samples["Standard-none-s0", attack] for attack in ("adv_lib_ddn_l2", "original_fmn_l2")
     )
-    assert ddn["status"].tolist() == ["fooled", "already_wrong", "survived", "invalid"]
-    assert ddn["l2"].tolist() == [1, 0, np.inf, np.inf]
-    assert ddn["linf"].tolist() == [0.1, 0, np.inf, np.inf]
+    assert ddn["status"].tolist() == ["fooled", "already_wrong", "survived", "fooled"]
+    assert ddn["l2"].tolist() == [1, 0, np.inf, 4]  # the last was clipped before it was judged
+    assert ddn["linf"].tolist() == [0.1, 0, np.inf, 0.4]
     assert ddn["forwards"].isna().all()
     assert ddn["backwards"].tolist() == [1, 2, 3, 4]
     assert fmn["status"].tolist() == ddn["status"].tolist()  # the same images, by their hashes
-    assert fmn["l2"].tolist() == [0.5, 0, np.inf, np.inf]
+    assert fmn["l2"].tolist() == [0.5, 0, np.inf, 2]
     assert fmn["sample_id"].tolist() == [0, 1, 2, 3]
     assert read_table(RunFolder(out).inputs)["sample"].tolist() == HASHES
     summary = pd.read_csv(out / "summary.csv").set_index("attack")
     assert list(summary.index) == ["adv_lib_ddn_l2", "original_fmn_l2", "best"]
     assert summary.loc["original_fmn_l2", "optimality"] == 1
     assert summary.loc["adv_lib_ddn_l2", "optimality"] < 1
+
+
+def test_optimality_as_attackbench_defines_it(run_cli, tmp_path):
+    """ε₀ = 4, ρ = 3/4; least distances ddn 1, ∞, 4 and fmn 2, 3, ∞; the best 1, 3, 4."""
+    inf = float("inf")
+    place = tmp_path / "bench/cifar10/l2/standard/batch_size_64"
+    results = []
+    for name, best in (("ddn", [1, inf, inf, 4]), ("fmn", [2, inf, 3, inf])):
+        info = INFO | {"best_optim_distances": {"l2": best}, "adv_success": [True] * 4}
+        config = BENCH | {"attack": {"name": name, "threat_model": "l2"}}
+        results.append(bench_result(place / name / "1", config, info))
+    other = BENCH | {"model": {"name": "Robust"}, "attack": {"name": "ddn", "threat_model": "l2"}}
+    results.append(bench_result(tmp_path / "other/ddn/1", other))
+    assert run_cli("report", *results, "--out", tmp_path / "out")[0] == 0
+    summary = pd.read_csv(tmp_path / "out/summary.csv").set_index(["model_id", "attack"])
+    added = ["optimality", "local_optimality", "global_optimality", "gate"]
+    assert list(summary)[-4:] == added
+    whole, best = 4 * 0.75, (0 + 1 + 3 + 4) / 4
+    ddn, fmn = (whole - (1 + 4 + 4) / 4), (whole - (2 + 3 + 4) / 4)
+    local = summary["local_optimality"]
+    assert local["Standard-none-s0", "ddn_l2"] == pytest.approx(ddn / (whole - best))
+    assert local["Standard-none-s0", "fmn_l2"] == pytest.approx(fmn / (whole - best))
+    assert np.isnan(local["Robust-none-s0", "ddn_l2"])  # its only attack has one distance
+    means = summary["global_optimality"]
+    assert means["Robust-none-s0", "ddn_l2"] == pytest.approx(local["Standard-none-s0", "ddn_l2"])
+    assert "local optimality" in (tmp_path / "out/report.html").read_text()
+
+
+def test_repeats_of_attackbench(tmp_path):
+    place = tmp_path / "bench/cifar10/l2/standard/batch_size_64/adv_lib_ddn"
+    results = [bench_result(place / str(i)) for i in (1, 2, 3)]
+    write_run_folder(results, tmp_path / "out")
+    attacks = list(Run(RunFolder(tmp_path / "out")).config.attacks)
+    assert attacks == ["adv_lib_ddn_l2", "adv_lib_ddn_l2_run2", "adv_lib_ddn_l2_run3"]
+    with pytest.raises(RequestError, match=r"1/info.json: expected every table once"):
+        write_run_folder([results[0], results[0]], tmp_path / "twice")
+    longer = BENCH | {"attack": BENCH["attack"] | {"steps": 9}}
+    other = bench_result(place / "4", longer)
+    with pytest.raises(RequestError, match=r"4/info.json: attack.steps: expected None .* got 9"):
+        write_run_folder([results[0], other], tmp_path / "other")
+
+
+def test_batches_that_crashed(tmp_path):
+    """AttackBench keeps the clean images of a batch that raised: no robustness is measured."""
+    config = BENCH | {"dataset": {"batch_size": 2}}
+    info = INFO | {
+        "adv_success": [True, True, False, False],
+        "distances": {"l2": [1.0, 3.0, 0.0, 0.0]},
+    }
+    every = bench_result(tmp_path / "bench/ddn/1", config, info | {"batch_failures": [True, True]})
+    with pytest.raises(RequestError, match=r"adv_lib_ddn crashed in every batch of Standard: it"):
+        write_run_folder([every], tmp_path / "out")
+    some = bench_result(tmp_path / "bench/ddn/2", config, info | {"batch_failures": [False, True]})
+    write_run_folder([some], tmp_path / "out")
+    run = Run(RunFolder(tmp_path / "out"))
+    rows = run.samples["Standard-none-s0", "adv_lib_ddn_l2"]
+    assert rows["status"].tolist() == ["fooled", "already_wrong", "invalid", "invalid"]
+    assert run.gate["reason"].tolist() == [
+        "the attack crashed on 2 of 3 images; they count as survived"
+    ]
+    odd = bench_result(
+        tmp_path / "bench/ddn/3", config, info | {"batch_failures": [True] + 4 * [0]}
+    )
+    with pytest.raises(RequestError, match="batch_failures: expected true or false for each batch"):
+        write_run_folder([odd], tmp_path / "odd")
+    few = info | {"batch_failures": [True, False, False]}
+    with pytest.raises(RequestError, match="expected 2 batches of 2 for 4 images, got 3"):
+        write_run_folder([bench_result(tmp_path / "bench/ddn/4", config, few)], tmp_path / "odd")
+
+
+METADATA = {"dataset": "cifar10", "model_name": "Standard", "attack_name": "ddn"} | {
+    "attack_lib": "adv_lib",
+    "threat_model": "l2",
+    "n_samples": 4,
+    "source": "executed",
+}
+
+
+def newer_result(folder, **changed):
+    """What ``attackbench.run_attack`` saves with ``include_metadata``."""
+    folder.mkdir(parents=True)
+    more = {
+        "original_predictions": [3, 8, 8, 0],
+        "adversarial_predictions": [5, 8, 8, 6],
+        "num_forwards": [10, 10, 10, 10],
+        "batch_failures": [False],
+    }
+    (folder / "results.json").write_text(json.dumps(INFO | {"metadata": METADATA} | more | changed))
+    return folder / "results.json"
+
+
+def test_the_newer_layout_of_attackbench(run_cli, tmp_path):
+    older = bench_result(tmp_path / "bench/1")
+    newer = newer_result(tmp_path / "new")
+    for path, out in ((older, "a"), (newer, "b")):
+        assert run_cli("report", path, "--out", tmp_path / out)[0] == 0
+    key = "Standard-none-s0", "adv_lib_ddn_l2"
+    one, two = (Run(RunFolder(tmp_path / out)).samples[key] for out in "ab")
+    columns = ["sample_id", "status", "l2", "linf", "backwards", "best_distance", "dataset"]
+    pd.testing.assert_frame_equal(one[columns], two[columns])
+    assert two["clean_prediction"].tolist() == [3, 8, 8, 0]
+    assert two["forwards"].tolist() == [10] * 4
+    for changed, message in [
+        ({"metadata": METADATA | {"model_name": None}}, "metadata.model_name: expected a name"),
+        ({"metadata": METADATA | {"threat_model": "l0"}}, "metadata.threat_model: expected l2 or"),
+        ({"metadata": []}, "metadata: expected a JSON object"),
+        ({"adversarial_predictions": [3, 8, 8, 6]}, "expected another class than the label"),
+        ({"batch_failures": [True]}, "crashed in every batch of Standard"),
+    ]:
+        path = newer_result(tmp_path / message.replace(":", ""), **changed)
+        with pytest.raises(RequestError, match=message):
+            write_run_folder([path], tmp_path / "refused")
 
 
 def test_names_come_from_folders_where_nothing_else_has_them(tmp_path):

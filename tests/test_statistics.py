@@ -11,6 +11,7 @@ from robust_ham.analysis.statistics import (
     crossed,
     crossed_interval,
     holm,
+    in_range,
     mcnemar,
     median_interval,
     over_seeds,
@@ -22,7 +23,7 @@ from robust_ham.analysis.statistics import (
     wilcoxon,
     wilson,
 )
-from robust_ham.analysis.verdicts import images_to_decide, seeds_to_decide, verdict
+from robust_ham.analysis.verdicts import images_to_decide, judge_mean, seeds_to_decide, verdict
 
 
 @pytest.mark.parametrize(
@@ -349,3 +350,70 @@ def test_rank_correlation_covers():
         found = rank_correlation(one, other)
         hits += found.low <= truth <= found.high
     assert 0.92 <= hits / 400 <= 0.98
+
+
+# --- means of bounded values -----------------------------------------------------------------
+
+
+def test_none_or_all_of_n_give_the_interval_of_wilson():
+    for count in (0, 20):
+        values = np.full((1, 20), float(count > 0))
+        found = in_range(crossed_interval(values), 20, 0.0, 1.0)
+        assert found == pytest.approx(wilson(count, 20))
+        assert found.high - found.low == pytest.approx(0.161, abs=1e-3)
+    seeds = in_range(crossed_interval(np.zeros((3, 20))), 20, 0.0, 0.5)
+    assert seeds == pytest.approx((0, 0, 0.5 * wilson(0, 20).high))
+
+
+def test_a_mean_stays_in_the_range_of_its_values():
+    values = np.array([[0.5, 0.5, 0.5, 0.1]])
+    wide = crossed_interval(values)
+    assert wide.high > 0.5
+    assert in_range(wide, 4, 0.0, 0.5) == (0.4, max(wide.low, 0), 0.5)
+    one = in_range(crossed_interval(np.array([[0.3]])), 1, 0.0, 0.5)
+    assert one == (0.3, 0.0, 0.5)
+
+
+def test_where_values_vary_the_t_interval_stays_as_it_is():
+    values = np.random.default_rng(0).uniform(0, 1, (3, 200))
+    assert in_range(crossed_interval(values), 200, 0.0, 1.0) == crossed_interval(values)
+
+
+@pytest.mark.parametrize("num_images", [5, 20])
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.5])
+@pytest.mark.parametrize("kind", ["shares", "distances", "nearly all at the end"])
+def test_means_of_bounded_values_are_covered(num_images, share, kind):
+    """The clipped t interval covers 5 to 90 % of these where the share is small."""
+    stream = np.random.default_rng(num_images)
+    hits, repeats = 0, 300
+    for _ in range(repeats):
+        rare, noise = stream.random(num_images) < share, stream.random(num_images)
+        values = {
+            "shares": rare.astype(float),
+            "distances": rare * noise,
+            "nearly all at the end": np.where(rare, 1.0, 0.02 * noise),
+        }[kind]
+        truth = {"shares": share, "distances": share / 2}.get(kind, share + (1 - share) * 0.01)
+        found = in_range(crossed_interval(values[None]), num_images, 0.0, 1.0)
+        assert 0 <= found.low <= found.estimate <= found.high <= 1
+        hits += found.low <= truth <= found.high
+    assert hits / repeats >= 0.91
+
+
+def test_an_effect_on_every_image_is_the_largest_but_not_certain():
+    """Windowed right and baseline wrong on all of 20 images: not 100 points ± 0."""
+    deviation = np.ones((2, 20))
+    row = judge_mean(1.0, deviation, 0.95, None, 0.0, (-0.01, 0.01), possible=(-1.0, 1.0))
+    unseen = wilson(0, 20).high
+    assert (row["effect"], row["low"], row["high"]) == pytest.approx((1, 1 - 2 * unseen, 1))
+    assert row["verdict"] == "better"
+    edge = judge_mean(1.0, deviation, 1 - row["p"], None, 0.0, None, possible=(-1.0, 1.0))
+    assert edge["simultaneous_low"] == pytest.approx(0, abs=1e-9)  # p and intervals agree
+    three = judge_mean(1.0, np.ones((2, 3)), 0.95, None, 0.0, None, possible=(-1.0, 1.0))
+    assert (three["verdict"], three["images_to_decide"]) == ("undecided", 4)
+
+
+def test_no_interval_leaves_what_is_possible():
+    deviation = np.array([[1.0, 1.0, 0.0], [1.0, 0.0, 1.0]])
+    row = judge_mean(2 / 3, deviation, 0.99, None, 0.0, None, possible=(-1.0, 1.0))
+    assert (row["simultaneous_low"], row["simultaneous_high"]) == (-1, 1)

@@ -56,7 +56,8 @@ Scale = Literal["difference", "ratio", "median ratio"]
 class Measure:
     """What two arms are compared by: values per model, (n,) over images, or one number.
 
-    ``margins``: effects that count as none; None: there is no agreed margin.
+    ``margins``: effects that count as none; None: there is no agreed margin. ``largest``: value of
+    an image, where the smallest is 0.
     """
 
     metric: str
@@ -65,6 +66,7 @@ class Measure:
     scale: Scale
     values: Callable[[Run, ModelGroup], Values | None]
     margins: Margins | None = None
+    largest: float = np.inf
     lower_is_better: bool = False
     per_image: bool = True
 
@@ -125,21 +127,22 @@ def measures(run: Run) -> Iterator[Measure]:
     """Everything that arms are compared by."""
     margin = ACCURACY_MARGINS.get(run.config.dataset.name, ACCURACY_MARGIN)
     shares = (-margin, margin)
-    yield Measure("clean_accuracy", "", None, "difference", _from_predictions, shares)
+    yield Measure("clean_accuracy", "", None, "difference", _from_predictions, shares, 1.0)
     for metric in ("train_loss", "validation_loss"):
         yield replace(measure_of_card(metric), lower_is_better=True)
     for attack_id, attack in run.attacks.items():
         if not attack.has_budget:
             values = partial(_from_samples, attack_id, survived)
-            yield Measure("robust_accuracy", attack_id, None, "difference", values, shares)
+            yield Measure("robust_accuracy", attack_id, None, "difference", values, shares, 1.0)
             continue
         values = partial(_from_samples, attack_id, area_values)
-        yield Measure("robust_area", attack_id, None, "ratio", values, RATIO_MARGINS)
+        largest = attack.curve_budgets[-1]
+        yield Measure("robust_area", attack_id, None, "ratio", values, RATIO_MARGINS, largest)
         endpoints = [e for e in run.config.endpoints if run.meant_by(e.attack) == attack_id]
         asked = {endpoint.budget for endpoint in endpoints if endpoint.budget is not None}
         for budget in sorted({*attack.curve_budgets, attack.main_budget, *asked}):
             values = partial(_from_samples, attack_id, partial(still_right, budget=budget))
-            yield Measure("robust_accuracy", attack_id, budget, "difference", values, shares)
+            yield Measure("robust_accuracy", attack_id, budget, "difference", values, shares, 1.0)
         values = partial(_from_samples, attack_id, distances)
         yield Measure("distance", attack_id, None, "median ratio", values)
 
@@ -290,6 +293,9 @@ def _judged_interaction(
         None,
         0.0,
         margins,
+        possible=(-2 * measure.largest, 2 * measure.largest)
+        if measure.scale == "difference"
+        else (-np.inf, np.inf),
         lower_is_better=measure.lower_is_better,
         per_image=measure.per_image,
     )
@@ -313,6 +319,19 @@ def _deviation(measure: Measure, windowed: Values, baseline: Values) -> tuple[fl
     if measure.scale == "difference":
         return float((windowed - baseline).mean()), windowed - baseline
     return ratio(windowed, baseline)
+
+
+def possible_effects(
+    scale: Scale, largest: float, estimate: float, baseline: Values
+) -> tuple[float, float]:
+    """Smallest and largest effect that one image can have, where its values are 0 to ``largest``.
+
+    Of a ratio as the delta method sees it: the numerator is ``largest`` and the denominator 0.
+    """
+    if scale == "difference":
+        return -largest, largest
+    below = float(baseline.mean())
+    return 0.0, estimate + largest / below if below > 0 else np.inf
 
 
 def _about(
@@ -369,6 +388,7 @@ def _judged(
         pooled,
         null,
         measure.margins,
+        possible=possible_effects(measure.scale, measure.largest, estimate, baseline),
         lower_is_better=measure.lower_is_better,
         per_image=measure.per_image,
     )

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from robust_ham.analysis.attackbench import with_optimality
 from robust_ham.analysis.bootstrap import (
     Statistic,
     crossed_bootstrap,
@@ -17,11 +18,13 @@ from robust_ham.analysis.bootstrap import (
     medians_of,
     per_seed,
 )
+from robust_ham.analysis.budgets import beyond_budget
 from robust_ham.analysis.run import Run
 from robust_ham.analysis.statistics import (
     Interval,
     Values,
     crossed_interval,
+    in_range,
     median_interval,
     wilson,
 )
@@ -41,7 +44,7 @@ _CURVE_POINTS = 40
 
 def robust_accuracy(distances: Values, budget: float) -> float:
     """Share of images still right within ``budget``: distance > budget."""
-    return float((distances > budget).mean())
+    return float(beyond_budget(distances, budget).mean())
 
 
 def robust_area(distances: Values, largest: float) -> float:
@@ -82,7 +85,7 @@ def summary_row(samples: pd.DataFrame, attack: AttackConfig) -> dict[str, float]
         robust = right_at_first & ~fooled
     else:
         found = distances(samples, attack)
-        robust = found > attack.main_budget
+        robust = beyond_budget(found, attack.main_budget)
         l2 = samples["l2"].to_numpy(dtype=np.float64)
         linf = samples["linf"].to_numpy(dtype=np.float64)
         relative = samples["l2_relative"].to_numpy(dtype=np.float64)
@@ -138,7 +141,7 @@ def summarise(run: Run) -> pd.DataFrame:
                 if attack.competes and best is not None:
                     about["optimality"] = optimality(samples, best, attack)
                 rows.append(known | about | summary_row(samples, attack))
-    return pd.DataFrame(rows, columns=SUMMARY_COLUMNS)
+    return with_optimality(run, pd.DataFrame(rows, columns=SUMMARY_COLUMNS))
 
 
 def optimality(samples: pd.DataFrame, best: pd.DataFrame, attack: AttackConfig) -> float:
@@ -180,22 +183,36 @@ def budget_curves(run: Run) -> pd.DataFrame:
         found = distances(samples, attack)
         even = np.linspace(0, attack.curve_budgets[-1], _CURVE_POINTS + 1)
         for budget in np.unique(np.concatenate([even, attack.curve_budgets])):
-            robust = wilson(int((found > budget).sum()), len(found))
+            robust = wilson(int(beyond_budget(found, budget).sum()), len(found))
             rows.append((model_id, attack_id, budget, *robust))
     return pd.DataFrame(rows, columns=CURVE_COLUMNS)
 
 
+Range = tuple[float, float]
+
+
 @dataclass(frozen=True)
 class Metric:
-    """A figure of one arm: its values per seed and image, and how they are averaged.
+    """A figure of one arm: its values per seed and image, their range, and how they are averaged.
 
     Without ``bootstrap`` it is a mean of finite values, whose interval is the crossed t interval.
     """
 
     name: str
     values: Callable[[pd.DataFrame, AttackConfig], Values]
+    range: Callable[[AttackConfig], Range]
     statistic: Callable[[Values], Statistic] = means_of
     bootstrap: bool = False
+
+    def interval(self, values: Values, attack: AttackConfig) -> Interval:
+        """95 % interval of values (S, n), NaN where an image has none; inside the range."""
+        lowest, highest = self.range(attack)
+        if not self.bootstrap:
+            return in_range(crossed_interval(values), values.shape[1], lowest, highest)
+        estimate, low, high = crossed_bootstrap(self.statistic(values), values.shape[1]).interval()
+        if (~np.isnan(values)).any(axis=0).sum() == 1:  # one image says nothing of others
+            return Interval(estimate, lowest, highest)
+        return Interval(estimate, max(low, lowest), min(high, highest))
 
 
 def area_values(samples: pd.DataFrame, attack: AttackConfig) -> Values:
@@ -215,7 +232,7 @@ def _rho_values(samples: pd.DataFrame, attack: AttackConfig) -> Values:
 def still_right(samples: pd.DataFrame, attack: AttackConfig, budget: float | None = None) -> Values:
     """1.0 where an image is right within ``budget``, the attack's own where it is None; (n,)."""
     limit = attack.main_budget if budget is None else budget
-    return np.asarray(distances(samples, attack) > limit, dtype=np.float64)
+    return np.asarray(beyond_budget(distances(samples, attack), limit), dtype=np.float64)
 
 
 def survived(samples: pd.DataFrame, attack: AttackConfig) -> Values:
@@ -226,13 +243,13 @@ def survived(samples: pd.DataFrame, attack: AttackConfig) -> Values:
 
 SHARES = {"clean_accuracy", "robust_accuracy"}
 DISTANCE_METRICS = (
-    Metric("robust_area", area_values),
-    Metric("robust_accuracy", still_right),
-    Metric("median_l2", _median_values, medians_of, bootstrap=True),
-    Metric("rho_adv", _rho_values, bootstrap=True),
-    Metric("normal_cosine", lambda samples, attack: _cosines(samples), bootstrap=True),
+    Metric("robust_area", area_values, lambda attack: (0.0, attack.curve_budgets[-1])),
+    Metric("robust_accuracy", still_right, lambda _: (0.0, 1.0)),
+    Metric("median_l2", _median_values, lambda _: (0.0, np.inf), medians_of, bootstrap=True),
+    Metric("rho_adv", _rho_values, lambda _: (0.0, np.inf), bootstrap=True),
+    Metric("normal_cosine", lambda rows, _: _cosines(rows), lambda _: (-1.0, 1.0), bootstrap=True),
 )
-SURVIVAL_METRICS = (Metric("robust_accuracy", survived),)
+SURVIVAL_METRICS = (Metric("robust_accuracy", survived, lambda _: (0.0, 1.0)),)
 KERNEL_COLUMNS = (
     "attack metric family window kernel_size effective_width effective_width_learned params flops "
     "num_seeds estimate low high per_seed"
@@ -242,15 +259,16 @@ KERNEL_COLUMNS = (
 def kernel_size_curves(run: Run) -> pd.DataFrame:
     """Clean accuracy and robustness against k, one row per arm: estimate, 95 % interval, seeds.
 
-    An arm is all seeds of one family, kernel size and window. Means have the crossed t interval;
-    medians and ρ_adv the crossed bootstrap. ``per_seed`` is a tuple. Clean accuracy is over the
-    whole test split (attack is empty).
+    An arm is all seeds of one family, kernel size and window. Means have the crossed t interval,
+    inside the range of what is averaged (``in_range``); medians and ρ_adv the crossed bootstrap.
+    ``per_seed`` is a tuple. Clean accuracy is over the whole test split (attack is empty).
     """
     rows = []
     for arm in arms_of(run).values():
         correct = stacked([run.correct(spec.model_id) for spec in arm])
         if correct is not None:
-            interval, seeds = crossed_interval(correct), correct.mean(axis=1)
+            interval = in_range(crossed_interval(correct), correct.shape[1], 0.0, 1.0)
+            seeds = correct.mean(axis=1)
             rows.append(_arm_row(run, arm, "", "clean_accuracy", interval, seeds))
         for attack_id, attack in run.attacks.items():
             attacked = [spec for spec in arm if attack.attacks(spec)]
@@ -260,13 +278,8 @@ def kernel_size_curves(run: Run) -> pd.DataFrame:
                 values = stacked([metric.values(table, attack) for table in done])
                 if values is None or len(done) < len(attacked) or np.isnan(values).all():
                     continue
-                statistic, num_images = metric.statistic(values), values.shape[1]
-                interval = (
-                    crossed_bootstrap(statistic, num_images).interval()
-                    if metric.bootstrap
-                    else crossed_interval(values)
-                )
-                seeds = per_seed(statistic, num_images)
+                interval = metric.interval(values, attack)
+                seeds = per_seed(metric.statistic(values), values.shape[1])
                 rows.append(_arm_row(run, attacked, attack_id, metric.name, interval, seeds))
     return pd.DataFrame(rows, columns=KERNEL_COLUMNS)
 
@@ -298,10 +311,6 @@ def _arm_row(
     spec, card = arm[0], run.cards[arm[0].model_id]
     learned = [run.cards[s.model_id].get("effective_width_learned") for s in arm]
     width = None if None in learned else float(np.mean(np.array(learned, dtype=np.float64)))
-    lowest, highest = 0.0, 1.0 if metric in SHARES else np.inf
-    interval = Interval(
-        interval.estimate, max(interval.low, lowest), min(interval.high, highest)
-    )  # the t interval knows nothing of the range
     about = (spec.family, spec.window, spec.kernel_size)
     size = (card.get("effective_width"), width, card.get("params"), card.get("flops"))
     return (attack_id, metric, *about, *size, len(arm), *interval, tuple(seeds.tolist()))

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from robust_ham.analysis.contrasts import ACCURACY_MARGIN, RATIO_MARGINS
+from robust_ham.analysis.contrasts import ACCURACY_MARGIN, RATIO_MARGINS, possible_effects
 from robust_ham.analysis.curves import area_values, right_without_attack, still_right, survived
 from robust_ham.analysis.statistics import Values, ratio
 from robust_ham.analysis.verdicts import Margins, Verdict, judge_mean
@@ -87,6 +87,7 @@ def compare(
     images = tables[0][0]["sample_id"].tolist()
     if any(t["sample_id"].tolist() != images for table in tables for t in table):
         raise ValueError("not the same images")
+    _check_images([*tables[0], *tables[1]])
     if metric == "robust_area" or (metric == "robust_accuracy" and budget is not None):
         _check_distances([*tables[0], *tables[1]], norm)
     budgets = None if budget is None else (budget,)
@@ -95,9 +96,12 @@ def compare(
     one, two = (np.stack([values(t, attack) for t in table]) for table in tables)
     if metric == "robust_area":
         null, (effect, deviation) = 1.0, ratio(one, two)
+        possible = possible_effects("ratio", attack.curve_budgets[-1], effect, two)
     else:
         null, effect, deviation = 0.0, float((one - two).mean()), one - two
-    row = judge_mean(effect, deviation, 0.95, None, null, margins or _MARGINS[metric])
+        possible = possible_effects("difference", 1.0, effect, two)
+    margins = margins or _MARGINS[metric]
+    row = judge_mean(effect, deviation, 0.95, None, null, margins, possible=possible)
     numbers = {k: np.nan if row[k] is None else row[k] for k in ("effect", "low", "high", "p")}
     return PairedComparison(
         metric,
@@ -109,6 +113,22 @@ def compare(
         num_images=len(images),
         note=row["note"],
     )
+
+
+def _check_images(tables: list[pd.DataFrame]) -> None:
+    """Equal numbers are not the same image where hashes, or labels, differ."""
+    for name in ("sha256", "label"):
+        if not all(name in table for table in tables):
+            continue
+        first = tables[0][name]
+        for table in tables[1:]:
+            differ = (first.to_numpy() != table[name].to_numpy()) & first.notna().to_numpy()
+            differ &= table[name].notna().to_numpy()
+            if differ.any():
+                i = int(differ.argmax())
+                raise ValueError(
+                    f"not the same images: the {name} of image {table['sample_id'].iloc[i]} differs"
+                )
 
 
 def _check_distances(tables: list[pd.DataFrame], norm: str) -> None:

@@ -194,6 +194,18 @@ class Run:
         return table[(table["attack"] == asked.attack) & (table["budget"] == asked.budget)]
 
     @cached_property
+    def images(self) -> pd.DataFrame | None:
+        """Hash (``sha256``) or name (``sample``) of images by ``sample_id``; None: not known."""
+        path = self.folder.inputs
+        if not path.is_file():
+            return None
+        with reading(path):
+            table = read_table(path).set_index("sample_id")
+            if not table.index.is_unique:
+                raise ValueError("an image twice")
+        return table
+
+    @cached_property
     def high_frequencies(self) -> pd.DataFrame | None:
         """Shares of the attacked images, as used and as stored; None: nothing was left out."""
         path, columns = self.folder.inputs, ["high_frequency", "high_frequency_original"]

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from robust_ham.analysis.paired import PairedComparison, compare
+from robust_ham.analysis.paired import Metric, PairedComparison, compare
 from robust_ham.analysis.run import Run
+from robust_ham.analysis.same_images import OtherImagesError, paired_rows
 from robust_ham.config import AttackConfig, RequestError
 
 RESULT_COLUMNS = (
@@ -57,45 +58,68 @@ def compared_results(runs: list[Run]) -> pd.DataFrame:
     again, may differ more.
 
     Raises:
-        RequestError: nothing in common.
+        RequestError: nothing in common, or what is called one image is two; model, attack and image
+            are named.
     """
     first, names = runs[0], run_names(runs)
     rows: list[dict[str, Any]] = []
     for other, name in zip(runs[1:], names[1:], strict=True):
         seen = set[str]()
-        for (model_id, attack_id), samples in first.samples.items():
-            theirs = other.samples.get((model_id, attack_id))
-            if theirs is None:
+        for model_id, attack_id in first.samples:
+            if (model_id, attack_id) not in other.samples:
                 continue
-            attack = first.attacks[attack_id]
             about = {"run": name, "model_id": model_id, "attack": attack_id}
-            metrics: list[tuple[Any, float | None]] = []
-            if model_id not in seen:  # under every attack the same
-                metrics.append(("clean_accuracy", None))
+            metrics = _metrics(first.attacks[attack_id], with_clean=model_id not in seen)
             seen.add(model_id)
-            if attack.has_budget:
-                metrics.append(("robust_area", attack.curve_budgets[-1]))
-            metrics.append(("robust_accuracy", attack.main_budget if attack.has_budget else None))
+            try:
+                tables = _paired(first, other, model_id, attack_id)
+            except OtherImagesError as error:
+                note = {"note": str(error)}
+                rows += [about | {"metric": m, "budget": b} | note for m, b in metrics]
+                continue
+            except RequestError as error:
+                place = f"compare: {name}: {model_id} under {attack_id}"
+                raise RequestError(f"{place}: {error}") from None
             for metric, budget in metrics:
                 row = about | {"metric": metric, "budget": budget}
-                try:
-                    _check_data(samples, theirs)
-                    _check_norm(attack, other.attacks[attack_id])
-                    found = compare(theirs, samples, metric, budget=budget, norm=attack.norm)
-                except ValueError as error:
-                    rows.append(row | {"note": str(error)})
-                else:
-                    rows.append(row | _in_a_row(found))
+                rows.append(row | _compared(first, other, attack_id, tables, metric, budget))
     if not rows:
         raise RequestError("the runs have no network and attack in common")
     return pd.DataFrame(rows, columns=RESULT_COLUMNS)
 
 
-def _check_data(one: pd.DataFrame, other: pd.DataFrame) -> None:
-    """Equal numbers of images of other data, or of another split, are not the same images."""
-    for column in {"dataset", "split"} & set(one.columns) & set(other.columns):
-        if set(one[column]) != set(other[column]):
-            raise ValueError(f"another {column}")
+def _paired(
+    first: Run, other: Run, model_id: str, attack_id: str
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    key = model_id, attack_id
+    return paired_rows((first, first.samples[key]), (other, other.samples[key]))
+
+
+def _metrics(attack: AttackConfig, *, with_clean: bool) -> list[tuple[Metric, float | None]]:
+    """What is compared, and at which budget; the clean accuracy is the same under every attack."""
+    metrics: list[tuple[Metric, float | None]] = [("clean_accuracy", None)] if with_clean else []
+    if not attack.has_budget:
+        return [*metrics, ("robust_accuracy", None)]
+    largest = attack.curve_budgets[-1]
+    return [*metrics, ("robust_area", largest), ("robust_accuracy", attack.main_budget)]
+
+
+def _compared(
+    first: Run,
+    other: Run,
+    attack_id: str,
+    tables: tuple[pd.DataFrame, pd.DataFrame],
+    metric: Metric,
+    budget: float | None,
+) -> dict[str, Any]:
+    """The paired effect in the columns of a row, or a note that says why there is none."""
+    attack = first.attacks[attack_id]
+    try:
+        _check_norm(attack, other.attacks[attack_id])
+        found = compare(tables[1], tables[0], metric, budget=budget, norm=attack.norm)
+    except ValueError as error:
+        return {"note": str(error)}
+    return _in_a_row(found)
 
 
 def _check_norm(one: AttackConfig, other: AttackConfig) -> None:

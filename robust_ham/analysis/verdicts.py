@@ -107,6 +107,7 @@ def judge_mean(
     null: float,
     margins: Margins | None,
     *,
+    possible: Margins = (-np.inf, np.inf),
     lower_is_better: bool = False,
     per_image: bool = True,
 ) -> dict[str, Any]:
@@ -117,8 +118,9 @@ def judge_mean(
         deviation: values (S, n) whose mean has the effect's error.
         confidence: of the simultaneous interval.
         pooled: variance of seed means over several cells, and its degrees of freedom.
-        null: what no effect is: 0 of a difference, 1 of a ratio, which is never below 0.
+        null: what no effect is: 0 of a difference, 1 of a ratio.
         margins: effects that count as none.
+        possible: smallest and largest effect that there can be; no interval leaves them.
         lower_is_better: of the figure that is compared.
         per_image: else there is one value per seed, n = 1.
     """
@@ -130,13 +132,9 @@ def judge_mean(
     if per_image and deviation.shape[1] == 1:
         return row | {"effect": estimate, "note": ONE_IMAGE}
     error = crossed(deviation, pooled) if per_image else over_seeds(deviation[:, 0])
-    effect = replace(error, estimate=estimate)
-    least = 0.0 if null == 1 else -np.inf
-    nominal, simultaneous = (
-        interval._replace(low=max(least, interval.low))
-        for interval in (effect.interval(), effect.interval(confidence))
-    )
-    row |= _intervals(nominal, simultaneous) | {"p": effect.p_value(null)}
+    effect = replace(error, estimate=estimate, lowest=possible[0], highest=possible[1])
+    simultaneous = effect.interval(confidence)
+    row |= _intervals(effect.interval(), simultaneous) | {"p": effect.p_value(null)}
     if len(deviation) == 1:
         return row | {"note": ONE_SEED}
     if pooled is not None:

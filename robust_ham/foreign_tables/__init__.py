@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import logging
 import math
 import re
 from collections import Counter
@@ -20,20 +21,25 @@ import numpy as np
 import pandas as pd
 from pydantic import ValidationError
 
+from robust_ham.analysis.budgets import tolerance
 from robust_ham.config import Config, RequestError
 from robust_ham.config_fields import first_error
 from robust_ham.config_files import parse_config
-from robust_ham.foreign_tables.checked_rows import KNOWN, MODEL, checked_rows
+from robust_ham.foreign_tables.checked_rows import KNOWN, checked_rows
+from robust_ham.foreign_tables.consistency import MODEL
 from robust_ham.foreign_tables.readers import COLUMNS, READERS, read_rows
 from robust_ham.receipts import fault, receipt_of, sign
 from robust_ham.run_folder import RunFolder
 from robust_ham.store import (
     content_key,
+    write_csv,
     write_json,
     write_table,
     write_text,
     writing_folder,
 )
+
+log = logging.getLogger(__name__)
 
 __all__ = ["COLUMNS", "folders_to_report", "write_run_folder"]
 
@@ -45,6 +51,8 @@ _UNKNOWN = "clean_margin l2_relative angle dx dy margin".split()
 _MAX_NAME = 40
 _QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 """Of the distances that fool: budgets, until somebody edits ``config.yaml``."""
+_PILE = 0.1
+"""Share of images at one distance that only an attack within a budget leaves there."""
 
 
 def folders_to_report(paths: list[Path], out: Path | None) -> list[Path]:
@@ -112,10 +120,23 @@ def _check_same(run: RunFolder, rows: pd.DataFrame, key: str) -> None:
 def _write(run: RunFolder, config: Config, rows: pd.DataFrame, key: str) -> None:
     """All files of a run folder but those that ``report`` makes."""
     write_text(run.config, config.to_yaml())
-    names = rows[["sample_id", "sample"]].drop_duplicates().reset_index(drop=True)
-    if (names["sample_id"].astype(str) != names["sample"]).any():
-        write_table(run.inputs, names, {"key": key})
+    hashes = rows["sha256"].where(rows["sha256"] != "", None)
+    images = rows[["sample_id", "sample"]].assign(sha256=hashes)
+    named = images.groupby("sample_id", sort=False, as_index=False).first()
+    unlike = {
+        "sample": (named["sample_id"].astype(str) != named["sample"]).any(),
+        "sha256": named["sha256"].notna().any(),
+    }
+    told = [name for name, is_told in unlike.items() if is_told]
+    if told:
+        write_table(run.inputs, named[["sample_id", *told]], {"key": key})
     columns = [*"model_id dataset split sample_id status l2 linf".split(), *KNOWN, *_UNKNOWN]
+    if rows["best_distance"].notna().any():
+        columns.append("best_distance")
+    findings = _findings(rows)
+    if len(findings):
+        write_csv(run.gate, findings)
+        sign(run, run.gate, key, [run.gate])
     filled = rows.assign(split="", **dict.fromkeys(_UNKNOWN, math.nan))
     for model_id, of_model in filled.groupby("model_id", sort=False):
         card = run.model(str(model_id)) / "model.json"
@@ -127,6 +148,33 @@ def _write(run: RunFolder, config: Config, rows: pd.DataFrame, key: str) -> None
             ordered = table.sort_values("place").reset_index(drop=True)
             write_table(path, ordered[columns], {"key": key})
             sign(run, path, key, [path])
+
+
+def _findings(rows: pd.DataFrame) -> pd.DataFrame:
+    """``gate.csv``: the attacks that returned no image for some that were right; they are logged.
+
+    Raises:
+        RequestError: an attack returned none for any.
+    """
+    found = []
+    for (model_id, attack_id), table in rows.groupby(["model_id", "attack_id"], sort=False):
+        right, lost = table["status"] != "already_wrong", table["status"] == "invalid"
+        if not lost.any():
+            continue
+        crashed = int(table["crashed"].sum())
+        what = "crashed on" if crashed else "returned no image for"
+        reason = f"the attack {what} {crashed or int(lost.sum())} of {int(right.sum())} images"
+        if lost.sum() == right.sum():
+            first = table.iloc[0]
+            raise RequestError(
+                f"{first['file']}: model {first['model']}, attack {first['attack']}: {reason}: it "
+                "says nothing of robustness"
+            )
+        severity = "fail" if crashed else "warn"
+        reason += "; they count as survived"
+        found.append((model_id, attack_id, "images", severity, reason))
+        log.warning("%s under %s: %s", model_id, attack_id, reason)
+    return pd.DataFrame(found, columns=["model_id", "attack", "check", "severity", "reason"])
 
 
 def _configuration(rows: pd.DataFrame, path: Path) -> Config:
@@ -166,12 +214,21 @@ def _configuration(rows: pd.DataFrame, path: Path) -> Config:
 
 
 def _budgets(rows: pd.DataFrame, norm: str) -> dict[str, Any]:
-    """Quantiles of the distances of all attacks in a norm, to two digits: the same for each."""
+    """Quantiles of the distances of all attacks in a norm, to two digits: the same for each.
+
+    An attack that works within a budget leaves many images just there; rounded down, that budget
+    would have them survive, so it stays as it is.
+    """
     here = rows[(rows["norm"] == norm) & (rows["status"] == "fooled")]
     if norm == "none" or here.empty:
         return {}
-    quantiles = np.quantile(here[norm].to_numpy(dtype=np.float64), _QUANTILES)
-    return {"budgets": sorted({float(f"{quantile:.2g}") for quantile in quantiles})}
+    distances = here[norm].to_numpy(dtype=np.float64)
+    budgets = set[float]()
+    for quantile in np.quantile(distances, _QUANTILES):
+        there = np.abs(distances - quantile) <= tolerance(quantile)
+        piled = there.sum() > 1 and there.mean() >= _PILE
+        budgets.add(float(f"{quantile:.7g}" if piled else f"{quantile:.2g}"))
+    return {"budgets": sorted(budgets)}
 
 
 def _safe_names(names: Iterable[str]) -> dict[str, str]:

@@ -24,6 +24,7 @@ COLUMNS = {
     "fooled": "true or false, in place of a distance, where an attack has none",
     "correct": "whether the image is right without attack; needed beside fooled",
     "invalid": "whether what the attack returned is no image; counts as survived",
+    "crashed": "whether the attack ended with an error on the image; counts as survived",
     "norm": "l2 or linf: which distances count, where an attack has both (l2)",
     "window": "window of the kernels (none)",
     "kernel_size": "k of the k×k convolutions, odd",
@@ -34,6 +35,8 @@ COLUMNS = {
     "forwards": "passes forward spent on the image",
     "backwards": "passes backward",
     "dataset": "name of the data set, the same in all rows",
+    "sha256": "SHA-256 of the image's 8-bit pixels; decides which images are the same",
+    "best_distance": "least distance at which the attack passed a fooling image, in its norm",
 }
 """Column to what it holds; in brackets what is meant where it is empty or missing."""
 
@@ -43,13 +46,18 @@ MAX_ROWS = 2_000_000
 
 def read_rows(paths: list[Path]) -> pd.DataFrame:
     """The rows of all tables as text, in their order; empty where a table has no such column."""
-    tables = []
-    for path in paths:
+    tables, repeats = [], dict[tuple[str, str], list[dict[str, Any]]]()
+    for i, path in enumerate(paths):
         if not path.is_file():
             raise RequestError(f"{path}: no such file")
-        table = READERS[path.suffix.lower()](path)
+        if path.resolve() in [other.resolve() for other in paths[:i]]:
+            raise RequestError(f"{path}: expected every table once")
+        suffix = path.suffix.lower()
+        table = READERS[suffix](path)
         if table.empty:
             raise RequestError(f"{path}: no rows")
+        if suffix == ".json":
+            table = _named_repeat(path, table, repeats)
         tables.append(table.assign(file=str(path), row=range(1, len(table) + 1)))
     together = pd.concat(tables, ignore_index=True)
     if len(together) > MAX_ROWS:
@@ -87,6 +95,7 @@ def _read_parquet(path: Path) -> pd.DataFrame:
         table = read_table(path)
         _check_columns(path, [str(name) for name in table.columns])
         texts = {name: [_as_text(value) for value in table[name]] for name in table.columns}
+        texts["sample_id"] = [text.removesuffix(".0") for text in texts["sample_id"]]
     return pd.DataFrame(texts, dtype=object)
 
 
@@ -97,7 +106,36 @@ def _as_text(value: Any) -> str:  # noqa: ANN401
 
 
 def _read_attackbench(path: Path) -> pd.DataFrame:
-    return pd.DataFrame(read_result(path), dtype=object)
+    result = read_result(path)
+    table = pd.DataFrame(result.columns, dtype=object)
+    table.attrs["settings"] = {k: v for k, v in result.settings.items() if k != "seed"}
+    return table
+
+
+def _named_repeat(
+    path: Path, table: pd.DataFrame, before: dict[tuple[str, str], list[dict[str, Any]]]
+) -> pd.DataFrame:
+    """A result of AttackBench; another of the same attack and model is a repeat: ``NAME_run2``.
+
+    Args:
+        path: of the result.
+        table: its rows, all of one model and attack.
+        before: model and attack to the settings of the results before it; gains this one's.
+
+    Raises:
+        RequestError: the attack was set otherwise, so that it is no repeat.
+    """
+    model, attack = table["model"].iloc[0], table["attack"].iloc[0]
+    settings = table.attrs["settings"]
+    earlier = before.setdefault((model, attack), [])
+    for key in {**settings, **earlier[0]} if earlier else ():
+        if settings.get(key) != earlier[0].get(key):
+            raise RequestError(
+                f"{path}: attack.{key}: expected {earlier[0].get(key)!r:.60} as in the other "
+                f"results of {attack} on {model}, got {settings.get(key)!r:.60}; report them apart"
+            )
+    earlier.append(settings)
+    return table if len(earlier) == 1 else table.assign(attack=f"{attack}_run{len(earlier)}")
 
 
 READERS: dict[str, Callable[[Path], pd.DataFrame]] = {

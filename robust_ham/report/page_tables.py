@@ -32,6 +32,8 @@ _MODEL_COLUMNS = {
     "rho_adv": "ρ_adv",
     "normal_cosine": "cosine to the normal",
     "optimality": "optimality",
+    "local_optimality": "local optimality",
+    "global_optimality": "global optimality",
     "effective_width": "effective width",
     "effective_width_learned": "learned width",
     "params": "parameters",
@@ -82,12 +84,13 @@ def headline_table(run: Run, curves: pd.DataFrame) -> Table:
 
 def models_table(tables: Tables) -> Table:
     """A row per model and attack."""
+    shown = {name: title for name, title in _MODEL_COLUMNS.items() if name in tables.summary}
     rows = [
-        [_cell(row[name], name) for name in _MODEL_COLUMNS]
+        [_cell(row[name], name) for name in shown]
         for row in tables.summary.to_dict(orient="records")
     ]
     caption = "Every model under every attack."
-    return Table("models", caption, list(_MODEL_COLUMNS.values()), rows)
+    return Table("models", caption, list(shown.values()), rows)
 
 
 def answers_table(tables: Tables) -> Table:
