@@ -137,7 +137,8 @@ def _write(
 def _write_shard(context: Context, folder: Path, found: Evaluation, asked: Asked) -> None:
     shutil.rmtree(folder, ignore_errors=True)  # of a process killed before it signed
     with writing_folder(folder) as temporary:
-        found.samples.to_parquet(temporary / _ROWS)
+        with (temporary / _ROWS).open("wb") as file:
+            found.samples.to_parquet(file)
         arrays = {"adversarials": found.adversarials.numpy()}
         if found.margins is not None:
             arrays["margins"] = found.margins.numpy()

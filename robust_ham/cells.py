@@ -105,8 +105,8 @@ def run_cell(context: Context, cell: Cell, progress: Progress) -> Done:
     return attack_model(context, cell, cell.attack_id, progress)
 
 
-def write_inputs(context: Context) -> None:
-    """Write ``inputs.parquet`` of the run.
+def inputs_table(context: Context) -> pd.DataFrame:
+    """``inputs.parquet`` of the run: a row per attacked image.
 
     Beside what identifies an image stands its share of high frequencies, and that before it was
     subsampled, where it was.
@@ -118,7 +118,13 @@ def write_inputs(context: Context) -> None:
     if stored is not None and plan.config.evaluation.split == "test":
         images = to_float(stored.images[table["sample_id"].tolist()])
         table["high_frequency_original"] = high_frequency_share(images)
-    write_table(context.run.inputs, table, {"dataset": Path(plan.config.dataset.name).name})
+    return table
+
+
+def write_inputs(context: Context) -> None:
+    """Write ``inputs.parquet``."""
+    about = {"dataset": Path(context.plan.config.dataset.name).name}
+    write_table(context.run.inputs, inputs_table(context), about)
 
 
 def write_timings(run: RunFolder, name: str, seconds: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import importlib.util
 import json
@@ -10,7 +11,6 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -18,6 +18,7 @@ import typer
 
 from robust_ham import stopping
 from robust_ham.explain import EXPERIMENTS
+from robust_ham.streams import flush_streams, prepare_streams, standard_output
 
 if TYPE_CHECKING:
     import torch
@@ -270,11 +271,16 @@ def verify(
     device: Device = "auto",
     debug: Debug = False,
 ) -> int:
-    """Check every file, judge stored adversarial images again, make some attacks once more."""
+    """Check files, tables and inputs, judge stored images again, make some attacks once more.
+
+    Files are compared with the checksums in SHA256SUMS and in receipts; one that has changed, is
+    missing or was added is a fault. Logs (run.log, timings.csv) have no checksum.
+    """
     _check_attacks_package()
     import torch
 
     from robust_ham.analysis.run import Run
+    from robust_ham.config import RequestError
     from robust_ham.context import Context
     from robust_ham.executors import choose_device
     from robust_ham.plan import make_plan
@@ -288,15 +294,18 @@ def verify(
         torch.set_num_threads(config.evaluation.threads)
         return Context(make_plan(config, data_root), folder, chosen)
 
-    num_faults = 0
-    for check in checks(folder, context, cells, _say):
-        missing = f", {check.not_here} not here" if check.not_here else ""
-        verdict = f"{len(check.faults)} faults" if check.faults else "ok"
-        _say(f"{check.name}: {verdict} ({check.num_checked} checked{missing})")
-        for fault in check.faults:
-            _complain(fault)
-        num_faults += len(check.faults)
-    return EXIT_CELLS if num_faults else 0
+    code = 0
+    try:
+        for check in checks(folder, context, cells, _say):
+            for line in check.lines():
+                _say(line)
+            for fault in check.faults:
+                _complain(fault)
+                code = EXIT_CELLS
+    except RequestError as error:  # the data are not here: what has been found still counts
+        explained = _explain(error)
+        code = code or explained
+    return code
 
 
 @app.command()
@@ -502,6 +511,8 @@ def explain(
 
 def main() -> NoReturn:
     """Entry point: runs a verb and turns what it raises into one line and an exit code."""
+    prepare_streams()
+    logging.raiseExceptions = False  # a log that cannot be written does not end in a traceback
     warnings.formatwarning = lambda message, *_, **__: f"robust-ham: {message}\n"
     stopping.listen()
     try:
@@ -511,7 +522,10 @@ def main() -> NoReturn:
         code = stopped.code
     except Exception as error:
         code = _explain(error)
-    sys.exit(code if isinstance(code, int) else 0)
+    code = code if isinstance(code, int) else 0
+    if not flush_streams():
+        code = code or EXIT_ENVIRONMENT
+    sys.exit(code)
 
 
 def _explain(error: Exception) -> int:
@@ -536,11 +550,15 @@ def _explain(error: Exception) -> int:
 
 
 def _say(line: str) -> None:
-    print(line, flush=True)
+    with standard_output():
+        print(line, flush=True)
 
 
 def _complain(line: str) -> None:
-    print(f"robust-ham: {line}", file=sys.stderr, flush=True)
+    from robust_ham.config import printable
+
+    with contextlib.suppress(OSError):  # the exit code says it, too
+        print(f"robust-ham: {printable(line)}", file=sys.stderr, flush=True)
 
 
 def _check_attacks_package() -> None:
@@ -652,17 +670,18 @@ def _print_table(header: list[str], rows: list[list[str]]) -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=200)
-    console.print(table)
+    with standard_output():
+        console.print(table)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _log_file(path: Path) -> Iterator[None]:
     """Append the package's log to a file of a run folder."""
     from robust_ham.run_folder import RunFolder
 
     RunFolder(path.parent).refuse_links()
     logger = logging.getLogger("robust_ham")
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.addHandler(handler)
     logger.setLevel(logging.DEBUG)
@@ -674,7 +693,7 @@ def _log_file(path: Path) -> Iterator[None]:
         handler.close()
 
 
-@contextmanager
+@contextlib.contextmanager
 def _monitor() -> Iterator[Monitor]:
     """Nested bars on a terminal, a line per cell elsewhere."""
     from robust_ham.monitor import Bars, Lines

@@ -26,6 +26,7 @@ from robust_ham.cells import (
     write_inputs,
     write_timings,
 )
+from robust_ham.checksums import forget_files, hash_files, record_run
 from robust_ham.config import RequestError
 from robust_ham.context import Context
 from robust_ham.gate import write_gate
@@ -35,6 +36,7 @@ from robust_ham.manifest import write_manifest
 from robust_ham.model_cells import help_train
 from robust_ham.monitor import Monitor, Silent
 from robust_ham.plan import Plan
+from robust_ham.receipts import signed_hashes
 from robust_ham.run_folder import RunFolder
 from robust_ham.stale import set_aside_stale
 from robust_ham.status import PROCESS, num_processes
@@ -174,6 +176,7 @@ def run_plan(
     begin = time.monotonic()
     ledger = Ledger(context, monitor)
     with _joined(context, monitor):
+        forget_files(context.run, context.run.written_by_run)
         write_inputs(context)
         write_manifest(context)
         attacked = any(cell.attack_id is not None for cell in plan.cells)
@@ -185,6 +188,8 @@ def run_plan(
             failed = ledger.still_failed()
             distrusted = _write_tables(context, monitor, failed, attacked)
             write_manifest(context, time.monotonic() - begin)
+            written = hash_files(context.run, context.run.written_by_run)
+            record_run(context.run, signed_hashes(context.run) | written)
     return Outcome(len(failed), distrusted)
 
 

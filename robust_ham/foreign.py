@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 from torch import Tensor
 
 from robust_ham.config import RequestError
@@ -158,7 +158,10 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
             f"{_MAX_HEADER_BYTES:,} bytes, inside the file"
         )
     try:
-        tensors: dict[str, Tensor] = load_file(path)
+        if str(path).isprintable():
+            tensors: dict[str, Tensor] = load_file(path)
+        else:  # load_file takes only paths in UTF-8
+            tensors = load(path.read_bytes())
     except (SafetensorError, OSError, ValueError, LookupError, TypeError, RuntimeError):
         raise RequestError(f"{path}: damaged or not a safetensors file") from None
     return tensors

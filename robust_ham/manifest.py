@@ -8,7 +8,7 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -61,30 +61,40 @@ def peak_memory_mb() -> int:
     return round(peak / (1024 if sys.platform != "darwin" else 1024**2))
 
 
-def write_manifest(context: Context, seconds: float | None = None) -> None:
-    """Write ``manifest.json``; ``seconds`` are known at the end of a run."""
+def requested(context: Context) -> dict[str, Any]:
+    """What a manifest says that follows from the configuration and the data."""
     config, dataset = context.plan.config, context.plan.dataset
     trains = any(spec.is_trained_here for spec in config.model_specs())
+    return {
+        "name": config.name,
+        "threads": config.evaluation.threads,
+        "dataset": {
+            "name": Path(config.dataset.name).name,
+            "sha256": {"test": dataset.test_hash} | (dataset.hashes if trains else {}),
+            "num_attacked": len(context.plan.attacked.labels),
+        },
+        "seeds": {
+            "evaluation": config.evaluation.seed,
+            "models": sorted({spec.seed for spec in config.model_specs()}),
+        },
+    }
+
+
+def write_manifest(context: Context, seconds: float | None = None) -> None:
+    """Write ``manifest.json``; ``seconds`` are known at the end of a run."""
+    about = requested(context)
     write_json(
         context.run.manifest,
         {
-            "name": config.name,
+            "name": about.pop("name"),
             "versions": versions(),
             "git_commit": git_commit(),
             "machine": platform.machine(),
             "device": torch.cuda.get_device_name(context.device)
             if context.device.type == "cuda"
             else "cpu",
-            "threads": config.evaluation.threads,
-            "dataset": {
-                "name": Path(config.dataset.name).name,
-                "sha256": {"test": dataset.test_hash} | (dataset.hashes if trains else {}),
-                "num_attacked": len(context.plan.attacked.labels),
-            },
-            "seeds": {
-                "evaluation": config.evaluation.seed,
-                "models": sorted({spec.seed for spec in config.model_specs()}),
-            },
+            **about,
+            "checksums": context.run.checksums.name,
             "last_run": seconds
             and {"seconds": round(seconds, 1), "peak_memory_mb": peak_memory_mb()},
         },

@@ -15,8 +15,9 @@ from typing import Any
 
 import pandas as pd
 
+from robust_ham.checksums import hash_files, read_checksums
 from robust_ham.config import RequestError
-from robust_ham.run_folder import RunFolder
+from robust_ham.run_folder import RunFolder, files_below
 from robust_ham.store import (
     csv_text,
     file_hash,
@@ -30,7 +31,7 @@ from robust_ham.store import (
 
 log = logging.getLogger(__name__)
 
-_BEFORE = "sha256_before"
+BEFORE = "sha256_before"
 """In the receipt of a table that is kept up to date, while it is written anew: of the old one."""
 
 
@@ -76,6 +77,20 @@ def is_finished(run: RunFolder, made: Path, key: str) -> bool:
     return receipt is not None and receipt.key == key
 
 
+def signed_hashes(run: RunFolder) -> dict[str, str]:
+    """Path inside the run folder to SHA-256, of what receipts name and of the receipts."""
+    found = hash_files(run, files_below(run.receipts))
+    for path in list(map(run.root.joinpath, found)):
+        receipt = receipt_of(run, made_by(run, path))
+        found |= receipt.files if receipt is not None else {}
+    return found
+
+
+def made_by(run: RunFolder, receipt: Path) -> Path:
+    """The file or folder of the run that a receipt is of."""
+    return run.root / receipt.relative_to(run.receipts).with_suffix("")
+
+
 def fault(run: RunFolder, receipt: Receipt) -> str | None:
     """The first file that is not as it was written; None: all are."""
     faults = (file_fault(run, receipt, name) for name in receipt.files)
@@ -87,27 +102,37 @@ def file_fault(run: RunFolder, receipt: Receipt, name: str) -> str | None:
     path = run.root / name
     if not path.is_file():
         return f"{name} is missing"
-    if file_hash(path) not in (receipt.files[name], receipt.about.get(_BEFORE)):
+    if file_hash(path) not in (receipt.files[name], receipt.about.get(BEFORE)):
         return f"{name} is not as it was written (SHA-256 differs)"
     return None
 
 
 def check(run: RunFolder, made: Path, path: Path) -> None:
-    """Refuse a file that is not as the receipt of its result says.
+    """Refuse a file that is not as the receipt of its result, or ``SHA256SUMS``, says.
 
-    A result without a receipt is somebody else's, or of a run that was killed just now; its files
+    A result without either is somebody else's, or of a run that was killed just now; its files
     have appeared whole.
 
     Raises:
         RequestError: the checksum differs.
     """
-    receipt, name = receipt_of(run, made), path.relative_to(run.root).as_posix()
-    while receipt and name in receipt.files and (found := file_fault(run, receipt, name)):
-        believed, receipt = receipt, receipt_of(run, made)
-        if receipt == believed:  # else the file has just been written anew
+    name = path.relative_to(run.root).as_posix()
+    record = _record_of(run, made, name)
+    while record and (found := file_fault(run, record, name)):
+        believed, record = record, _record_of(run, made, name)
+        if record == believed:  # else the file has just been written anew
             raise RequestError(
                 f"{run.root}: {found}; the command that made this folder makes it anew"
             )
+
+
+def _record_of(run: RunFolder, made: Path, name: str) -> Receipt | None:
+    """What is on record of a file of a result: its receipt, else its line in ``SHA256SUMS``."""
+    receipt = receipt_of(run, made)
+    if receipt is not None and name in receipt.files:
+        return receipt
+    digest = read_checksums(run).get(name)
+    return Receipt("", {name: digest}, {}) if digest is not None else None
 
 
 def read_signed(run: RunFolder, made: Iterable[Path]) -> dict[str, bytes]:
@@ -129,7 +154,7 @@ def write_signed(run: RunFolder, files: dict[str, bytes]) -> None:
     signed = [name for name in files if name.startswith(f"{receipts}/")]
     left = {name: content for name, content in files.items() if name not in signed}
     for receipt in signed:
-        made = run.root / PurePosixPath(receipt).relative_to(receipts).with_suffix("")
+        made = made_by(run, run.root / receipt)
         inside = [name for name in left if (run.root / name).parent == made]
         if inside:
             if made.is_dir():
@@ -150,7 +175,7 @@ def kept_rows(run: RunFolder, path: Path, columns: list[str]) -> pd.DataFrame:
         log.warning("%s: made anew", found)
     if receipt is None or found:
         return pd.DataFrame(columns=columns)
-    if _BEFORE in receipt.about:  # its process was killed
+    if BEFORE in receipt.about:  # its process was killed
         sign(run, path, "", [path])
     return read_rows(path, columns)
 
@@ -160,6 +185,6 @@ def write_kept(run: RunFolder, path: Path, table: pd.DataFrame) -> None:
     text = csv_text(table)
     if receipt_of(run, path) is not None and path.is_file():
         hashes = {path.relative_to(run.root).as_posix(): sha256(text.encode()).hexdigest()}
-        write_json(run.receipt(path), {"key": "", "files": hashes, _BEFORE: file_hash(path)})
+        write_json(run.receipt(path), {"key": "", "files": hashes, BEFORE: file_hash(path)})
     write_text(path, text)
     sign(run, path, "", [path])

@@ -44,6 +44,16 @@ class RunFolder:
         return self.root / "manifest.json"
 
     @property
+    def written_by_run(self) -> list[Path]:
+        """What a run writes beside its results, each of which has a receipt."""
+        return [self.config, self.manifest, self.inputs, self.failures]
+
+    @property
+    def checksums(self) -> Path:
+        """SHA-256 of every file but logs."""
+        return self.root / "SHA256SUMS"
+
+    @property
     def has_rows(self) -> bool:
         """Whether an attack on a model has left its rows."""
         return any(self.root.glob("samples/*/*"))

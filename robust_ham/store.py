@@ -206,14 +206,15 @@ def write_table(path: Path, table: pd.DataFrame, metadata: dict[str, Any]) -> No
     arrow = arrow.replace_schema_metadata(
         {**(arrow.schema.metadata or {}), b"robust_ham": content.encode()}
     )
-    with writing(path) as temporary:
-        pq.write_table(arrow, temporary, compression="zstd")
+    with writing(path) as temporary, temporary.open("wb") as file:  # pyarrow needs UTF-8 names
+        pq.write_table(arrow, file, compression="zstd")
 
 
 def read_metadata(path: Path) -> dict[str, Any] | None:
     """Metadata of a table of ours; None if there is no such table or it cannot be read."""
     try:
-        metadata = pq.read_schema(path).metadata or {}
+        with path.open("rb") as file:
+            metadata = pq.read_schema(file).metadata or {}
         content = json.loads(metadata[b"robust_ham"])
     except (OSError, pa.ArrowException, KeyError, ValueError, RecursionError):
         return None
@@ -229,7 +230,8 @@ def read_table(path: Path) -> pd.DataFrame:
     """
     try:
         check_table(path)
-        frame: pd.DataFrame = pq.read_table(path).to_pandas()
+        with path.open("rb") as file:
+            frame: pd.DataFrame = pq.read_table(file).to_pandas()
     except (pa.ArrowException, *_NO_TABLE) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
@@ -248,7 +250,8 @@ def check_table(path: Path) -> None:
     Raises:
         RequestError: too many rows, or too many bytes when unpacked.
     """
-    about = pq.read_metadata(path)
+    with path.open("rb") as file:
+        about = pq.read_metadata(file)
     groups = [about.row_group(i) for i in range(about.num_row_groups)]
     size = sum(group.total_byte_size for group in groups)
     for what, limit, count in (

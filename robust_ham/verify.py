@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,32 +17,21 @@ from robust_ham.analysis.run import Run
 from robust_ham.analysis.tables import make_tables
 from robust_ham.attack_cells import asked_of, attack_model
 from robust_ham.cell import Cell, list_cells
-from robust_ham.checkpoints import WEIGHTS
-from robust_ham.config import RequestError
+from robust_ham.cells import inputs_table
+from robust_ham.config import Config, RequestError
 from robust_ham.context import Context
 from robust_ham.judging import judge
+from robust_ham.manifest import requested
 from robust_ham.model_cells import load_model, model_key
 from robust_ham.model_groups import ModelGroup
 from robust_ham.progress import unseen
-from robust_ham.receipts import file_fault, receipt_of
-from robust_ham.run_folder import RunFolder, files_below
-from robust_ham.store import read_arrays, read_table, reading, write_csv
+from robust_ham.receipts import receipt_of
+from robust_ham.run_folder import RunFolder
+from robust_ham.store import read_arrays, read_json, read_table, reading, write_csv
+from robust_ham.verify_files import Check, check_files, check_logs
 
 RELATIVE, SHARE = 1e-5, 0.999
 """Distances agree within this, for at least this share of images (contract 1)."""
-_NOT_PASSED_ON = ("adversarials", "margins", "gallery", "predictions")
-"""Folders that a repository may leave out; weights may be left out too."""
-
-
-@dataclass(frozen=True)
-class Check:
-    """What was looked at, and what is wrong with it."""
-
-    name: str
-    num_checked: int
-    faults: list[str]
-    not_here: int = 0
-    """Files that the folder's receipts name, but that were not passed on with it."""
 
 
 def verify(
@@ -54,39 +42,37 @@ def verify(
 ) -> Iterator[Check]:
     """All checks, the quick ones first; data are read by ``make_context`` once they are needed.
 
+    Models that are known by tables alone cannot be attacked again: only their files are checked.
+
     Raises:
         RequestError: not a run folder, or the data are not here.
     """
-    yield check_cells(run)
+    if not run.config.is_file():
+        raise RequestError(f"{run.root}: not a run folder (no config.yaml)")
     yield check_files(run)
+    config = _config_of(run)
+    if isinstance(config, Check):
+        yield config
+        return
+    yield check_cells(run)
+    yield check_logs(run)
     yield check_tables(run)
+    if config.is_of_tables:
+        say("models known by tables alone: nothing can be attacked again")
+        return
     context = make_context()
+    yield check_inputs(context)
     yield check_keys(context)
     yield check_adversarials(context)
     yield check_again(context, num_cells, say)
 
 
-def check_files(run: RunFolder) -> Check:
-    """Every file that a receipt names, against its checksum."""
-    faults, num_checked, not_here = list[str](), 0, 0
-    for path in sorted(files_below(run.receipts)):
-        made = run.root / path.relative_to(run.receipts).with_suffix("")
-        receipt = receipt_of(run, made)
-        if receipt is None:
-            faults.append(f"{path.relative_to(run.root)} is damaged")
-            continue
-        for name in receipt.files:
-            if not (run.root / name).is_file() and _may_be_missing(name):
-                not_here += 1
-                continue
-            num_checked += 1
-            found = file_fault(run, receipt, name)
-            faults += [found] if found else []
-    return Check("files are as they were written", num_checked, faults, not_here)
-
-
-def _may_be_missing(name: str) -> bool:
-    return name.partition("/")[0] in _NOT_PASSED_ON or name.endswith(WEIGHTS)
+def _config_of(run: RunFolder) -> Config | Check:
+    """The configuration of a run; where it makes no sense, the check that says so."""
+    try:
+        return Run(run).config
+    except RequestError as error:
+        return Check("the configuration can be read", 1, [str(error)])
 
 
 def check_cells(run: RunFolder) -> Check:
@@ -99,8 +85,12 @@ def check_cells(run: RunFolder) -> Check:
 
 def check_tables(run: RunFolder) -> Check:
     """The tables that are made from others, made again: not a byte may differ."""
-    tables = make_tables(Run(run)).files()
-    faults = []
+    name = "tables follow from the configuration and the per-image rows"
+    try:
+        tables = make_tables(Run(run)).files()
+    except RequestError as error:
+        return Check(name, 0, [str(error)])
+    faults = _transfer_faults(run)
     with tempfile.TemporaryDirectory() as folder:
         for path, table in tables.items():
             again = Path(folder) / path.name
@@ -108,8 +98,52 @@ def check_tables(run: RunFolder) -> Check:
             if not path.is_file():
                 faults.append(f"{path.name} is missing")
             elif path.read_bytes() != again.read_bytes():
-                faults.append(f"{path.name} is not what the per-image rows say")
-    return Check("tables follow from the per-image rows", len(tables), faults)
+                faults.append(f"{path.name} is not what config.yaml and the per-image rows say")
+    return Check(name, len(tables), faults)
+
+
+def _transfer_faults(run: RunFolder) -> list[str]:
+    """Whether ``transfer.csv`` is of the attack and budget that the configuration asks for."""
+    asked = Run(run).config.transfer
+    if asked is None or not run.transfer.is_file() or len(Run(run).transfer):
+        return []
+    return [f"transfer.csv has no rows of {asked.attack} at a budget of {asked.budget:g}"]
+
+
+def check_inputs(context: Context) -> Check:
+    """``inputs.parquet`` and ``manifest.json`` say what the configuration and the data say."""
+    run, faults = context.run, list[str]()
+    try:
+        before, after = read_table(run.inputs), inputs_table(context)
+        faults += [f"inputs.parquet: {reason}" for reason in _other_inputs(before, after)]
+    except (OSError, ValueError, RequestError) as error:
+        faults.append(f"inputs.parquet cannot be read: {error}")
+    try:
+        manifest = read_json(run.manifest)
+        for name, value in requested(context).items():
+            if manifest.get(name) != value:
+                faults.append(f"manifest.json: {name} is not that of the configuration and data")
+    except (OSError, ValueError, RequestError) as error:
+        faults.append(f"manifest.json cannot be read: {error}")
+    return Check("inputs and manifest are of these data", 2, faults)
+
+
+def _other_inputs(before: pd.DataFrame, after: pd.DataFrame) -> Iterator[str]:
+    """How the table of inputs differs from the one that the data give now."""
+    if list(before.columns) != list(after.columns) or len(before) != len(after):
+        yield (
+            f"expected {len(after)} rows of {', '.join(map(str, after))}, got {len(before)} of "
+            f"{', '.join(map(str, before))}"
+        )
+        return
+    for name in after:
+        one, two = before[name], after[name]
+        same = one == two
+        if two.dtype.kind == "f" and one.dtype.kind == "f":
+            same |= np.isclose(one, two, rtol=RELATIVE, atol=0, equal_nan=True)
+        if not same.all():
+            image = after["sample_id"][int(np.argmin(same))]
+            yield f"{name} of image {image} is not that of the data"
 
 
 def check_keys(context: Context) -> Check:

@@ -32,7 +32,7 @@ transfer: {attack: deepfool_l2, budget: 0.5}
 evaluation: {num_images: 12, shard_size: 6, threads: 1, keep_adversarials: true, gate: false}
 """
 NUM_CELLS = 2 + 2 * 2 * 2
-_VARIES = ("timings.csv", "manifest.json", "run.log")
+_VARIES = ("timings.csv", "manifest.json", "run.log", "SHA256SUMS")
 
 
 class Listening:

@@ -7,10 +7,11 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [  # each may import what stands before it
-    {"config_fields", "stopping", "progress", "locks", "yaml_reader"},
+    {"config_fields", "stopping", "progress", "locks", "yaml_reader", "streams"},
     {"model_groups", "monitor"},
     {"config"},
     {"run_folder", "store", "windows", "config_files", "splits", "renaming"},
+    {"checksums"},
     {"receipts", "cell"},
     {"layers", "analysis", "layouts", "foreign", "own_code", "distributed", "unfinished"},
     {"models", "normalisation", "data", "report", "batches", "status", "foreign_tables", "given"},
@@ -29,6 +30,7 @@ LAYERS = [  # each may import what stands before it
     {"model_checks", "checked_model"},
     {"gate"},
     {"explain", "executors"},
+    {"verify_files"},
     {"bench", "verify", "ray_executor", "api", "expected"},
     {"listing"},
     {"cli"},
@@ -43,6 +45,7 @@ TORCHLESS = {
     "stopping",
     "run_folder",
     "locks",
+    "checksums",
     "receipts",
     "cell",
     "status",

@@ -126,6 +126,7 @@ def test_robustness_that_follows_learned_width(tmp_path):
         width = spec.kernel_size * (0.5 if spec.window == "hamming" else 0.95)
         for attack in ("d", "t"):
             tables[attack]["l2"] = np.where(tables[attack]["l2"] > 0, 0.05 * width, 0.0)
+            tables[attack]["linf"] = tables[attack]["l2"] / 10
 
     run = with_widths(make(tmp_path, change=wide), 1)
     (found,) = pick(answer_claims(run), claim="learned_width").to_dict("records")
@@ -139,15 +140,22 @@ def test_robustness_that_follows_learned_width(tmp_path):
 
 
 def test_subsampled_images_have_more_high_frequency(tmp_path):
-    run = make(tmp_path)
+    run = make(tmp_path, images=3)
+    write_text(run.folder.config, run.folder.config.read_text() + "evaluation: {num_images: 3}\n")
+    run = Run(run.folder)
     table = pd.DataFrame(
-        {"high_frequency": [0.3, 0.4, 0.35], "high_frequency_original": [0.1, 0.1, 0.1]}
+        {
+            "sample_id": range(3),
+            "label": 1,
+            "high_frequency": [0.3, 0.4, 0.35],
+            "high_frequency_original": [0.1, 0.1, 0.1],
+        }
     )
     write_table(run.folder.inputs, table, {})
     (found,) = pick(answer_claims(run), claim="subsampling").to_dict("records")
     assert (found["answer"], found["num_images"]) == ("supported", 3)
     assert found["effect"] == pytest.approx(0.25)
-    write_table(run.folder.inputs, table[["high_frequency"]], {})
+    write_table(run.folder.inputs, table.drop(columns="high_frequency_original"), {})
     assert answers(answer_claims(Run(run.folder)))["subsampling"] == "not run"
 
 

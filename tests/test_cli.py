@@ -27,12 +27,15 @@ def config(tmp_path):
     return path
 
 
+VARIES = ("timings.csv", "manifest.json", "run.log", "SHA256SUMS")
+
+
 def tables(folder):
     """Every file of a run that must not depend on when or how often it was run."""
     kept = {}
     for path in sorted(Path(folder).rglob("*")):
         name = str(path.relative_to(folder))
-        if path.is_file() and name not in ("timings.csv", "manifest.json", "run.log"):
+        if path.is_file() and name not in VARIES:
             kept[name] = path.read_bytes()
     return kept
 

@@ -69,9 +69,12 @@ def test_equal_runs_do_not_differ(run_cli, runs, tmp_path):
 def test_other_images_have_no_effect(run_cli, runs, tmp_path):
     other = shutil.copytree(runs / "short", tmp_path / "other")
     shutil.rmtree(other / "receipts")
+    (other / "SHA256SUMS").unlink()
     for path in (other / "samples").rglob("*.parquet"):
         table = pd.read_parquet(path)
         table.assign(dataset="mnist").to_parquet(path)
+    text = (other / "config.yaml").read_text()
+    (other / "config.yaml").write_text(text.replace("name: fashion_mnist", "name: mnist"))
     assert run_cli("compare", runs / "short", other, "--out", tmp_path / "out")[0] == 0
     found = pd.read_csv(tmp_path / "out/comparison.csv")
     assert found["effect"].isna().all()

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from robust_ham.analysis.rows import AttackRows, check_agreement
 from robust_ham.analysis.statistics import Values
 from robust_ham.config import BEST, AttackConfig, Config, RequestError
 from robust_ham.config_files import config_text, parse_config
@@ -61,21 +62,45 @@ class Run:
 
     @cached_property
     def samples(self) -> dict[tuple[str, str], pd.DataFrame]:
-        """(model id, attack id) to per-image rows, in the order of the configuration."""
-        found = {}
+        """(model id, attack id) to per-image rows, in the order of the configuration.
+
+        Raises:
+            RequestError: a table is damaged, or its rows contradict each other, the attacked images
+                or the configuration.
+        """
+        found, checked, recipes = {}, list[AttackRows](), dict[str, Any]()
         for model_id in self.cards:
-            for attack_id in self.config.attacks:
+            for attack_id, attack in self.config.attacks.items():
                 path = self.folder.samples(model_id, attack_id)
                 if path.is_file() and self._of_this_model(path, model_id):
                     check(self.folder, path, path)
-                    found[model_id, attack_id] = _read_samples(path)
+                    rows = AttackRows(path, model_id, attack_id, _read_samples(path))
+                    rows.check(self.config, attack, self.inputs)
+                    made_by = read_metadata(path) or {}
+                    if made_by.get("attack", attack.attack) != attack.attack:
+                        rows.fail(f"expected rows of {attack.attack}, got {made_by['attack']}")
+                    recipe = recipes.setdefault(attack_id, made_by.get("recipe"))
+                    if recipe != made_by.get("recipe"):
+                        rows.fail("made with other options or images than the rows of other models")
+                    checked.append(rows)
+                    found[model_id, attack_id] = rows.table
             for attack_id, members in self.members_of_best.items():
                 tables = [found.get((model_id, member)) for member in members]
                 done = [table for table in tables if table is not None]
                 same = len({tuple(table["sample_id"]) for table in done}) == 1
                 if same and len(done) == len(members):
                     found[model_id, attack_id] = _best(done, self.attacks[attack_id].norm)
+        check_agreement(checked)
         return found
+
+    @cached_property
+    def inputs(self) -> pd.DataFrame | None:
+        """The attacked images, ``sample_id label``; None: not known but from the rows."""
+        path = self.folder.inputs
+        if not path.is_file() or self.config.is_of_tables:
+            return None
+        check(self.folder, path, path)
+        return _read(path, ["sample_id", "label"])
 
     @cached_property
     def attacks(self) -> dict[str, AttackConfig]:
@@ -208,13 +233,11 @@ class Run:
     @cached_property
     def high_frequencies(self) -> pd.DataFrame | None:
         """Shares of the attacked images, as used and as stored; None: nothing was left out."""
-        path, columns = self.folder.inputs, ["high_frequency", "high_frequency_original"]
-        if not path.is_file():
+        columns = ["high_frequency", "high_frequency_original"]
+        if self.inputs is None or not set(columns) <= set(self.inputs.columns):
             return None
-        with reading(path):
-            table = read_table(path)
-            whole = set(columns) <= set(table.columns)
-            return _with_numbers(table, columns)[columns] if whole else None
+        with reading(self.folder.inputs):
+            return _with_numbers(self.inputs, columns)[columns]
 
     def correct(self, model_id: str) -> Values | None:
         """1.0 where the model is right, for every image of the test split; None: not predicted."""

@@ -11,7 +11,7 @@ import pandas as pd
 from robust_ham.analysis.paired import Metric, PairedComparison, compare
 from robust_ham.analysis.run import Run
 from robust_ham.analysis.same_images import OtherImagesError, paired_rows
-from robust_ham.config import AttackConfig, RequestError
+from robust_ham.config import AttackConfig, RequestError, printable
 
 RESULT_COLUMNS = (
     "run model_id attack metric budget first other scale effect low high num_images note"
@@ -33,7 +33,7 @@ def changed_keys(runs: list[Run]) -> pd.DataFrame:
 
 def run_names(runs: list[Run]) -> list[str]:
     """Names of the folders, told apart where they are the same."""
-    names = [run.folder.root.resolve().name for run in runs]
+    names = [printable(run.folder.root.resolve().name) for run in runs]
     return [f"{n} ({i + 1})" if names.count(n) > 1 else n for i, n in enumerate(names)]
 
 

@@ -13,6 +13,7 @@ from robust_ham.analysis.contrasts import contrasts
 from robust_ham.analysis.curves import budget_curves, kernel_size_curves, summarise
 from robust_ham.analysis.mechanism import mechanisms
 from robust_ham.analysis.run import Run
+from robust_ham.checksums import record_files
 from robust_ham.config import RequestError
 from robust_ham.run_folder import RunFolder
 from robust_ham.store import write_csv
@@ -78,4 +79,5 @@ def write_tables(folder: Path) -> Tables:
     tables = make_tables(run)
     for path, table in tables.files().items():
         write_csv(path, table)
+    record_files(run.folder, [run.folder.config, *tables.files()])
     return tables

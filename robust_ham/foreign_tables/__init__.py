@@ -22,13 +22,14 @@ import pandas as pd
 from pydantic import ValidationError
 
 from robust_ham.analysis.budgets import tolerance
+from robust_ham.checksums import hash_files, record_run
 from robust_ham.config import Config, RequestError
 from robust_ham.config_fields import first_error
 from robust_ham.config_files import parse_config
 from robust_ham.foreign_tables.checked_rows import KNOWN, checked_rows
 from robust_ham.foreign_tables.consistency import MODEL
 from robust_ham.foreign_tables.readers import COLUMNS, READERS, read_rows
-from robust_ham.receipts import fault, receipt_of, sign
+from robust_ham.receipts import fault, receipt_of, sign, signed_hashes
 from robust_ham.run_folder import RunFolder
 from robust_ham.store import (
     content_key,
@@ -148,6 +149,7 @@ def _write(run: RunFolder, config: Config, rows: pd.DataFrame, key: str) -> None
             ordered = table.sort_values("place").reset_index(drop=True)
             write_table(path, ordered[columns], {"key": key})
             sign(run, path, key, [path])
+    record_run(run, signed_hashes(run) | hash_files(run, [run.config, run.inputs]))
 
 
 def _findings(rows: pd.DataFrame) -> pd.DataFrame:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from robust_ham.config import RequestError
+from robust_ham.config import RequestError, printable
 from robust_ham.foreign_tables.attackbench import read_result
 from robust_ham.store import MAX_CSV_BYTES, check_size, read_table, reading
 
@@ -58,7 +58,7 @@ def read_rows(paths: list[Path]) -> pd.DataFrame:
             raise RequestError(f"{path}: no rows")
         if suffix == ".json":
             table = _named_repeat(path, table, repeats)
-        tables.append(table.assign(file=str(path), row=range(1, len(table) + 1)))
+        tables.append(table.assign(file=printable(str(path)), row=range(1, len(table) + 1)))
     together = pd.concat(tables, ignore_index=True)
     if len(together) > MAX_ROWS:
         raise RequestError(f"{paths[0]}: expected at most {MAX_ROWS:,} rows, got {len(together):,}")

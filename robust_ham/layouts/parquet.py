@@ -79,7 +79,7 @@ def has_no_labels(files: list[Path], data_set: str) -> bool:
 def _opened(file: Path) -> Iterator[pq.ParquetFile]:
     try:
         check_table(file)
-        with pq.ParquetFile(file) as table:
+        with file.open("rb") as opened, pq.ParquetFile(opened) as table:
             yield table
     except _NO_PARQUET:
         raise RequestError(f"{file}: damaged or unreadable parquet file") from None

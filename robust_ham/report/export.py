@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from robust_ham.analysis.tables import Tables
+from robust_ham.checksums import record_files
 from robust_ham.config import RequestError
 from robust_ham.report.explorer import panel_figure, panels
 from robust_ham.report.page_tables import page_tables
@@ -45,8 +46,11 @@ def export(tables: Tables, form: str, width: float | None = None) -> list[Path]:
     """
     folder = tables.run.folder.root / "export"
     if form in WRITERS:
-        return list(_tables(tables, folder, form))
-    return list(_figures(tables, folder, form, width))
+        files = list(_tables(tables, folder, form))
+    else:
+        files = list(_figures(tables, folder, form, width))
+    record_files(tables.run.folder, files)
+    return files
 
 
 def _tables(tables: Tables, folder: Path, form: str) -> Iterator[Path]:
@@ -61,9 +65,7 @@ def _tables(tables: Tables, folder: Path, form: str) -> Iterator[Path]:
 def _figures(tables: Tables, folder: Path, form: str, width: float | None) -> Iterator[Path]:
     with figure_width(width):
         for drawn in drawings(tables):
-            save_figure(drawn.figure, folder, drawn.name, [form])
-            yield folder / f"{drawn.name}.{form}"
+            yield from save_figure(drawn.figure, folder, drawn.name, [form])
         for panel in panels(tables.run, tables.curves):
             figure = panel_figure(tables.run, tables.curves, panel, legend=True)
-            save_figure(figure, folder / "panels", panel.name, [form])
-            yield folder / "panels" / f"{panel.name}.{form}"
+            yield from save_figure(figure, folder / "panels", panel.name, [form])

@@ -12,7 +12,9 @@ from markupsafe import Markup
 from robust_ham.analysis.curves import right_without_attack
 from robust_ham.analysis.run import Run
 from robust_ham.analysis.tables import Tables, write_tables
+from robust_ham.checksums import record_files
 from robust_ham.config import Config
+from robust_ham.receipts import check
 from robust_ham.report.cards import strips
 from robust_ham.report.explorer import Panel, panel_figure, panels, swatches
 from robust_ham.report.figures import METRIC_NAMES, attack_title
@@ -57,6 +59,7 @@ def write_page(tables: Tables) -> Report:
     headline = headline_table(tables.run, tables.curves)
     page = tables.run.folder.report
     write_text(page, _page(tables, headline, draw_pictures(tables)))
+    record_files(tables.run.folder, [page])
     return Report(page, headline.header, headline.rows)
 
 
@@ -81,6 +84,9 @@ def _about(tables: Tables) -> dict[str, Any]:
     specs = config.model_specs()
     expected = sum(attack.attacks(spec) for spec in specs for attack in config.attacks.values())
     config_yaml = config.to_yaml()
+    for path in (run.folder.manifest, run.folder.failures):
+        if path.is_file():
+            check(run.folder, path, path)
     return {
         "config": config,
         "config_yaml": config_yaml,

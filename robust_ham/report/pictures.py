@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
@@ -15,6 +16,7 @@ from robust_ham.analysis.mechanism import spectra, transfer_between_arms
 from robust_ham.analysis.run import Run
 from robust_ham.analysis.spatial_grids import spatial_grids
 from robust_ham.analysis.tables import Tables
+from robust_ham.checksums import record_files
 from robust_ham.report import figures, heat_maps, mechanism
 from robust_ham.report.arms import AXES
 from robust_ham.report.explorer import panels
@@ -66,9 +68,10 @@ class Picture:
 
 def draw_pictures(tables: Tables) -> list[Picture]:
     """Write ``figures/`` of a run, and return what the page shows of it, in its order."""
-    folder, pictures = tables.run.folder.figures, []
+    folder, pictures, files = tables.run.folder.figures, [], list[Path]()
     for drawn in drawings(tables):
-        save_figure(drawn.figure, folder, drawn.name, ("png", "svg") if drawn.svg else ("png",))
+        formats = ("png", "svg") if drawn.svg else ("png",)
+        files += save_figure(drawn.figure, folder, drawn.name, formats)
         if drawn.section != Section.nowhere:
             content = inline_svg((folder / f"{drawn.name}.svg").read_bytes())
             description = " ".join(filter(None, [drawn.caption, drawn.description]))
@@ -76,6 +79,7 @@ def draw_pictures(tables: Tables) -> list[Picture]:
             pictures.append(
                 Picture(drawn.name, drawn.caption, description, drawn.section, narrow, content)
             )
+    record_files(tables.run.folder, files)
     return pictures
 
 

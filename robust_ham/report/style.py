@@ -211,8 +211,10 @@ def _lay_out(figure: Figure) -> None:
 
 def save_figure(
     figure: Figure, folder: Path, name: str, formats: Sequence[str] = ("png", "svg")
-) -> None:
-    """Write ``name.FORMAT`` for every format, whole."""
-    for form in formats:
-        with writing(folder / f"{name}.{form}") as temporary:
+) -> list[Path]:
+    """Write ``name.FORMAT`` for every format, whole; the files."""
+    files = {form: folder / f"{name}.{form}" for form in formats}
+    for form, path in files.items():
+        with writing(path) as temporary:
             temporary.write_bytes(render(figure, name, form))
+    return list(files.values())

@@ -1,0 +1,169 @@
+"""Whether the per-image rows of a run can be true: the first that cannot is named."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from robust_ham.config import AttackConfig, Config, RequestError
+
+STATUSES = ("already_wrong", "fooled", "survived", "invalid")
+_NORMS = ("l2", "linf", "l2_relative")
+_ROUNDING = 1e-5
+"""Relative error of a norm in float32."""
+_CLOSE_MARGIN = 1e-3
+"""Below this, two forward passes in batches of other sizes may predict other classes."""
+
+Mask = NDArray[np.bool_]
+
+
+class AttackRows:
+    """The rows of one attack on one model, each of which is checked against the others' values."""
+
+    def __init__(self, path: Path, model_id: str, attack_id: str, table: pd.DataFrame) -> None:
+        self.place = f"{path}: {model_id}/{attack_id}"
+        self.model_id = model_id
+        self.table = table
+
+    def refuse(self, bad: Mask, column: str, expected: str) -> None:
+        """Refuse the first row of which ``bad`` (n,) is true.
+
+        Raises:
+            RequestError: there is one.
+        """
+        if bad.any():
+            row = self.table.iloc[int(np.argmax(bad))]
+            self.fail(f"image {row['sample_id']}: {column}: expected {expected}, got {row[column]}")
+
+    def fail(self, reason: str) -> NoReturn:
+        """Refuse the table.
+
+        Raises:
+            RequestError: always.
+        """
+        raise RequestError(f"{self.place}: {reason}")
+
+    def check(self, config: Config, attack: AttackConfig, inputs: pd.DataFrame | None) -> None:
+        """Check the rows by themselves, against the configuration and the attacked images.
+
+        Args:
+            config: of the run.
+            attack: that the rows are of.
+            inputs: ``sample_id label`` of the images of the run, in order; None: not known.
+
+        Raises:
+            RequestError: the first contradiction.
+        """
+        self._check_identity(config)
+        if inputs is not None:
+            self._check_images(attack.num_images or config.evaluation.num_images, inputs)
+        self._check_predictions()
+        self._check_distances(attack)
+
+    def _check_identity(self, config: Config) -> None:
+        """Rows are of this model and data, one per image."""
+        table = self.table
+        ids = table["sample_id"].to_numpy()
+        whole = np.isfinite(ids) & (ids >= 0) & (ids == np.floor(ids))
+        self.refuse(~whole, "sample_id", "a whole number")
+        self.refuse(table.duplicated("sample_id").to_numpy(), "sample_id", "one row per image")
+        expected = {"model_id": self.model_id}
+        if not config.is_of_tables:
+            name = Path(config.dataset.name).name
+            expected |= {"dataset": name, "split": config.evaluation.split}
+        for column, value in expected.items():
+            if column in table:
+                self.refuse((table[column] != value).to_numpy(), column, value)
+
+    def _check_images(self, num_images: int, inputs: pd.DataFrame) -> None:
+        """Rows are of the first ``num_images`` of the attacked images, with their labels."""
+        found = self.table["sample_id"]
+        labels = inputs.iloc[:num_images].set_index("sample_id")["label"]
+        if not labels.index.is_unique:
+            self.fail("inputs.parquet names an image twice")
+        missing = labels.index[~labels.index.isin(found)]
+        if len(missing):
+            self.fail(f"image {missing[0]} of inputs.parquet has no row")
+        self.refuse(~found.isin(labels.index).to_numpy(), "sample_id", "an attacked image")
+        other = self.table["label"].to_numpy() != labels.reindex(found).to_numpy()
+        self.refuse(other, "label", "that of inputs.parquet")
+        if len(found) != num_images:
+            self.fail(f"expected {num_images} rows (num_images), got {len(found)}")
+
+    def _check_predictions(self) -> None:
+        """The status of every image follows from its label and the predictions."""
+        table = self.table
+        label, clean, seen = (
+            table[name].to_numpy(np.float64)
+            for name in ("label", "clean_prediction", "adversarial_prediction")
+        )
+        status = table["status"].to_numpy()
+        self.refuse(~np.isin(status, STATUSES), "status", f"one of {', '.join(STATUSES)}")
+        known = np.isfinite(label) & np.isfinite(clean)
+        wrong, invalid = status == "already_wrong", status == "invalid"
+        self.refuse(
+            known & ~invalid & (wrong != (clean != label)),
+            "status",
+            "already_wrong where the clean prediction is not the label, and only there",
+        )
+        known = np.isfinite(label) & np.isfinite(seen)
+        self.refuse(
+            known & ((status == "fooled") & (seen == label)),
+            "status",
+            "fooled only where the adversarial prediction is not the label",
+        )
+        for column in ("forwards", "backwards"):
+            passes = table[column].to_numpy(np.float64)
+            self.refuse(passes < 0, column, "a number of passes")
+
+    def _check_distances(self, attack: AttackConfig) -> None:
+        """Distances are 0, finite or ∞ as the status says; all of a column or none are there."""
+        status = self.table["status"].to_numpy()
+        wrong, fooled, invalid = (status == s for s in ("already_wrong", "fooled", "invalid"))
+        for norm in _NORMS:
+            distance = self.table[norm].to_numpy(np.float64)
+            missing = np.isnan(distance)
+            if missing.all() and not (attack.has_budget and norm == attack.norm):
+                continue
+            self.refuse(missing, norm, "a distance")
+            self.refuse(distance < 0, norm, "a distance of at least 0")
+            self.refuse(wrong & (distance != 0), norm, "0 where already_wrong")
+            self.refuse(fooled & np.isinf(distance), norm, "a finite distance where fooled")
+            kept = np.isinf(distance) | (invalid & (distance == 0))
+            self.refuse(~wrong & ~fooled & ~kept, norm, "inf where not fooled")
+        l2, linf = (self.table[norm].to_numpy(np.float64) for norm in ("l2", "linf"))
+        beyond = np.isfinite(l2) & (linf > l2 * (1 + _ROUNDING))
+        self.refuse(beyond, "linf", "at most the L2 distance")
+
+
+def check_agreement(tables: Iterable[AttackRows]) -> None:
+    """Attacks on one model start from the same prediction, and all models from the same label.
+
+    Raises:
+        RequestError: two tables differ; the image and the second of them are named.
+    """
+    known: dict[str, pd.Series[float]] = {}
+    for rows in tables:
+        ids = pd.Index(rows.table["sample_id"])
+        clean = rows.table["clean_prediction"].to_numpy(np.float64, copy=True)
+        if "clean_margin" in rows.table:
+            clean[rows.table["clean_margin"].abs().to_numpy() < _CLOSE_MARGIN] = np.nan
+        for column, of, values in (
+            ("label", "", rows.table["label"].to_numpy(np.float64)),
+            ("clean_prediction", rows.model_id, clean),
+        ):
+            before = known.get(of, pd.Series(np.nan, ids))
+            expected = before if before.index.equals(ids) else before.reindex(ids)
+            unknown = np.isnan(expected.to_numpy()) | np.isnan(values)
+            differs = ~unknown & (expected.to_numpy() != values)
+            if differs.any():
+                value = expected.iloc[int(np.argmax(differs))]
+                rows.refuse(differs, column, f"{value:g} as under another attack or model")
+            if unknown.any() or len(before) != len(ids):
+                before = before.combine_first(pd.Series(values, ids))
+            known[of] = before
