@@ -25,7 +25,7 @@ from robust_ham.perturbations import normal_cosines, radial_spectrum
 from robust_ham.progress import Progress, unseen
 from robust_ham.splits import Split, balanced_order, to_float
 
-VERSION = 4
+VERSION = 5
 """Raised when the same attack on the same model gives other rows; part of every key."""
 
 GALLERY_IMAGES = 8
