@@ -173,12 +173,22 @@ def _evaluating(model: Model) -> Iterator[None]:
 
 
 def _freeze(model: nn.Module) -> Callable[[], None]:
-    """Put ``model`` in eval mode, its parameters frozen; returns the function that undoes it."""
+    """Put ``model`` in eval mode, its parameters frozen.
+
+    Returns:
+        A function that restores modes, flags and buffers that were changed in place.
+    """
     modes = [(module, getattr(module, "training", None)) for module in model.modules()]
     normal = [parameter for parameter in model.parameters() if not parameter.is_inference()]
     flags = [(parameter, parameter.requires_grad) for parameter in normal]
+    with torch.no_grad():
+        buffers = [(x, x.clone()) for x in model.buffers() if not x.is_inference()]
 
     def restore() -> None:
+        for buffer, value in buffers:
+            if not torch.equal(buffer, value):  # as of a BatchNorm that stays in training mode
+                with torch.no_grad():
+                    buffer.copy_(value)
         for module, mode in modes:
             if mode is not None and module.training is not mode:
                 module.training = mode

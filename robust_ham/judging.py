@@ -22,7 +22,7 @@ from robust_ham.splits import Split, to_float
 
 ACCURACY_TOLERANCE = 0.001
 PASS_TOLERANCE = 1e-4
-"""Share of the logits' spread by which two passes over one batch may differ."""
+"""Share of the logits' spread by which two passes over the same images may differ."""
 RANDOM_LAYER = "dropout or another random layer is active in eval mode"
 NO_PREDICTION = -1  # where logits are not finite
 _BATCH = {"cpu": 125, "cuda": 1000}  # cpu: activations stay in the cache
@@ -44,7 +44,7 @@ def logits_of(model: nn.Module, images: Tensor, device: torch.device) -> Tensor:
 
 
 def largest_difference(passes: Sequence[Tensor]) -> float:
-    """Between logits (n, K) of several passes over one batch, as a share of their spread."""
+    """Between logits (n, K) of several passes over the same images, as a share of their spread."""
     stacked = torch.stack(list(passes))
     spread = (stacked[0].amax(1) - stacked[0].amin(1)).max()
     return float((stacked - stacked[0]).abs().max() / spread.clamp_min(1e-30))

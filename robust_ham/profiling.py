@@ -10,13 +10,13 @@ import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from attacks.other_libraries import Counted
 from robust_ham import peers
+from robust_ham.catalogue import attack_function
 from robust_ham.config import OURS
 from robust_ham.peers import Options
 
@@ -39,7 +39,7 @@ class Passes:
 
 
 class CountedPoints(Counted):
-    """Counts different images too; counts survive copies of the model."""
+    """Counts different images too."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
@@ -50,9 +50,6 @@ class CountedPoints(Counted):
         for image in images.detach().cpu().numpy():
             self.points.add(hashlib.blake2b(image.tobytes(), digest_size=16).digest())
         return super().forward(images)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> CountedPoints:
-        return self
 
 
 @dataclass(frozen=True)
@@ -84,12 +81,16 @@ def _profile_here(job: Job, threads: int) -> Passes:
     peers.load(job.library)
     job.run(job.model, slice(WARM_UP_IMAGES))
     counted = CountedPoints(job.model).eval()
-    ours = job.library == OURS
+    if job.library != OURS:
+        with _PeakMemory(job.images.device) as peak:
+            job.run(counted)
+        return Passes(counted.forwards, counted.backwards, len(counted.points), peak.megabytes)
+    function = attack_function(job.attack)[0]  # ours count their own passes, on the fast copy
     with _PeakMemory(job.images.device) as peak:
-        job.run(job.model if ours else counted)
-    if ours:  # counting hides the network from what makes it fast, and so changes memory
-        job.run(counted)
-    return Passes(counted.forwards, counted.backwards, len(counted.points), peak.megabytes)
+        outcome = function(job.model, job.images, job.labels, **job.options)
+    job.run(counted)  # only for the points: counting hides the network from what makes it fast
+    passes = int(outcome.forwards.sum()), int(outcome.backwards.sum())
+    return Passes(*passes, len(counted.points), peak.megabytes)
 
 
 class _PeakMemory:

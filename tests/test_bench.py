@@ -44,9 +44,17 @@ def test_counts_are_those_that_the_attack_reports():
     model, images, labels = right_images(24)
     counted = CountedPoints(model).eval()
     outcome = deepfool(counted, images, labels)
-    probes = 1 + 4 + 4  # the first image alone; the first four on either model
-    assert counted.forwards == int(outcome.forwards.sum()) + probes
+    assert counted.forwards == int(outcome.forwards.sum()) + 1  # the first image alone
     assert counted.backwards == int(outcome.backwards.sum())
+
+
+def test_our_passes_are_those_on_the_fast_copy():
+    model, images, labels = right_images(40)
+    outcome = deepfool(model, images, labels)
+    found = profile(Job(OURS, "deepfool", DEEPFOOL, model, images, labels))
+    passes = int(outcome.forwards.sum()), int(outcome.backwards.sum())
+    assert (found.forwards, found.backwards) == passes
+    assert len(images) < found.points < found.forwards
 
 
 def test_points_are_counted_once():

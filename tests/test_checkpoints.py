@@ -291,7 +291,7 @@ def test_what_a_users_code_raises_is_one_line(own_nets, run_cli, tmp_path, name,
     config = tmp_path / "own.yaml"
     config.write_text(
         "name: own\ndataset: {name: fashion_mnist, num_test: 100}\n"
-        f"models: [{{factory: 'own_nets:{name}', label_only: true}}]\n"
+        f"models: [{{factory: 'own_nets:{name}', label_only: true, pretrained: true}}]\n"
         "attacks: {d: {attack: deepfool}}\nevaluation: {num_images: 10, gate: false}\n"
     )
     code, _, errors = run_cli("run", config)

@@ -75,6 +75,7 @@ def test_other_images_have_no_effect(run_cli, runs, tmp_path):
         table.assign(dataset="mnist").to_parquet(path)
     text = (other / "config.yaml").read_text()
     (other / "config.yaml").write_text(text.replace("name: fashion_mnist", "name: mnist"))
+    with_inputs(other, lambda t: t.drop(columns="sha256"))  # where hashes are known, they decide
     assert run_cli("compare", runs / "short", other, "--out", tmp_path / "out")[0] == 0
     found = pd.read_csv(tmp_path / "out/comparison.csv")
     assert found["effect"].isna().all()
@@ -84,6 +85,7 @@ def test_other_images_have_no_effect(run_cli, runs, tmp_path):
 def with_inputs(run, change):
     """The run with another ``inputs.parquet``, and no receipts that would tell."""
     shutil.rmtree(run / "receipts", ignore_errors=True)
+    (run / "SHA256SUMS").unlink(missing_ok=True)
     path = run / "inputs.parquet"
     change(pd.read_parquet(path)).to_parquet(path)
     return run
@@ -118,7 +120,9 @@ def test_hashes_pair_images_whatever_they_are_called(run_cli, runs, tmp_path):
     for path in (other / "samples").rglob("*.parquet"):
         table = pd.read_parquet(path)
         table["sample_id"] += 7
-        table.assign(dataset="/data/mine")[::-1].reset_index(drop=True).to_parquet(path)
+        table.assign(dataset="mine")[::-1].reset_index(drop=True).to_parquet(path)
+    text = (other / "config.yaml").read_text()
+    (other / "config.yaml").write_text(text.replace("name: fashion_mnist", "name: /data/mine"))
     assert run_cli("compare", runs / "short", other, "--out", tmp_path / "out")[0] == 0
     found = pd.read_csv(tmp_path / "out/comparison.csv")
     np.testing.assert_allclose(found["effect"], np.where(found["scale"] == "ratio", 1.0, 0.0))
@@ -131,6 +135,8 @@ def test_fewer_of_the_same_images_have_no_effect(run_cli, runs, tmp_path):
     with_inputs(other, lambda t: t[:10])
     for path in (other / "samples").rglob("*.parquet"):
         pd.read_parquet(path)[:10].to_parquet(path)
+    text = (other / "config.yaml").read_text()
+    (other / "config.yaml").write_text(text.replace("num_images: 20", "num_images: 10"))
     assert run_cli("compare", runs / "short", other, "--out", tmp_path / "out")[0] == 0
     found = pd.read_csv(tmp_path / "out/comparison.csv")
     assert set(found["note"]) == {"not the same images"}
@@ -140,10 +146,12 @@ def test_fewer_of_the_same_images_have_no_effect(run_cli, runs, tmp_path):
 def test_labels_that_differ_are_refused(run_cli, runs, tmp_path):
     """Labels that begin at 1 in one of the runs."""
     other = shutil.copytree(runs / "short", tmp_path / "other")
-    shutil.rmtree(other / "receipts")
-    path = other / "samples" / MODEL / "deepfool_l2.parquet"
-    table = pd.read_parquet(path)
-    table.assign(label=table["label"] + 1).to_parquet(path)
+    classes = ["label", "clean_prediction", "adversarial_prediction"]
+    for path in (other / "samples").rglob("*.parquet"):
+        table = pd.read_parquet(path)
+        table.assign(**{name: table[name] + 1 for name in classes}).to_parquet(path)
+    with_inputs(other, lambda t: t.assign(label=t["label"] + 1))
+    table = pd.read_parquet(runs / "short" / "samples" / MODEL / "deepfool_l2.parquet")
     code, _, errors = run_cli("compare", runs / "short", other, "--out", tmp_path / "out")
     assert code == 2
     label, image = table["label"].iloc[0], table["sample_id"].iloc[0]

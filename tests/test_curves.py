@@ -250,7 +250,9 @@ def test_none_of_a_few_images_is_no_certainty(tmp_path):
     write_text(folder.config, CONFIG.replace("seed: [0, 1]", "seed: [0]"))
     for spec in Run(folder).config.model_specs():
         write_json(folder.model(spec.model_id) / "model.json", CARD)
-        wrong = six_rows().assign(status="already_wrong", clean_prediction=9, l2=0.0, linf=0.0)
+        wrong = six_rows().assign(
+            status="already_wrong", clean_prediction=9, l2=0.0, linf=0.0, l2_relative=0.0
+        )
         rows = wrong if spec.window == "none" else six_rows()[1:2]
         write_table(folder.samples(spec.model_id, "d"), rows, {})
     curves = kernel_size_curves(Run(folder)).set_index(["metric", "window"])

@@ -315,7 +315,7 @@ def test_an_attack_none_of_whose_images_is_valid_fails_and_some_are_told_of(monk
             moved[:num_valid] = images[:num_valid]
             return outcome_of(moved)
 
-        monkeypatch.setattr("robust_ham.evaluation.attack_function", lambda name: (attack, {}))
+        monkeypatch.setattr("robust_ham.evaluation.attack_function", lambda *_: (attack, {}))
         monkeypatch.setattr("robust_ham.evaluation.attack_options", lambda *_: {})
         return evaluate(
             zoo_model(7, "none"), attacked, config, "mine", batch_size=8, device=CPU

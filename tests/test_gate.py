@@ -118,7 +118,7 @@ def test_a_random_layer_fails():
     model = Before(lambda x: x + 0.01 * torch.randn(x.shape, generator=stream))
     finding = model_checks.check_determinism(model, IMAGES, CPU)
     assert finding.severity == "fail"
-    assert "two passes over one batch differ" in finding.reason
+    assert "two passes over the same images differ" in finding.reason
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e4])
@@ -354,7 +354,7 @@ def test_dropout_left_on_is_named_before_anything_is_attacked(run_cli, tmp_path,
         "name: dropping\n"
         "dataset: {num_test: 200}\n"
         "models:\n"
-        "  - {factory: 'dropping:Dropping', kernel_size: 3}\n"
+        "  - {factory: 'dropping:Dropping', kernel_size: 3, pretrained: true}\n"
         "attacks:\n"
         "  d: {attack: deepfool}\n"
         "evaluation: {num_images: 10}\n"

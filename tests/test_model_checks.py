@@ -187,7 +187,7 @@ class BatchStatistics(DropoutLeftOn):
 def test_dropout_that_stays_on_is_named():
     finding = model_checks.check_determinism(DropoutLeftOn(), IMAGES, CPU)
     assert finding.severity == "fail"
-    assert "two passes over one batch differ" in finding.reason
+    assert "two passes over the same images differ" in finding.reason
     assert "train() is overridden; still training: Dropout" in finding.reason
     functional = Before(lambda x: F.dropout(x, 0.1, training=True), zoo_model(7, "none"))
     finding = model_checks.check_determinism(functional, IMAGES, CPU)

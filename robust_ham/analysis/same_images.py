@@ -25,17 +25,16 @@ def paired_rows(
     Both are in the order of the first and have its ``sample_id``.
 
     Raises:
-        OtherImagesError: numbers of images, data sets or splits differ.
+        OtherImagesError: numbers of images differ; without hashes, data sets or splits differ.
         RequestError: a ``sample_id`` is another image in each run, its label differs, or the runs
             have no image in common; the image is named.
     """
     tables = first[1], other[1]
     hashes = [_identity(*side, "sha256") for side in (first, other)]
     if hashes[0] is not None and hashes[1] is not None:
-        _check_data(*tables, hashed=True)
         order = _order(tables, hashes[0], hashes[1], hashed=True)
     else:
-        _check_data(*tables, hashed=False)
+        _check_data(*tables)
         names = [_identity(*side, "sample") for side in (first, other)]
         one, two = (
             table["sample_id"].astype(str).tolist() if name is None else name
@@ -89,15 +88,10 @@ def _told_apart(images: Iterable[str]) -> list[tuple[str, int]]:
     return found
 
 
-def _check_data(one: pd.DataFrame, other: pd.DataFrame, *, hashed: bool) -> None:
-    """Equal names of images of other data, or of another split, are not the same images.
-
-    A folder may hold the images of a named data set or split: there, hashes decide alone.
-    """
+def _check_data(one: pd.DataFrame, other: pd.DataFrame) -> None:
+    """Equal names of images of other data, or of another split, are not the same images."""
     for column in {"dataset", "split"} & set(one.columns) & set(other.columns):
-        names = {*map(str, one[column]), *map(str, other[column])}
-        in_folders = any("/" in name or "\\" in name for name in names)
-        if set(one[column]) != set(other[column]) and not (hashed and in_folders):
+        if set(one[column]) != set(other[column]):
             raise OtherImagesError(f"another {column}")
 
 
