@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from attacks.boundary import Pruning
 from attacks.confirm import run_confirmed
 from attacks.deepfool import check_options, search
 from attacks.model import Model, check_inputs
@@ -71,7 +72,7 @@ def band_deepfool(
         steps=steps,
         overshoot=overshoot,
         candidates=candidates,
-        prune=None,
+        pruning=Pruning(None),
         refine=False,
         project=None if bands == 1 else _projection(masks[band].to(images.device)),
     )

@@ -26,8 +26,19 @@ from attacks.prepare import FastCopy
 
 Norm = Literal["l2", "linf"]
 
-AUDITED_POINTS = 8
+AUDITED_POINTS = 6
 """Points that are looked at in full at the start; 2 where there are many classes."""
+
+
+@dataclass
+class Pruning:
+    """How classes are skipped: γ (None: none is), and whether that holds at the start.
+
+    ``holds_at_start`` is None until the first call of ``first_boundary`` has found out.
+    """
+
+    gamma: float | None
+    holds_at_start: bool | None = None
 
 
 @dataclass
@@ -194,25 +205,28 @@ def first_boundary(
     candidates: int | Literal["all"],
     *,
     norm: Norm,
-    prune: float | None,
+    pruning: Pruning,
     project: Callable[[Tensor], Tensor] | None = None,
 ) -> Boundary:
     """``nearest_boundary`` of L images at the start, where no rival has been looked at yet.
 
-    A sample is looked at in full. The others are pruned only if pruning, even with a γ smaller by
-    a third, would have found the same boundaries for the sample.
+    The first time, a sample is looked at in full. The others are pruned only if pruning, even with
+    a γ smaller by a third, would have found the same boundaries for the sample.
     """
-    count, few = len(points), candidates != "all" and candidates <= 3 * AUDITED_POINTS
+    count, few = len(points), candidates != "all" and candidates <= 20
     find = partial(nearest_boundary, model, norm=norm, judge_only=False, project=project)
-    if prune is None:
-        return find(points, labels, candidates, prune=None)
+    gamma = pruning.gamma
+    if gamma is None or pruning.holds_at_start is not None:
+        trusted = gamma if pruning.holds_at_start else None
+        return find(points, labels, candidates, prune=trusted)
     sampled = torch.zeros(count, dtype=torch.bool, device=points.device)
     sampled[:: -(-count // (AUDITED_POINTS if few else 2))] = True
     sample, others = sampled.nonzero().squeeze(1), (~sampled).nonzero().squeeze(1)
     in_full = find(points[sample], labels[sample], candidates, prune=None)
+    pruning.holds_at_start = _prunes_rightly(in_full, gamma / 1.5)
     if len(others) == 0:
         return in_full
-    trusted = prune if _prunes_rightly(in_full, prune / 1.5) else None
+    trusted = gamma if pruning.holds_at_start else None
     pruned = find(points[others], labels[others], candidates, prune=trusted)
     return _joined([in_full, pruned]).of(torch.cat([sample, others]).argsort())
 

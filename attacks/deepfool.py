@@ -8,13 +8,12 @@ when it cannot be the nearest (``prune``).
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from attacks.boundary import Boundary, Norm, Rivals, first_boundary, nearest_boundary
+from attacks.boundary import Norm, Pruning, Rivals, first_boundary, nearest_boundary
 from attacks.confirm import run_confirmed
 from attacks.model import Model, chunks
 from attacks.outcome import AttackOutcome, margins_of, misclassified
@@ -70,15 +69,20 @@ def deepfool(
         ValueError: an option or the input is out of range.
     """
     check_options(norm, steps, overshoot, candidates, prune)
-    attack = partial(
-        search,
-        norm=norm,
-        steps=steps,
-        overshoot=overshoot,
-        candidates=candidates,
-        prune=prune,
-        refine=refine,
-    )
+
+    def attack(model: Model, images: Tensor, labels: Tensor) -> AttackOutcome:
+        return search(
+            model,
+            images,
+            labels,
+            norm=norm,
+            steps=steps,
+            overshoot=overshoot,
+            candidates=candidates,
+            pruning=Pruning(prune),
+            refine=refine,
+        )
+
     return run_confirmed(attack, model, images, labels)
 
 
@@ -115,7 +119,7 @@ def search(
     steps: int,
     overshoot: float,
     candidates: int | Literal["all"],
-    prune: float | None,
+    pruning: Pruning,
     refine: bool,
     project: Callable[[Tensor], Tensor] | None = None,
 ) -> AttackOutcome:
@@ -134,10 +138,20 @@ def search(
     for step in range(steps + 1):
         if len(live) == 0:
             break
-        find: Callable[..., Boundary] = partial(first_boundary, candidates=candidates)
-        if rivals is not None:
-            find = partial(nearest_boundary, rivals=rivals, judge_only=step == steps)
-        boundary = find(model, points[live], labels[live], norm=norm, prune=prune, project=project)
+        here = model, points[live], labels[live]
+        if rivals is None:
+            boundary = first_boundary(
+                *here, candidates, norm=norm, pruning=pruning, project=project
+            )
+        else:
+            boundary = nearest_boundary(
+                *here,
+                rivals,
+                norm=norm,
+                prune=pruning.gamma,
+                judge_only=step == steps,
+                project=project,
+            )
         fooled[live] = boundary.fooled
         forwards[live] += boundary.forwards
         backwards[live] += boundary.backwards

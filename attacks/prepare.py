@@ -22,7 +22,7 @@ from torch.nn.modules import module as global_hooks
 
 from attacks.model import Model, chunks, gradient, logits_of_answer, predict_logits
 
-PROBE_IMAGES = 8
+PROBE_IMAGES = 4
 LOGIT_TOLERANCE = 1e-4
 GRADIENT_TOLERANCE = 1e-3
 KINK_TOLERANCE = 0.05

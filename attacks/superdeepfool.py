@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from attacks.boundary import Pruning
 from attacks.confirm import run_confirmed
 from attacks.deepfool import BISECTIONS, PRUNE, check_options, refined
 from attacks.deepfool import search as deepfool_search
@@ -71,7 +72,7 @@ def _search(
     distance = images.new_full((len(images),), torch.inf)
     forwards = torch.zeros(len(images), dtype=torch.int64, device=images.device)
     backwards = torch.zeros_like(forwards)
-    live = torch.arange(len(images), device=images.device)
+    live, pruning = torch.arange(len(images), device=images.device), Pruning(prune)
     for _ in range(steps):
         found = deepfool_search(
             model,
@@ -81,7 +82,7 @@ def _search(
             steps=steps,
             overshoot=overshoot,
             candidates=candidates,
-            prune=prune,
+            pruning=pruning,
             refine=False,
         )
         forwards[live] += found.forwards

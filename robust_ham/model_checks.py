@@ -111,7 +111,8 @@ def check_determinism(model: nn.Module, images: Tensor, device: torch.device) ->
         active = sorted({type(module).__name__ for module in model.modules() if module.training})
     spread = largest_difference(passes)
     reason = (
-        f"two passes over the same images differ, by {spread:.1g} of their spread: {RANDOM_LAYER}"
+        f"two passes over the same images differ, by {spread:.1g} of the spread of the logits: "
+        f"{RANDOM_LAYER}"
     )
     if active:
         reason += f" (train() is overridden; still training: {', '.join(active)})"
