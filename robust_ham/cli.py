@@ -676,20 +676,23 @@ def _print_table(header: list[str], rows: list[list[str]]) -> None:
 
 @contextlib.contextmanager
 def _log_file(path: Path) -> Iterator[None]:
-    """Append the package's log to a file of a run folder."""
+    """Append what both packages log to a file of a run folder."""
     from robust_ham.run_folder import RunFolder
 
     RunFolder(path.parent).refuse_links()
-    logger = logging.getLogger("robust_ham")
     handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logger.addHandler(handler)
-    logger.setLevel(logging.DEBUG)
-    logger.propagate = False
+    loggers = logging.getLogger("robust_ham"), logging.getLogger("attacks")
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(logging.DEBUG)
+        logger.propagate = False
     try:
         yield
     finally:
-        logger.removeHandler(handler)
+        for logger in loggers:
+            logger.removeHandler(handler)
+            logger.propagate = True
         handler.close()
 
 

@@ -106,7 +106,8 @@ def _may_be_boolean(section: type[Section], name: str) -> bool:
 
 def first_error(error: ValidationError) -> str:
     """The first fault as ``key.sub_key: what is wrong``."""
-    fault = error.errors()[0]
+    unknown = [fault for fault in error.errors() if fault["type"] == "extra_forbidden"]
+    fault = (unknown or error.errors())[0]  # a misspelt key is also a missing one
     parts = [str(part) for part in fault["loc"]]  # unions add the name of the type they tried
     where = ".".join(p for p in parts if not p.endswith("Group") and not p.startswith("function-"))
     message = str(fault["msg"]).removeprefix("Value error, ")

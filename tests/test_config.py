@@ -200,3 +200,11 @@ def test_the_experiments_of_the_readme_are_valid():
     blocks = re.findall(r"```yaml\n(schema.*?)```", readme, re.DOTALL)
     names = [parse_config(block).name for block in blocks]
     assert {"my_experiment", "controls"} <= set(names)
+
+
+def test_a_misspelt_key_is_named_before_the_one_that_it_leaves_out():
+    text = (
+        "name: a\nmodels: [{architecture: cnn, depth: 2, widths: [4], kernel_size: 3}]\nattaks: {}"
+    )
+    with pytest.raises(RequestError, match="attaks: unknown key"):
+        parse_config(text)
