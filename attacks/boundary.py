@@ -220,7 +220,8 @@ def first_boundary(
         trusted = gamma if pruning.holds_at_start else None
         return find(points, labels, candidates, prune=trusted)
     sampled = torch.zeros(count, dtype=torch.bool, device=points.device)
-    sampled[:: -(-count // (AUDITED_POINTS if few else 2))] = True
+    by_class = labels.argsort(stable=True)  # so that the sample is of many classes
+    sampled[by_class[:: -(-count // (AUDITED_POINTS if few else 2))]] = True
     sample, others = sampled.nonzero().squeeze(1), (~sampled).nonzero().squeeze(1)
     in_full = find(points[sample], labels[sample], candidates, prune=None)
     pruning.holds_at_start = _prunes_rightly(in_full, gamma / 1.5)

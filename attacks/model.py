@@ -9,22 +9,23 @@ from __future__ import annotations
 import contextlib
 import itertools
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
 
-from attacks.precision import full_precision
+from attacks.switches import process_switches
 
 Model = Callable[[Tensor], Tensor]
 
 BOX_TOLERANCE = 1e-6
 _CHUNK_IMAGES = {"cpu": 64, "cuda": 1024}  # cpu: activations stay in the cache
 
+_LARGE_LOGIT = 1e3
+
 _lock = threading.Lock()
-_users: Counter[int] = Counter()  # attacks at work on a model, by its id
-_restorers: dict[int, Callable[[], None]] = {}
+_saved: dict[int, _Saved] = {}  # modules and parameters that are under attack, by their ids
 
 
 class InvalidAnswerError(ValueError):
@@ -102,8 +103,17 @@ def logits_of_answer(answer: object, images: Tensor) -> Tensor:
     if logits.is_inference():
         logits = logits.clone()
     if logits.dtype == torch.float64 != images.dtype:  # keep small gaps between large logits
-        logits = logits - logits.detach().amax(1, keepdim=True)
-    return logits.to(images)
+        largest = logits.detach().amax(1, keepdim=True)
+        logits = logits - torch.where(largest.abs() > _LARGE_LOGIT, largest, 0.0)
+    return logits.to(images, copy=True).as_subclass(Tensor)  # a model may use its own tensor again
+
+
+def spread_of(logits: Tensor) -> Tensor:
+    """Largest minus median logit, (N,): the scale of differences, whatever all are shifted by.
+
+    Classes that are masked with large negative logits do not count.
+    """
+    return logits.amax(1) - logits.median(1).values
 
 
 def _call(model: Model, images: Tensor) -> object:
@@ -140,11 +150,13 @@ def gradient(total: Tensor, inputs: Tensor) -> Tensor:
 def attack_mode(model: Model) -> Iterator[None]:
     """Model in eval mode and frozen, gradients on, inference mode, autocast and TF32 off.
 
-    All of it is restored on exit; where several threads attack one model, by the last to leave.
+    All of it is restored on exit, as are buffers that the model changes in eval mode. Where several
+    threads attack one model, or models that share layers, the last to leave restores what they
+    share. ``torch.compile`` is off meanwhile: its graphs allow one backward pass only.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(_evaluating(model))
-        stack.enter_context(full_precision())
+        stack.enter_context(process_switches())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         for device in ("cpu", "cuda", "mps"):
@@ -155,55 +167,74 @@ def attack_mode(model: Model) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _evaluating(model: Model) -> Iterator[None]:
-    if not isinstance(model, nn.Module):
+    """Put ``model``, or the module whose method it is, in eval mode, its parameters frozen."""
+    module = model if isinstance(model, nn.Module) else getattr(model, "__self__", None)
+    if not isinstance(module, nn.Module):
         yield
         return
+    parts: list[nn.Module | nn.Parameter] = list(module.modules())
+    parts += [parameter for parameter in module.parameters() if _is_normal(parameter)]
     with _lock:
-        if id(model) not in _restorers:
-            _restorers[id(model)] = _freeze(model)
-        _users[id(model)] += 1
+        for part in parts:
+            if id(part) not in _saved:
+                _saved[id(part)] = _Saved(part)
+            _saved[id(part)].users += 1
+        try:
+            module.eval()
+        except NotImplementedError:  # as of a module that torch.export has made
+            for submodule in module.modules():
+                submodule.training = False
+        for part in parts:
+            if isinstance(part, nn.Parameter):
+                part.requires_grad_(False)
     try:
         yield
     finally:
         with _lock:
-            _users[id(model)] -= 1
-            if not _users[id(model)]:
-                del _users[id(model)]
-                _restorers.pop(id(model))()
+            for part in parts:
+                saved = _saved[id(part)]
+                saved.users -= 1
+                if saved.users == 0:
+                    del _saved[id(part)]
+                    saved.restore()
 
 
-def _freeze(model: nn.Module) -> Callable[[], None]:
-    """Put ``model`` in eval mode, its parameters frozen.
+class _Saved:
+    """A module or parameter as it was before the first of its ``users`` attacked it."""
 
-    Returns:
-        A function that restores modes, flags and buffers that were changed in place.
-    """
-    modes = [(module, getattr(module, "training", None)) for module in model.modules()]
-    normal = [parameter for parameter in model.parameters() if not parameter.is_inference()]
-    flags = [(parameter, parameter.requires_grad) for parameter in normal]
-    with torch.no_grad():
-        buffers = [(x, x.clone()) for x in model.buffers() if not x.is_inference()]
+    def __init__(self, part: nn.Module | nn.Parameter) -> None:
+        self.part = part
+        self.users = 0
+        self.buffers: dict[str, tuple[Tensor, Tensor]] = {}
+        if isinstance(part, nn.Module):
+            self.flag = getattr(part, "training", None)  # TorchScript may have removed it
+            if not isinstance(part, torch.jit.ScriptModule):
+                own = part._buffers.items()
+                self.buffers = {k: (x, x.detach().clone()) for k, x in own if _is_normal(x)}
+        else:
+            self.flag = part.requires_grad
 
-    def restore() -> None:
-        for buffer, value in buffers:
-            if not torch.equal(buffer, value):  # as of a BatchNorm that stays in training mode
+    def restore(self) -> None:
+        """Set everything back that is not as it was."""
+        if isinstance(self.part, nn.Parameter):
+            if self.part.requires_grad is not self.flag:
+                self.part.requires_grad_(bool(self.flag))
+            return
+        if self.flag is not None and self.part.training is not self.flag:
+            self.part.training = self.flag
+        for name, (buffer, value) in self.buffers.items():
+            if self.part._buffers.get(name) is not buffer:
+                self.part._buffers[name] = buffer
+            if not torch.equal(buffer, value):
                 with torch.no_grad():
                     buffer.copy_(value)
-        for module, mode in modes:
-            if mode is not None and module.training is not mode:
-                module.training = mode
-        for parameter, flag in flags:
-            if parameter.requires_grad is not flag:
-                parameter.requires_grad_(flag)
 
-    try:
-        model.eval()
-        for parameter, _ in flags:
-            parameter.requires_grad_(False)
-    except BaseException:
-        restore()
-        raise
-    return restore
+
+def _is_normal(tensor: Tensor | None) -> TypeGuard[Tensor]:
+    """Whether it is a dense tensor with values that may be changed outside of inference mode."""
+    if tensor is None or nn.parameter.is_lazy(tensor) or tensor.layout != torch.strided:
+        return False
+    return not tensor.is_inference() and not tensor.is_meta
 
 
 def chunks(rows: Tensor, *, passes_per_row: int = 1) -> Iterator[Tensor]:

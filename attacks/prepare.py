@@ -20,7 +20,14 @@ from torch.autograd.function import BackwardCFunction
 from torch.fx.experimental.optimization import fuse
 from torch.nn.modules import module as global_hooks
 
-from attacks.model import Model, chunks, gradient, logits_of_answer, predict_logits
+from attacks.model import (
+    Model,
+    chunks,
+    gradient,
+    logits_of_answer,
+    predict_logits,
+    spread_of,
+)
 
 PROBE_IMAGES = 4
 LOGIT_TOLERANCE = 1e-4
@@ -95,7 +102,7 @@ def agrees(fast: FastCopy, model: Model, images: Tensor) -> bool:
         found, fast_slope = _logits_and_gradient(fast, part)
         if expected.grad_fn is not None and _has_custom_function(expected.grad_fn):
             return False
-        spread = expected.detach().amax(1) - expected.detach().amin(1)
+        spread = spread_of(expected.detach())
         for logits in (found.detach(), silent):
             if not ((logits - expected.detach()).abs().amax(1) <= LOGIT_TOLERANCE * spread).all():
                 return False

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from attacks import AttackOutcome, margins_of
-from attacks.model import BOX_TOLERANCE, InvalidAnswerError, attack_mode, predict_logits
+from attacks.model import BOX_TOLERANCE, InvalidAnswerError, attack_mode, predict_logits, spread_of
 from robust_ham.checkpoints import describe
 from robust_ham.config import RequestError
 from robust_ham.model_groups import ModelGroup
@@ -46,7 +46,7 @@ def logits_of(model: nn.Module, images: Tensor, device: torch.device) -> Tensor:
 def largest_difference(passes: Sequence[Tensor]) -> float:
     """Between logits (n, K) of several passes over the same images, as a share of their spread."""
     stacked = torch.stack(list(passes))
-    spread = (stacked[0].amax(1) - stacked[0].amin(1)).max()
+    spread = spread_of(stacked[0]).max()
     return float((stacked - stacked[0]).abs().max() / spread.clamp_min(1e-30))
 
 

@@ -302,7 +302,7 @@ def test_own_models_by_factory(run_cli, tmp_path, monkeypatch):
         "name: own\n"
         "models: [{factory: 'our_model:net', weights: net.pth, kernel_size: 5}]\n"
         "attacks: {d: {attack: deepfool}}\n"
-        "evaluation: {num_images: 20}\n"
+        "evaluation: {num_images: 20, gate: false}\n"
     )
     code, printed, errors = run_cli("run", config)
     assert (code, errors) == (0, "")

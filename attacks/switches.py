@@ -1,8 +1,9 @@
-"""Full float32 precision while an attack runs, whatever the caller's switches say."""
+"""Switches of the process that are off while an attack runs, and restored when it ends."""
 
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -16,11 +17,11 @@ _users = 0
 
 
 @contextlib.contextmanager
-def full_precision() -> Iterator[None]:
-    """TF32 and bfloat16 off inside float32 matrix products and convolutions, then as before.
+def process_switches() -> Iterator[None]:
+    """TF32 and bfloat16 inside float32 products and convolutions off, and ``torch.compile``.
 
-    The switches belong to the process: while several threads are inside, the first one saves them
-    and the last one restores them.
+    Compiled graphs allow a single backward pass. The switches belong to the process: while several
+    threads are inside, the first one saves them and the last one restores them.
     """
     global _users  # noqa: PLW0603 - as global as the switches
     with _lock:
@@ -39,10 +40,13 @@ def full_precision() -> Iterator[None]:
 
 
 def _save_and_disable() -> None:
-    """Save every switch and turn it off, in the new interface and in the old one.
+    """Save every switch and turn it off; those of precision in the new and the old interface.
 
     Both are set, because torch refuses to read an old switch that contradicts a new one.
     """
+    if "torch._dynamo" in sys.modules:  # nothing has been compiled before it is imported
+        stance = torch.compiler.set_stance("force_eager")
+        _restorers.append(partial(stance.__exit__, None, None, None))
     backends: Any = torch.backends
     cudnn, mkldnn = backends.cudnn, backends.mkldnn
     inherited = [backends, cudnn, mkldnn]
