@@ -26,8 +26,8 @@ from attacks.prepare import FastCopy
 
 Norm = Literal["l2", "linf"]
 
-AUDITED_POINTS = 6
-"""Points that are looked at in full at the start; 2 where there are many classes."""
+AUDITED_POINTS = 10
+"""Points that are looked at in full at the start, of as many classes; 2 of many candidates."""
 
 
 @dataclass
@@ -140,16 +140,13 @@ def _dual_bound(
 ) -> Tensor:
     """What the dual norm of a rival's gradient is taken to be at most; all arguments (B,).
 
-    γ^½ times the rival's own when it was last seen, and no less than γ_j times ``largest`` in
-    proportion to its size, where the size is known: γ_j = 1 + 2 (γ − 1) / (j + 1), as the more
-    rivals have been seen at this point the less the others surprise. ∞ for a rival of which
-    nothing is known.
+    γ^½ times the rival's own when it was last seen. Of one not seen yet: γ_j times ``largest`` in
+    proportion to its size, with γ_j = 1 + 2 (γ − 1) / (j + 1), as the more rivals have been seen
+    at this point the less the others surprise; ∞ where its size is not known.
     """
     gamma = 1 + 2 * (prune - 1) / (seen + 1)
     in_proportion = torch.where(largest > 0, gamma * largest * sizes, torch.inf)
-    remembered = prune**0.5 * duals
-    known = (duals > 0) & ~torch.isfinite(in_proportion)
-    return torch.where(known, remembered, in_proportion.maximum(remembered))
+    return torch.where(duals > 0, prune**0.5 * duals, in_proportion)
 
 
 def nearest_boundary(
@@ -213,15 +210,13 @@ def first_boundary(
     The first time, a sample is looked at in full. The others are pruned only if pruning, even with
     a γ smaller by a third, would have found the same boundaries for the sample.
     """
-    count, few = len(points), candidates != "all" and candidates <= 20
+    few = candidates != "all" and candidates <= 20
     find = partial(nearest_boundary, model, norm=norm, judge_only=False, project=project)
     gamma = pruning.gamma
     if gamma is None or pruning.holds_at_start is not None:
         trusted = gamma if pruning.holds_at_start else None
         return find(points, labels, candidates, prune=trusted)
-    sampled = torch.zeros(count, dtype=torch.bool, device=points.device)
-    by_class = labels.argsort(stable=True)  # so that the sample is of many classes
-    sampled[by_class[:: -(-count // (AUDITED_POINTS if few else 2))]] = True
+    sampled = _sample(labels, AUDITED_POINTS if few else 2)
     sample, others = sampled.nonzero().squeeze(1), (~sampled).nonzero().squeeze(1)
     in_full = find(points[sample], labels[sample], candidates, prune=None)
     pruning.holds_at_start = _prunes_rightly(in_full, gamma / 1.5)
@@ -230,6 +225,19 @@ def first_boundary(
     trusted = gamma if pruning.holds_at_start else None
     pruned = find(points[others], labels[others], candidates, prune=trusted)
     return _joined([in_full, pruned]).of(torch.cat([sample, others]).argsort())
+
+
+def _sample(labels: Tensor, size: int) -> Tensor:
+    """At most ``size`` images, of different classes as far as there are: bool (L,)."""
+    ordered, by_class = labels.sort(stable=True)
+    first = torch.ones_like(ordered, dtype=torch.bool)
+    first[1:] = ordered[1:] != ordered[:-1]
+    rows = by_class[(~first).argsort(stable=True)]  # the first of each class, then all others
+    most = max(int(first.sum()), min(size, len(labels)))
+    spread = torch.linspace(0, most - 1, min(size, len(labels)), device=labels.device)
+    sampled = torch.zeros_like(labels, dtype=torch.bool)
+    sampled[rows[spread.round().long()]] = True
+    return sampled
 
 
 def _prunes_rightly(found: Boundary, prune: float) -> bool:

@@ -121,7 +121,7 @@ def evaluate(
         )
     if not len(clean):
         raise ValueError("expected at least one image")
-    if batch_size < 1:
+    if not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size: expected 1 or more, got {batch_size}")
     if not named:
         raise ValueError("expected at least one model")

@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 
 from attacks import ATTACKS, Attack, AttackOutcome, Model, foolbox_attack, misclassified
 from attacks.foolbox_attacks import foolbox_parameters, import_foolbox
@@ -74,26 +75,66 @@ def _run_own(
     function: OwnFunction,
     **options: Any,  # noqa: ANN401
 ) -> AttackOutcome:
-    """What a user's function returns, as our attacks return it; passes are not counted.
+    """What a user's function returns, as our attacks return it.
 
-    The model is frozen meanwhile, and given back as it was; the function may overwrite its images.
+    The function may overwrite its images; the model is frozen meanwhile, and given back as it was.
+    Passes are those of a returned ``AttackOutcome``, else 0.
 
     Raises:
-        ValueError: it returns neither an ``AttackOutcome`` nor images like those it was given.
+        ValueError: it returns neither an ``AttackOutcome`` nor images like those it was given, or
+            has changed the model's parameters.
     """
+    module = model if isinstance(model, nn.Module) else None
+    before = [(p, p.detach().clone(), p.grad) for p in module.parameters()] if module else []
     with attack_mode(model):
         found = function(model, images.clone(), labels.clone(), **options)
-    returned = found.images if isinstance(found, AttackOutcome) else found
+    changed = False
+    for parameter, value, slope in before:
+        if parameter.dtype != value.dtype or not torch.equal(parameter, value):
+            parameter.data, changed = value, True
+        parameter.grad = slope
+    if changed:
+        raise ValueError("the attack has changed the model's parameters")
+    outcome = found if isinstance(found, AttackOutcome) else None
+    returned = found.images if outcome else found
+    if isinstance(returned, np.ndarray):
+        returned = torch.from_numpy(returned)
     if not isinstance(returned, Tensor) or returned.shape != images.shape:
         got = tuple(returned.shape) if isinstance(returned, Tensor) else type(returned).__name__
         raise ValueError(f"expected images {tuple(images.shape)} or an AttackOutcome, got {got}")
-    if isinstance(found, AttackOutcome):
-        return found
-    passes = torch.zeros_like(labels)
+    if not returned.is_floating_point():
+        raise ValueError(f"expected images of floats in [0, 1], got {returned.dtype}")
     returned = returned.detach().to(images)
     with attack_mode(model), torch.no_grad():
         fooled = misclassified(predict_logits(model, returned), labels)
-    return AttackOutcome(returned, fooled, passes, passes)
+    count = len(images)
+    return AttackOutcome(
+        returned,
+        fooled,
+        _returned(outcome, "forwards", (count,), labels, torch.zeros_like(labels)),
+        _returned(outcome, "backwards", (count,), labels, torch.zeros_like(labels)),
+        _returned(outcome, "transform", (count, 3), images),
+        _returned(outcome, "margins", (count, None), images),
+    )
+
+
+def _returned(
+    outcome: AttackOutcome | None,
+    name: str,
+    shape: tuple[int | None, ...],
+    like: Tensor,
+    default: Any = None,  # noqa: ANN401
+) -> Any:  # noqa: ANN401
+    """A field of an outcome of a user's attack, if it has it, of the shape that it must have."""
+    value = getattr(outcome, name, None)
+    if value is None:
+        return default
+    value = torch.as_tensor(value)
+    sides = [value.shape[-1] if side is None else side for side in shape]
+    if list(value.shape) != sides:
+        expected = ", ".join("T" if side is None else str(side) for side in shape)
+        raise ValueError(f"{name}: expected shape ({expected}), got {tuple(value.shape)}")
+    return value.detach().to(like)
 
 
 def attack_options(
@@ -151,7 +192,10 @@ def _typed(name: str, value: Any, parameter: inspect.Parameter | None, key: str)
             return like_default(value, default)
         except ValueError as error:
             raise RequestError(f"{key}: {error}") from None
+    value = value.item() if isinstance(value, np.generic) else value
     candidates = [value]
+    if name == "norm" and norm_named(value) is not None:
+        candidates.append(norm_named(value))
     if isinstance(value, str):
         with contextlib.suppress(ValueError):
             candidates.append(number(value))

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from attacks import AttackOutcome
 from robust_ham.catalogue import OwnFunction, attack_function, attack_options, shared_transforms
-from robust_ham.config import AttackConfig, RequestError
+from robust_ham.config import AttackConfig, RequestError, is_own
 from robust_ham.judging import describe_invalid, invalid_rows, judge
 from robust_ham.perturbations import normal_cosines, radial_spectrum
 from robust_ham.progress import Progress, unseen
@@ -148,7 +148,8 @@ def evaluate(
     function = attack_function(config.attack, own)[0]
     work = _Work(model, attacked, function, attack_id, device, batch_size)
     parts, done = list[_Part](), 0
-    if options.get("prune") is not None:
+    is_ours = own is None and not is_own(config.attack)
+    if is_ours and options.get("prune") is not None:
         unpruned = options | {"prune": None}
         done = min(PRUNE_CHECK_IMAGES, count)
         parts = work.attack(options, 0, done)

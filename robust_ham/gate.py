@@ -16,7 +16,7 @@ from robust_ham.black_box import nearest_along
 from robust_ham.catalogue import attack_options
 from robust_ham.checked_model import DDN, DDN_STEPS, PGD_STEPS, CheckedModel
 from robust_ham.checks import Finding, Rows
-from robust_ham.config import AttackConfig, RequestError
+from robust_ham.config import AttackConfig, RequestError, is_own
 from robust_ham.context import Context
 from robust_ham.judging import accuracy
 from robust_ham.model_cells import finished_models
@@ -68,7 +68,7 @@ def _check_minimum_norm(
 ) -> list[Finding]:
     attack = checked.minimum_norm[attack_id]
     options = attack_options(attack, attack_id)
-    if "prune" in options:
+    if "prune" in options and not is_own(attack.attack):
         options["prune"] = None  # as it is run where pruning would change the answer
     distances = checked.distances(attack_id)
     count = len(distances)

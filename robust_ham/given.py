@@ -19,6 +19,8 @@ def given_images(images: ArrayLike) -> Tensor:
     """
     pixels = _tensor(images, "images")
     if pixels.dtype == torch.uint8:
+        if pixels.numel() and pixels.any() and pixels.max() == 1:
+            raise ValueError("images: expected uint8 of 0 … 255, got 0 and 1: hand over floats")
         return to_float(pixels)
     if not pixels.is_floating_point():
         kind = str(pixels.dtype).removeprefix("torch.")
@@ -52,6 +54,9 @@ def given_labels(labels: ArrayLike) -> Tensor:
 
 def _tensor(values: ArrayLike, name: str) -> Tensor:
     """A copy on the CPU, so that what is handed over is never changed."""
+    if not hasattr(values, "__len__") or hasattr(values, "dataset"):  # as a DataLoader has
+        kind = type(values).__name__
+        raise ValueError(f"{name}: expected a tensor, an array or a list, got {kind}")
     try:
         if isinstance(values, list | tuple) and any(isinstance(v, Tensor) for v in values):
             values = torch.stack([torch.as_tensor(value) for value in values])

@@ -228,6 +228,92 @@ def test_two_threads_attack_one_model():
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
+def test_threads_attack_models_that_share_layers():
+    backbone = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.Dropout(0.5), nn.Flatten())
+    models = [nn.Sequential(backbone, nn.Linear(72, CLASSES)).train() for _ in range(2)]
+    images = torch.rand(30, *SHAPE)
+
+    def work(model, repeats):
+        for _ in range(repeats):
+            deepfool(model, images, torch.zeros(30, dtype=torch.int64), steps=3)
+
+    threads = [
+        threading.Thread(target=work, args=(m, n)) for m, n in zip(models, (2, 6), strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(module.training for model in models for module in model.modules())
+    assert all(parameter.requires_grad for model in models for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("how", ["model", "function", "in place"])
+def test_compiled_models(how):
+    model, images, labels = case(Base)
+    expected = deepfool(model, images, labels)
+    compiled = Base()
+    compiled.load_state_dict(model.state_dict())
+    compiled.eval()
+    if how == "in place":
+        compiled.compile(backend="aot_eager")
+    else:
+        called = compiled if how == "model" else lambda x: 1.0 * model.eval()(x)
+        compiled = torch.compile(called, backend="aot_eager")
+    compiled(images)
+    found = deepfool(compiled, images, labels)
+    torch.testing.assert_close(found.images, expected.images)
+
+
+class OneOutputTensor(Base):
+    """Returns the same tensor at every call, as a captured CUDA graph does."""
+
+    def __init__(self):
+        super().__init__()
+        self.output = torch.zeros(64, CLASSES)
+
+    @torch.no_grad()
+    def forward(self, x):
+        self.output[: len(x)] = super().forward(x)
+        return self.output[: len(x)]
+
+
+def test_a_model_that_returns_the_same_tensor_again():
+    model, images, _ = case(OneOutputTensor, count=8)
+    first, second = predict_logits(model, images[:4]), predict_logits(model, images[4:])
+    torch.testing.assert_close(torch.cat([first, second]), model(images))
+
+
+def test_buffers_that_a_model_replaces_are_given_back():
+    class Averages(Base):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mean", torch.zeros(3))
+            self.register_buffer("sparse", torch.zeros(2, 2).to_sparse())
+
+        def forward(self, x):
+            self.mean = 0.9 * self.mean + 0.1 * x.detach().mean((0, 2, 3))
+            return super().forward(x)
+
+    model, images, labels = case(Averages)
+    model.train()
+    before = model.mean
+    value = before.clone()
+    deepfool(model, images, labels)
+    assert model.mean is before
+    assert torch.equal(model.mean, value)
+    assert model.training
+
+
+def test_a_bound_method_is_attacked_in_eval_mode():
+    model, images, labels = case(Base)
+    expected = deepfool(model, images, labels)
+    model.train()
+    found = deepfool(model.forward, images, labels)
+    torch.testing.assert_close(found.images, expected.images)
+    assert model.training
+
+
 @pytest.mark.parametrize(
     ("answer_of", "message"),
     [

@@ -205,6 +205,33 @@ def test_pruning_with_rows_of_unequal_size(layers, count, slopes):
         torch.testing.assert_close(outcome.images, unpruned.images)
 
 
+class OneClassUnequal(nn.Module):
+    """Two equal layers for all images but those of class 6, whose gradients differ in size."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(7, 7)
+        self.head.weight.data = torch.eye(7)
+        self.head.bias.data = torch.zeros(7)
+
+    def forward(self, x):
+        x = x.flatten(1)
+        scale = torch.ones(7).index_fill(0, torch.tensor([3]), 30.0)
+        steep = x.detach().argmax(1, keepdim=True) == 6
+        return self.head(torch.where(steep, scale * (x - 0.45), x))
+
+
+def test_the_audit_of_pruning_looks_at_many_classes():
+    """Classes take turns, so that evenly spaced images could all be of one class."""
+    labels = torch.arange(7).repeat(36)
+    images = torch.full((len(labels), 1, 1, 7), 0.4)
+    images[torch.arange(len(labels)), 0, 0, labels] = 0.6
+    model = OneClassUnequal()
+    assert torch.equal(model(images).argmax(1), labels)
+    pruned, full = (deepfool(model, images, labels, prune=p) for p in (2.5, None))
+    torch.testing.assert_close(pruned.images, full.images)
+
+
 def test_a_gradient_that_grows_is_not_pruned_by_what_others_had():
     """Class 2's gradient is 20 times class 1's beyond the first step, and was seen before it."""
 

@@ -1,5 +1,6 @@
 """Checks of a model alone: every kind of masked gradient fails, every sound network passes."""
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -248,3 +249,44 @@ def test_classes_of_different_size_count_alike():
     answers = [0] * 960 + [1] * 40
     assert model_checks.check_chance(predictions(labels, answers)).severity == "pass"
     assert model_checks.check_chance(predictions([0, 0], [1, 1])).severity == "pass"  # one class
+
+
+# --- gradients of which a part is kept -------------------------------------------------------
+
+
+def blocks(x):
+    coarse = nn.functional.interpolate(nn.functional.avg_pool2d(x, 2), scale_factor=2)
+    return coarse + (x - coarse).detach()
+
+
+def columns(x):
+    kept = torch.zeros_like(x)
+    kept[..., ::2] = 1
+    return x * kept + (x * (1 - kept)).detach()
+
+
+@pytest.mark.parametrize("part", [blocks, columns], ids=lambda part: part.__name__)
+@pytest.mark.parametrize(("size", "window"), [(3, "none"), (11, "hamming")])
+def test_a_projection_of_the_gradient_has_its_slope_and_fails_all_the_same(part, size, window):
+    masked = Before(part, zoo_model(size, window))
+    finding = model_checks.check_finite_differences(masked, IMAGES, LABELS)
+    assert finding.severity == "fail"
+    assert finding.value > 0.9
+
+
+@pytest.mark.parametrize("size", [3, 7, 11])
+@pytest.mark.parametrize("window", ["none", "hamming"])
+def test_sound_networks_agree_with_their_gradients(size, window):
+    finding = model_checks.check_finite_differences(zoo_model(size, window), IMAGES, LABELS)
+    assert finding.value <= 0.04
+
+
+def test_logits_that_are_not_finite_are_named():
+    class NoNumber(nn.Module):
+        def forward(self, x):
+            return zoo_model(3, "none")(x) * torch.nan
+
+    finding = model_checks.check_determinism(NoNumber(), IMAGES, CPU)
+    assert (finding.severity, finding.reason) == ("fail", "logits are not finite")
+    answers = predictions(np.arange(10).repeat(10), np.full(100, -1))
+    assert "100% of the test images are not finite" in model_checks.check_chance(answers).reason

@@ -1,12 +1,16 @@
 """A user's own attack: its options, its norm and size, and whether it seeks the least distance."""
 
+import copy
 import math
 import sys
 from functools import partial
 
 import pytest
 import torch
+from conftest import fashion_images, zoo_model
 
+from attacks import AttackOutcome
+from robust_ham import evaluate
 from robust_ham.catalogue import (
     attack_function,
     attack_options,
@@ -284,3 +288,72 @@ def test_an_attack_of_foolbox_is_measured_in_its_norm(values, norm):
 def test_distances_that_cannot_be(values, message):
     with pytest.raises(RequestError, match=message):
         check_attack(resolve_attack(AttackConfig.model_validate(values), "a"), "a", SHAPE)
+
+
+# --- what an attack of one's own may return --------------------------------------------------
+
+
+def returning(change, **fields):
+    """An attack that returns an outcome with some fields replaced."""
+
+    def attack(model, images, labels):
+        zeros = torch.zeros_like(labels)
+        values = {"forwards": zeros, "backwards": zeros} | fields
+        return AttackOutcome(change(images), zeros.bool(), **values)
+
+    return attack
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: x.clone().requires_grad_(),
+        lambda x: x.double(),
+        lambda x: x.half().float(),
+    ],
+)
+def test_images_of_an_outcome_are_judged_in_whatever_float_type(change):
+    rows = evaluate(zoo_model(3, "none"), *fashion_images(4), returning(change), progress=False)
+    assert set(rows["status"]) <= {"survived", "already_wrong", "fooled"}
+
+
+def test_an_attack_may_return_an_array():
+    attack = lambda model, images, labels: images.numpy()  # noqa: E731
+    rows = evaluate(zoo_model(3, "none"), *fashion_images(4), attack, progress=False)
+    assert len(rows) == 4
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"transform": torch.zeros(4, 2)}, r"transform: expected shape \(4, 3\), got \(4, 2\)"),
+        ({"margins": torch.zeros(3, 5)}, r"margins: expected shape \(4, T\), got \(3, 5\)"),
+        ({"forwards": torch.zeros(3)}, r"forwards: expected shape \(4\), got \(3,\)"),
+    ],
+)
+def test_fields_of_the_wrong_shape_are_named(fields, message):
+    attack = returning(lambda x: x, **fields)
+    with pytest.raises(RequestError, match=message):
+        evaluate(zoo_model(3, "none"), *fashion_images(4), attack, progress=False)
+
+
+def test_an_attack_that_changes_the_model_is_refused_and_the_model_given_back():
+    model = copy.deepcopy(zoo_model(3, "none"))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+
+    def attack(model, images, labels):
+        for parameter in model.parameters():
+            parameter.data.zero_()
+        return images
+
+    with pytest.raises(RequestError, match="the attack has changed the model's parameters"):
+        evaluate(model, *fashion_images(4), attack, progress=False)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_an_option_called_prune_is_the_functions_own():
+    def attack(model, images, labels, prune=0.3):
+        return images * (1 - prune)
+
+    rows = evaluate(zoo_model(3, "none"), *fashion_images(4), attack, progress=False)
+    assert len(rows) == 4
