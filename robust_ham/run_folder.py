@@ -15,10 +15,17 @@ log = logging.getLogger(__name__)
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """All files below a folder but hidden ones; what others remove meanwhile is passed over."""
+    """All files below a folder but hidden ones; what others remove meanwhile is passed over.
+
+    Hidden are names that begin with a dot (``.DS_Store``), and what Windows hides in its folders.
+    """
     for root, folders, files in os.walk(folder):
         folders[:] = (name for name in folders if not name.startswith("."))
-        yield from (Path(root, name) for name in files if not name.startswith("."))
+        yield from (Path(root, name) for name in files if not _is_hidden(name))
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name.lower() in ("thumbs.db", "desktop.ini")
 
 
 def runs_below(folder: Path) -> list[Path]:

@@ -357,7 +357,14 @@ def row(**values):
         ("model,attack,sample_id,l2\n", "t.csv: no rows"),
         ("model,attack,sample_id\na,d,1\n", "t.csv: no column l2, linf or fooled; columns are mod"),
         ("model,attack,l2\na,d,1\n", "t.csv: no column sample_id; columns are"),
-        ("model,attack,sample_id,l2,kernel\na,d,1,1,3\n", "t.csv: unknown column 'kernel'"),
+        (
+            "model,attack,sample_id,l2,kernel\na,d,1,1,3\n",
+            "t.csv: unknown column 'kernel'; columns are model, .{180,200}$",
+        ),
+        (",model,attack,sample_id,l2\n0,a,d,1,1\n", "the first column, '', .* with index=False$"),
+        ("Unnamed: 0,model,attack,sample_id,l2\n0,a,d,1,1\n", "'Unnamed: 0', .* index=False$"),
+        ("model;attack;sample_id;l2\na;d;1;0,5\n", "separated by commas, got semicolons$"),
+        ("model\tattack\tsample_id\tl2\na\td\t1\t1\n", "separated by commas, got tabs$"),
         ("model,attack,sample_id,l2,l2\na,d,1,1,3\n", "t.csv: two columns l2"),
         ("model,attack,sample_id,l2\na,d,1,1\na,d,2\n", "line 3: expected 4 values, got 3"),
         ("model,attack,sample_id,l2\na,d,1,1,1\n", "line 2: expected 4 values, got 5"),
@@ -521,6 +528,52 @@ def test_numbers_of_images_from_parquet_are_those_of_csv(tmp_path):
     write_run_folder([csv, tmp_path / "t.parquet"], tmp_path / "out")
     run = Run(RunFolder(tmp_path / "out"))
     assert [t["sample_id"].tolist() for t in run.samples.values()] == [[1, 2], [1, 2]]
+
+
+def test_numbers_of_images_written_as_floats(tmp_path):
+    """7.0 and 7 are one image, in every format; v1.0 and v1 are two."""
+    one = written(tmp_path, "model,attack,sample_id,l2\na,d,0,0.3\na,d,10,0.4\n", "1.csv")
+    two = written(tmp_path, "model,attack,sample_id,l2\nb,d,0.0,0.3\nb,d,10.0,0.4\n", "2.csv")
+    write_run_folder([one, two], tmp_path / "out")
+    run = Run(RunFolder(tmp_path / "out"))
+    assert [t["sample_id"].tolist() for t in run.samples.values()] == [[0, 10], [0, 10]]
+    names = ["v1", "v1.0", "1.0.0", "1.00"]
+    table = pd.DataFrame({"model": "a", "attack": "d", "sample_id": names, "l2": 0.1})
+    table.to_parquet(tmp_path / "t.parquet")
+    table.assign(model="b").to_csv(tmp_path / "t.csv", index=False)
+    rows = readers.read_rows([tmp_path / "t.parquet", tmp_path / "t.csv"])
+    assert rows["sample_id"].tolist() == names * 2
+
+
+def attacks_apart(tmp_path, ratios, norm="l2", least=0.003):
+    """Two attacks on one model: the distances of the second are ``ratios`` times the first's."""
+    near = least * np.linspace(1, 2, len(ratios))
+    tables = [
+        pd.DataFrame({"model": "a", "attack": k, "sample_id": range(len(ratios)), norm: distances})
+        for k, distances in (("ddn", near), ("other", near * ratios))
+    ]
+    pd.concat(tables).to_csv(tmp_path / "t.csv", index=False)
+    write_run_folder([tmp_path / "t.csv"], tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("ratios", "norm", "least"),
+    [
+        (0.9 / (0.001 * np.linspace(1, 2, 30) ** 2), "linf", 0.001),  # salt and pepper
+        (250 * np.geomspace(0.25, 4, 30), "l2", 0.1),  # blur
+        (np.full(30, 190.0), "l2", 0.1),
+        (np.full(30, 330.0), "l2", 0.1),
+        (np.full(4, 250.0), "l2", 0.1),  # too few images to say
+    ],
+)
+def test_attacks_of_very_different_distance_are_reported(tmp_path, ratios, norm, least):
+    attacks_apart(tmp_path, ratios, norm, least)
+
+
+@pytest.mark.parametrize("ratios", [255 * np.geomspace(0.7, 1.4, 30), np.full(5, 1 / 255)])
+def test_an_attack_in_0_to_255_is_refused(tmp_path, ratios):
+    with pytest.raises(RequestError, match=r"these are 2\d\d times those of the same images"):
+        attacks_apart(tmp_path, ratios, least=1.0)
 
 
 def test_images_that_an_attack_lost_are_named(run_cli, tmp_path, caplog):

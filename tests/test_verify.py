@@ -198,6 +198,16 @@ def test_an_added_file_is_found(folder, name):
     assert fault in check_files(RunFolder(folder)).faults
 
 
+@pytest.mark.parametrize("name", [".DS_Store", "Thumbs.db", "desktop.ini", "Desktop.ini"])
+def test_what_file_managers_leave_is_not_an_added_file(folder, name):
+    before = check_files(RunFolder(folder))
+    for place in ("", "figures/", f"samples/{MODEL}/", "receipts/samples/"):
+        plant(folder, place + name)
+    assert check_files(RunFolder(folder)) == before
+    plant(folder, f"figures/{name}.svg" if name[0] != "." else "figures/DS_Store")
+    assert len(check_files(RunFolder(folder)).faults) == len(before.faults) + 1
+
+
 @pytest.mark.parametrize(
     ("harm", "message"),
     [

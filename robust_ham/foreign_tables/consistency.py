@@ -22,7 +22,13 @@ _ROUNDING = 1e-5
 """Share by which distances in float32 may contradict each other."""
 _SCALE = 255
 _LIKE_SCALE = (128, 512)
-"""Ratios of distances, median over images, that only 0–255 beside 0–1 explains."""
+"""Ratios of one attack's distances on two models, median, that only a scale explains."""
+_LIKE_SCALE_OF_ATTACKS = (200, 320)
+"""The same for two attacks on one model, whose distances may differ as much for good reasons ..."""
+_SPREAD = 1.5
+"""... but then by a factor that differs between images: most ratios are not this close to it."""
+_FEW = 5
+"""Fewer images say nothing of the spread; their ratios have to be 255 within a percent."""
 
 
 def refuse(
@@ -66,7 +72,9 @@ def check_distances(table: pd.DataFrame, found: dict[str, Values]) -> None:
 def _check_scale(table: pd.DataFrame, norm: str, distances: Values) -> None:
     """Refuse distances of pixels in 0–255 beside those of pixels in [0, 1].
 
-    One attack on two models, or two attacks on one model, compared on the images that both fool.
+    One attack on two models, or two attacks on one model, compared on the images that are fooled in
+    both. Sound attacks may lie far apart (salt and pepper has an L∞ near 1, DDN one of 0.003), so
+    that between attacks the ratio also has to be much the same for all images.
     """
     fooled = np.isfinite(distances) & (distances > 0)
     rows = table[fooled].assign(distance=distances[fooled])
@@ -78,17 +86,31 @@ def _check_scale(table: pd.DataFrame, norm: str, distances: Values) -> None:
         for _, group in rows.groupby(fixed, sort=False):
             wide = group.pivot(index="sample_id", columns=varied, values="distance")
             for one, other in combinations(wide.columns, 2):
-                ratio = (wide[one] / wide[other]).median()
-                for scaled, factor in ((one, ratio), (other, 1 / ratio)):
-                    if _LIKE_SCALE[0] <= factor <= _LIKE_SCALE[1]:
+                ratios = (wide[one] / wide[other]).dropna().to_numpy()
+                for scaled, factors in ((one, ratios), (other, 1 / ratios)):
+                    if _is_scale(factors, between_attacks=varied == "attack"):
                         bad = table.index.isin(group.index[group[varied] == scaled])
                         refuse(
                             table,
                             norm,
                             bad,
-                            f"all distances for pixels in [0, 1]; these are {factor:.0f} times "
-                            f"those of the same images elsewhere (÷ {_SCALE}?)",
+                            f"all distances for pixels in [0, 1]; these are "
+                            f"{np.median(factors):.0f} times those of the same images elsewhere "
+                            f"(÷ {_SCALE}?)",
                         )
+
+
+def _is_scale(factors: Values, *, between_attacks: bool) -> bool:
+    """Whether ratios of distances, one per image, look like 0–255 beside 0–1."""
+    if len(factors) == 0:
+        return False
+    low, median, high = np.quantile(factors, [0.1, 0.5, 0.9])
+    if not between_attacks:
+        return bool(_LIKE_SCALE[0] <= median <= _LIKE_SCALE[1])
+    if len(factors) < _FEW:
+        return bool(np.allclose(factors, _SCALE, rtol=0.01))
+    is_alike = median / _SPREAD <= low and high <= median * _SPREAD
+    return bool(is_alike and _LIKE_SCALE_OF_ATTACKS[0] <= median <= _LIKE_SCALE_OF_ATTACKS[1])
 
 
 def check_images(table: pd.DataFrame, rows: pd.DataFrame, right: Values) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,9 @@ COLUMNS = {
 
 REQUIRED = ["model", "attack", "sample_id"]
 MAX_ROWS = 2_000_000
+_INDEX = re.compile(r"|Unnamed: [0-9]+|__index_level_[0-9]+__")
+"""Names under which pandas writes the index of a table."""
+_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 
 
 def read_rows(paths: list[Path]) -> pd.DataFrame:
@@ -62,7 +66,10 @@ def read_rows(paths: list[Path]) -> pd.DataFrame:
     together = pd.concat(tables, ignore_index=True)
     if len(together) > MAX_ROWS:
         raise RequestError(f"{paths[0]}: expected at most {MAX_ROWS:,} rows, got {len(together):,}")
-    return together.fillna("").reindex(columns=["file", "row", *COLUMNS], fill_value="")
+    rows = together.fillna("").reindex(columns=["file", "row", *COLUMNS], fill_value="")
+    # pandas makes floats of whole numbers where one is missing: 7.0 is image 7, v7.0 is a name
+    rows["sample_id"] = rows["sample_id"].str.replace(r"^(-?[0-9]+)\.0$", r"\1", regex=True)
+    return rows
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
@@ -71,6 +78,9 @@ def _read_csv(path: Path) -> pd.DataFrame:
         with path.open(encoding="utf-8-sig", newline="") as file:
             lines = csv.reader(file, strict=True)
             header = [name.strip() for name in next(lines, [])]
+            for mark, name in _SEPARATORS.items():
+                if len(header) == 1 and mark in header[0]:
+                    raise RequestError(f"{path}: expected values separated by commas, got {name}")
             _check_columns(path, header)
             return pd.DataFrame(
                 list(_csv_rows(path, lines, len(header))), columns=header, dtype=object
@@ -95,7 +105,6 @@ def _read_parquet(path: Path) -> pd.DataFrame:
         table = read_table(path)
         _check_columns(path, [str(name) for name in table.columns])
         texts = {name: [_as_text(value) for value in table[name]] for name in table.columns}
-        texts["sample_id"] = [text.removesuffix(".0") for text in texts["sample_id"]]
     return pd.DataFrame(texts, dtype=object)
 
 
@@ -147,11 +156,15 @@ READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
 
 def _check_columns(path: Path, columns: list[str]) -> None:
     """Refuse a table that lacks a column, has one twice, or one that means nothing here."""
+    if columns and _INDEX.fullmatch(columns[0]):
+        raise RequestError(
+            f"{path}: the first column, {columns[0]!r}, is an index without a name: "
+            "write the table with index=False"
+        )
     wrong = [f"unknown column {name!r:.60}" for name in columns if name not in COLUMNS]
     wrong += [f"no column {name}" for name in REQUIRED if name not in columns]
     wrong += [f"two columns {name}" for name in COLUMNS if columns.count(name) > 1]
     if not {"l2", "linf", "fooled"} & set(columns):
         wrong.append("no column l2, linf or fooled")
     if wrong:
-        told = "; ".join(f"{name}: {about}" for name, about in COLUMNS.items())
-        raise RequestError(f"{path}: {wrong[0]}; columns are {told}")
+        raise RequestError(f"{path}: {wrong[0]}; columns are {', '.join(COLUMNS)}")
