@@ -90,7 +90,7 @@ def fit(network: ForeignNetwork, model: nn.Module, data_name: str = "the network
         for name, counter in counters.items()
         if _module(name) in modules
     }
-    counted = {name: counter for name, counter in counted.items() if name in own}
+    counted = {n: _as_counter(c, own[n]) for n, c in counted.items() if n in own}
     fill(model, own | given | constants | counted, path)
     return Fit(bool(windows), alike)
 
@@ -117,6 +117,18 @@ def _is_aside(name: str, constants: Mapping[str, tuple[str, str]]) -> bool:
     """Whether a tensor is a counter or a constant of a normalisation."""
     is_constant = any(name in pair for pair in constants.values())
     return is_constant or name.rpartition(".")[2] in _COUNTERS
+
+
+def _as_counter(counter: Tensor, own: Tensor) -> Tensor:
+    """A file's counter in the network's dtype, or the network's own where it is no number.
+
+    Files of averaged weights have counters that are averaged as well; they decide nothing.
+    """
+    if counter.dtype not in _NUMBERS or counter.numel() != own.numel():
+        return own
+    if not bool(torch.isfinite(counter).all()):
+        return own
+    return counter.reshape(own.shape).to(own.dtype)
 
 
 def _module(name: str) -> str:
@@ -281,7 +293,8 @@ def check_tensors(own: Mapping[str, Tensor], state: Mapping[str, Tensor], path: 
     """Refuse tensors that are not those of a network, or hold what is no finite number.
 
     Raises:
-        RequestError: other names, shapes or kinds of values, or values that are not finite.
+        RequestError: other names, shapes or kinds of values, values that are not finite, or a
+            negative variance of a BatchNorm.
     """
     for name, tensor in own.items():
         if name not in state:
@@ -299,6 +312,9 @@ def check_tensors(own: Mapping[str, Tensor], state: Mapping[str, Tensor], path: 
         is_finite = bool(torch.isfinite(state[name]).all())
         if not is_finite and (tensor.is_meta or not torch.equal(state[name], tensor.cpu())):
             raise RequestError(f"{path}: {name} has values that are not finite")
+        if name.rpartition(".")[2] == "running_var" and bool((state[name] < 0).any()):
+            lowest = float(state[name].min())
+            raise RequestError(f"{path}: {name}: expected variances of at least 0, got {lowest:g}")
     extra = next((name for name in state if name not in own), None)
     if extra is not None:
         raise RequestError(f"{path}: unexpected tensor {extra}")

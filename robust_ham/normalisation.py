@@ -63,7 +63,6 @@ def paired_constants(network: ForeignNetwork, own: Mapping[str, Tensor]) -> dict
     chosen = {pair: there for pair, there in same_names.items() if there is not None}
     if len(ours) == 1 and not chosen:
         chosen = {ours[0]: theirs[0]}
-        _check_range(path, theirs[0], [tensors[name] for name in theirs[0]])
 
     def is_used(pair: tuple[str, str]) -> bool:
         return any(
@@ -79,6 +78,8 @@ def paired_constants(network: ForeignNetwork, own: Mapping[str, Tensor]) -> dict
         )
     constants: dict[str, Tensor] = {}
     for names, their_names in chosen.items():
+        is_for_255 = set(names) == set(their_names) and _are_large(*(own[n] for n in names))
+        _check_range(path, their_names, [tensors[n] for n in their_names], is_for_255)
         for name, their_name in zip(names, their_names, strict=True):
             expected, got = own[name].numel(), tensors[their_name].numel()
             if got != expected:
@@ -87,10 +88,22 @@ def paired_constants(network: ForeignNetwork, own: Mapping[str, Tensor]) -> dict
     return constants
 
 
-def _check_range(path: Path, names: tuple[str, str], values: list[Tensor]) -> None:
-    """Constants under other names must be for images in [0, 1]."""
+def _are_large(mean: Tensor, std: Tensor) -> bool:
+    """Whether constants are for images in 0 … 255."""
+    return max(float(mean.abs().max()), float(std.abs().max())) > _LARGEST_CONSTANT
+
+
+def _check_range(
+    path: Path, names: tuple[str, str], values: list[Tensor], may_be_255: bool
+) -> None:
+    """Constants must be for images in [0, 1], or for 0 … 255 where the network's own are too."""
     mean, std = values
-    if max(float(mean.abs().max()), float(std.max())) > _LARGEST_CONSTANT or bool((std <= 0).any()):
+    if bool((std <= 0).any()):
+        raise RequestError(
+            f"{path}: {names[1]}: expected standard deviations above 0, got "
+            f"{std.flatten().tolist()}"
+        )
+    if _are_large(mean, std) and not may_be_255:
         raise RequestError(
             f"{path}: {', '.join(names)}: expected the mean and the standard deviation of images "
             f"in [0, 1], got {mean.flatten().tolist()} and {std.flatten().tolist()}"

@@ -149,8 +149,12 @@ def balanced_order(labels: Tensor, seed: int) -> NDArray[np.int64]:
     return np.asarray(shuffled[by_class][order], dtype=np.int64)
 
 
-def check_labels(labels: NDArray[np.int64], data_set: str, where: Path) -> int:
-    """The number of classes; of a data set that is not known by name, the largest label + 1.
+def check_labels(
+    labels: NDArray[np.int64], data_set: str, where: Path, num_named: int | None = None
+) -> int:
+    """The number of classes: of a data set known by name, else ``num_named``, else from the labels.
+
+    ``num_named``: how many classes the files name, if they do; without, the largest label + 1.
 
     Raises:
         RequestError: labels out of range, that do not begin at 0, of one class only, or without
@@ -160,7 +164,7 @@ def check_labels(labels: NDArray[np.int64], data_set: str, where: Path) -> int:
         return 0
     low, high = int(labels.min()), int(labels.max())
     known = KNOWN.get(data_set)
-    num_classes = known.num_classes if known else high + 1
+    num_classes = known.num_classes if known else num_named or high + 1
     if high >= MAX_CLASSES:
         raise RequestError(
             f"{where}: label out of range: expected below {MAX_CLASSES:,}, got {high:,}"
@@ -175,7 +179,7 @@ def check_labels(labels: NDArray[np.int64], data_set: str, where: Path) -> int:
         raise RequestError(f"{where}: expected labels of at least 2 classes, got {low} only")
     counts = np.bincount(labels, minlength=num_classes)
     missing = np.flatnonzero(counts == 0)
-    if known is None and low > 0:
+    if known is None and low > 0 and num_named is None:
         raise RequestError(f"{where}: labels begin at {low}: expected 0 … {high - low}")
     if len(missing) and (known is None or _is_unlikely(counts, np.ones(num_classes))):
         raise RequestError(

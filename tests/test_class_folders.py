@@ -73,6 +73,18 @@ def test_notes_and_hidden_files_are_reported(tmp_path, caplog):
     assert "READ\\nME.md, " in caplog.text
 
 
+def test_notes_without_suffix_and_folders_left_behind_are_reported(tmp_path, caplog):
+    write(tmp_path / "mine/train", "a/0.png", "b/0.png", "@eaDir/0.png")
+    write(
+        tmp_path / "mine/test",
+        *("a/0.png", "b/0.png", "a/README", "b/LICENSE", "a/Icon\r", "a/__MACOSX/0.png"),
+        *("__MACOSX/a/0.png", "__pycache__/x.pyc"),
+    )
+    with caplog.at_level(logging.WARNING):
+        assert labels(tmp_path) == [0, 1]
+    assert "test: 6 files or folders that are hidden or notes are left out (__MACOSX" in caplog.text
+
+
 def test_images_outside_of_the_classes_and_broken_links_are_refused(tmp_path):
     write(tmp_path / "mine/test", "a/0.png", "b/0.png", "c.JPG")
     assert_refused("mine", tmp_path, "test/c.JPG: an image outside of the class folders")

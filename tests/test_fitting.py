@@ -317,6 +317,40 @@ def test_constants_of_another_kind_are_refused(tmp_path):
     assert "cannot tell which normalisation is which: the file has mu, sigma, extra.mean" in message
 
 
+def test_constants_under_the_networks_own_names_are_checked(tmp_path):
+    large = {"mu": 255 * MEAN.reshape(1, 3, 1, 1), "sigma": 255 * STD.reshape(1, 3, 1, 1)}
+    message = refused(tmp_path, STATE | large, NetWithBuffers())
+    assert "mu, sigma: expected the mean and the standard deviation of images in [0, 1]" in message
+    for std in (0, -0.25):
+        zero = CONSTANTS["mu"] | {"sigma": torch.tensor([0.25, std, 0.25]).reshape(1, 3, 1, 1)}
+        message = refused(tmp_path, STATE | zero, NetWithBuffers())
+        assert f"sigma: expected standard deviations above 0, got [0.25, {std}" in message
+    for_255 = NetWithBuffers()  # its own constants say so
+    for_255.mu.mul_(255)
+    for_255.sigma.mul_(255)
+    torch.save(STATE | {name: 2 * t for name, t in large.items()}, tmp_path / "net.pth")
+    checkpoints.load_weights(for_255, tmp_path / "net.pth")
+    assert torch.equal(for_255.mu, 2 * large["mu"])
+
+
+def test_negative_variances_are_refused(tmp_path):
+    variances = {"norm.running_var": torch.tensor([1.0, -0.5, 1, 1])}
+    message = refused(tmp_path, STATE | variances)
+    assert "norm.running_var: expected variances of at least 0, got -0.5" in message
+
+
+@pytest.mark.parametrize(
+    "counter",
+    [torch.tensor(7.5), torch.tensor([7]), torch.tensor(torch.nan), torch.ones(2, dtype=torch.int)],
+)
+def test_counters_decide_nothing(tmp_path, counter):
+    torch.save(STATE | {"norm.num_batches_tracked": counter}, tmp_path / "net.pth")
+    network = Net().eval()
+    checkpoints.load_weights(network, tmp_path / "net.pth")
+    assert network.norm.num_batches_tracked.dtype == torch.int64
+    assert torch.equal(network(IMAGES), trained()(IMAGES))
+
+
 def test_madrylabs_layout(tmp_path):
     theirs = nn.DataParallel(AttackerModel(trained()))
     torch.save({"model": theirs.state_dict(), "epoch": 150, "schedule": None}, tmp_path / "m.pt")

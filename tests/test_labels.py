@@ -85,7 +85,7 @@ def test_names_of_classes_must_be_those_of_a_known_data_set(tmp_path):
         ("fashion_mnist", ["T - shirt / top", *fashion[1:]]),  # as on the hub
         ("mnist", list("0123456789")),
         ("cifar10", CLASS_NAMES["cifar10"].replace("|plane", "").replace("|car", "").split(", ")),
-        ("mine", ["x", "y"]),
+        ("mine", ["w", "x", "y", "z"]),
     ):
         write_table(tmp_path, columns, name, names)
         assert labels(tmp_path, name) == [0, 1, 2, 3]
@@ -97,6 +97,27 @@ def test_names_of_classes_must_be_those_of_a_known_data_set(tmp_path):
     assert_refused(
         "fashion_mnist", tmp_path, "its class 0 is named 'Ankle boot': expected 'T-shirt"
     )
+
+
+def test_the_number_of_classes_is_that_of_the_names(tmp_path):
+    columns = {"image": CELLS, "label": [0, 1, 2, 1]}
+    write_table(tmp_path, columns, names=["cat", "dog", "eel"])
+    assert load_split(DatasetConfig(name="mine"), "test", tmp_path).num_classes == 3
+    for values, message in [
+        ([0, 1, 0, 1], "no image of class 2: expected images of all 3 classes"),
+        ([1, 2, 1, 2], "no image of class 0: expected images of all 3 classes"),
+        ([0, 1, 2, 3], "label out of range: expected 0 … 2, got 3"),
+        ([1, 2, 3, 1], "expected 0 … 2, got 3; labels begin at 0, not at 1"),
+    ]:
+        write_table(tmp_path, columns | {"label": values}, names=["cat", "dog", "eel"])
+        assert_refused("mine", tmp_path, message)
+
+
+def test_shards_name_the_same_classes(tmp_path):
+    for number, names in enumerate((["cat", "dog"], ["dog", "cat"])):
+        write_table(tmp_path, {"image": CELLS, "label": [0, 1, 0, 1]}, names=names)
+        (tmp_path / "mine/test.parquet").rename(tmp_path / f"mine/test-{number}.parquet")
+    assert_refused("mine", tmp_path, "test-1.parquet: names other classes than test-0.parquet")
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="no real data sets here")

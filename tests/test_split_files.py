@@ -35,6 +35,12 @@ def loaded(root, name="mine"):
         ["data/test-00000-of-00001.parquet"],
         ["validation-00000-of-00001.parquet"],
         ["val.parquet"],
+        ["plain_text/test-00000-of-00002.parquet", "plain_text/test-00001-of-00002.parquet"],
+        ["mine/test-00000-of-00001.parquet"],
+        ["default/test/0000.parquet", "default/test/0001.parquet"],
+        ["test/0000.parquet"],
+        ["test/test-00000-of-00001.parquet"],
+        ["data/validation/0000.parquet"],
     ],
 )
 def test_complete_shards_are_read_in_order(tmp_path, names):
@@ -81,6 +87,14 @@ def test_a_train_file_without_number(tmp_path):
         (["test-0", "test-corrupted-0"], "test-corrupted-0.parquet: expected test.parquet, test-0"),
         (["test-0", "test-corrupted-00000-of-00001"], "move it to a folder of its own"),
         (["test-a", "test-b"], "test-a.parquet: expected test.parquet"),
+        (["fine/test-0", "coarse/test-0"], "coarse/ and fine/ both hold parquet files of splits"),
+        (["one/train-0", "two/test/0000"], "one/ and two/ both hold parquet files of splits"),
+        (["one/test-0", "one/test/0000"], "one/test-0.parquet and one/test/0000.parquet both hold"),
+        (["default/test/0000", "default/test/0002"], "test: 0001.parquet is missing beside 0000"),
+        (
+            ["test/0000", "test/test-0"],
+            "test: 0000.parquet and test-0.parquet: expected one naming",
+        ),
     ],
 )
 def test_incomplete_or_ambiguous_shards_are_refused(tmp_path, names, message):
@@ -101,6 +115,13 @@ def test_other_splits_are_left_alone(tmp_path):
     assert_refused("mine", tmp_path, "val-corrupted-0.parquet: expected val.parquet")
     (tmp_path / "mine/val-corrupted-0.parquet").unlink()
     assert_refused("mine", tmp_path, "wrong layout: expected test-\\*.parquet")
+
+
+def test_a_folder_of_another_kind_beside_the_split_is_left_alone(tmp_path):
+    write_shard(tmp_path / "mine", "test-0.parquet", 0)
+    for name in ("corrupted/test-0", "noisy/test/0000", "older/test-corrupted-0"):
+        write_shard(tmp_path / "mine", f"{name}.parquet", 6)
+    assert np.array_equal(loaded(tmp_path).images[:, 0].numpy(), IMAGES[:3])
 
 
 def test_class_folders_beside_parquet_are_refused(tmp_path):

@@ -19,8 +19,18 @@ log = logging.getLogger(__name__)
 
 _IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}
 """Those of ``torchvision.datasets.folder.IMG_EXTENSIONS``, in upper case too."""
-_NOTE_SUFFIXES = {".txt", ".md", ".csv", ".tsv", ".json", ".xml", ".yaml", ".yml", ".html"}
-_NOTE_NAMES = {"thumbs.db", "desktop.ini"}
+_NOTE_SUFFIXES = {".txt", ".md", ".rst", ".csv", ".tsv", ".json", ".xml", ".yaml", ".yml", ".html"}
+_NOTE_NAMES = {
+    *("thumbs.db", "desktop.ini", "icon\r"),
+    *("readme", "license", "licence", "copying", "notice", "authors", "citation", "changelog"),
+    *("md5sums", "sha1sums", "sha256sums"),
+}
+"""In lower case; files of other names without a suffix may be images."""
+_NEVER_CLASSES = {
+    *("__MACOSX", "__pycache__", "@eaDir", "lost+found"),
+    *("$RECYCLE.BIN", "System Volume Information"),
+}
+"""Folders that archivers, Python and file systems leave behind."""
 _DECODED_AT_ONCE = 256
 
 
@@ -155,7 +165,7 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def _is_hidden(entry: os.DirEntry[str]) -> bool:
-    return entry.name.startswith(".")
+    return entry.name.startswith(".") or entry.name in _NEVER_CLASSES
 
 
 def _is_image(entry: os.DirEntry[str]) -> bool:

@@ -36,6 +36,7 @@ def read_parquet(files: list[Path], config: DatasetConfig) -> Split:
     folder = files[0].parent
     pixels = Pixels(folder)
     labels: list[NDArray[np.int64]] = []
+    class_names = _class_names_of(files, config.name)
     for file in files:
         row = 0
         for cells, targets in _rows(file, config.name):
@@ -48,8 +49,27 @@ def read_parquet(files: list[Path], config: DatasetConfig) -> Split:
     if not pixels.images:
         raise RequestError(f"{files[0]}: no images")
     targets = np.concatenate(labels)
-    num_classes = check_labels(targets, config.name, folder)
+    num_classes = check_labels(targets, config.name, folder, len(class_names) or None)
     return Split(pixels.stack(), torch.from_numpy(targets), num_classes, str(folder))
+
+
+def _class_names_of(files: list[Path], data_set: str) -> list[str]:
+    """Names of the classes in the order of their labels; empty where no file names them.
+
+    Raises:
+        RequestError: two files name other classes, or not those of a known data set.
+    """
+    named: tuple[Path, list[str]] | None = None
+    for file in files:
+        with _opened(file) as table:
+            schema = table.schema_arrow
+        names = _class_names(schema, _columns(schema, file, data_set)[1])
+        check_class_names(data_set, names, file)
+        if named and names and names != named[1]:
+            raise RequestError(f"{file}: names other classes than {named[0].name}")
+        if names:
+            named = named or (file, names)
+    return named[1] if named else []
 
 
 def has_no_labels(files: list[Path], data_set: str) -> bool:
@@ -96,7 +116,6 @@ def _rows(file: Path, data_set: str) -> Iterator[tuple[list[Any], NDArray[np.int
             raise RequestError(
                 f"{file}: {label}: expected whole numbers, got {schema.field(label).type}"
             )
-        check_class_names(data_set, _class_names(schema, label), file)
         for batch in table.iter_batches(_ROWS_AT_ONCE, columns=[image, label]):
             if batch[label].null_count:
                 raise RequestError(f"{file}: {label}: a row has none")
@@ -132,7 +151,7 @@ def _class_names(schema: pa.Schema, label: str) -> list[str]:
         names = info["info"]["features"][label]["names"]
     except (KeyError, TypeError, ValueError, RecursionError):
         return []
-    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+    return [str(name) for name in names] if isinstance(names, list) else []
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:

@@ -25,20 +25,80 @@ SplitFiles = list[Path] | Path
 def find_split_files(folder: Path, split: SplitName) -> Iterator[SplitFiles]:
     """The files of a split, preferred first: ``test``, then ``validation`` for the test split.
 
+    Parquet files lie in the folder itself, in ``data/``, or, where neither has a split, in the only
+    sub-folder that has; in each of these, perhaps in a folder per split.
+
     Raises:
-        RequestError: files of two kinds or generations, or a shard is missing.
+        RequestError: files of two kinds or generations, two sub-folders, or a shard is missing.
     """
+    places = _parquet_folders(folder)
     for names in _NAMES[split]:
         found: list[SplitFiles] = []
         for name in names:
-            found += [s for s in (_shards(folder, name), _shards(folder / "data", name)) if s]
-            found += [folder / name] if (folder / name).is_dir() else []
+            for place in places:
+                found += [s for s in (_shards(place, name), _split_folder(place / name)) if s]
+            if (folder / name).is_dir() and not _split_folder(folder / name):
+                found.append(folder / name)
         if len(found) > 1:
             first, second = (_name(files, folder) for files in found[:2])
             raise RequestError(
                 f"{folder}: {first} and {second} both hold the {split} images; keep one of them"
             )
         yield from found
+
+
+def _parquet_folders(folder: Path) -> list[Path]:
+    """Where parquet files are looked for: Hugging Face has a folder per configuration, or data/."""
+    places = [folder, folder / "data"]
+    if any(map(_holds_splits, places)):
+        return places
+    split_names = {name for groups in _NAMES.values() for names in groups for name in names}
+    others = [
+        entry
+        for entry in sorted(folder.iterdir())
+        if entry.name not in split_names and not entry.name.startswith(".") and _holds_splits(entry)
+    ]
+    if len(others) > 1:
+        first, second = (entry.name for entry in others[:2])
+        raise RequestError(
+            f"{folder}: {first}/ and {second}/ both hold parquet files of splits; keep one of them"
+        )
+    return places + others
+
+
+def _holds_splits(folder: Path) -> bool:
+    """Whether parquet files of any split lie in a folder, or in its folders of splits."""
+    return any(
+        any(folder.glob(f"{name}.parquet"))
+        or any(folder.glob(f"{name}-*.parquet"))
+        or _parquet_files(folder / name)
+        for groups in _NAMES.values()
+        for names in groups
+        for name in names
+    )
+
+
+def _parquet_files(folder: Path) -> list[Path]:
+    """Parquet files of a folder of a split; none if it holds class folders."""
+    if not folder.is_dir():
+        return []
+    entries = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]
+    if any(entry.is_dir() for entry in entries):
+        return []
+    return [entry for entry in entries if entry.suffix == ".parquet"]
+
+
+def _split_folder(folder: Path) -> list[Path]:
+    """The shards in the folder of a split: ``test/0000.parquet`` or ``test/test-….parquet``."""
+    files = _parquet_files(folder)
+    numbered = [file for file in files if file.stem.isdecimal()]
+    other = next((file for file in files if file not in numbered), None)
+    if not numbered:
+        return _shards(folder, folder.name) if files else []
+    if other is not None:
+        raise RequestError(f"{folder}: {numbered[0].name} and {other.name}: expected one naming")
+    _check_complete(folder, "", [_Shard(file, int(file.stem), None) for file in numbered])
+    return numbered
 
 
 def _name(files: SplitFiles, folder: Path) -> str:
@@ -96,8 +156,11 @@ def _check_complete(folder: Path, name: str, shards: list[_Shard]) -> None:
     if missing is not None:
         ending = "" if first.total is None else f"-of-{first.total:05}"
         number = str(missing) if first.total is None else f"{missing:05}"
+        if not name:  # 0000.parquet
+            number = str(missing).zfill(len(first.file.stem))
+        start = f"{name}-" if name else ""
         raise RequestError(
-            f"{folder}: {name}-{number}{ending}.parquet is missing beside {first.file.name}"
+            f"{folder}: {start}{number}{ending}.parquet is missing beside {first.file.name}"
         )
     if len(shards) > count:
         raise RequestError(f"{folder}: expected {count} files {name}-*, got {len(shards)}")
