@@ -4,8 +4,9 @@ The contract of every attack::
 
     outcome = attack(model, images, labels, **options)
 
-- ``model``: any callable from float images (N, C, H, W) in [0, 1] to logits (N, K); normalisation
-  lives inside the model. It is in eval mode during the attack and afterwards as it was.
+- ``model``: any callable from float images (N, C, H, W) in [0, 1] to logits (N, K), or to a
+  dictionary or object that has them under ``logits``; normalisation lives inside the model. It is
+  in eval mode during the attack and afterwards as it was; attacks call it by ``predict_logits``.
 - ``images``: float32 (float64 works too); ``labels``: int64 (N,). An image that the model already
   gets wrong comes back untouched.
 - ``outcome``: an ``AttackOutcome``, confirmed on the caller's model.

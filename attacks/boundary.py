@@ -5,9 +5,9 @@ expected distance, and the rest is left out (pruned) once none of them can be ne
 
 - the dual norm that this very class had when it was last looked at for this image, or
 - for a class not looked at yet, its gradient at the last layer, in proportion to those seen; this
-  is used only where it is known to hold: a sample of the images is looked at in full (``audit``).
+  is used only where it holds for a sample of the images, looked at in full (``first_boundary``).
 
-What one point needs never changes another's answer.
+Apart from that sample's verdict, what one point needs never changes another's answer.
 """
 
 from __future__ import annotations
@@ -241,9 +241,9 @@ def _sample(labels: Tensor, size: int) -> Tensor:
 
 
 def _prunes_rightly(found: Boundary, prune: float) -> bool:
-    """Whether pruning would have kept the nearest boundary of all points, which none was left out.
+    """Whether pruning would have kept the nearest boundaries, found by looking at every rival.
 
-    Distances may differ by 1e-6 of their size.
+    Distances may differ by 1e-6 of their size. Without an active point nothing is known: False.
     """
     distance = torch.full_like(found.distance, torch.inf)
     largest, going = torch.zeros_like(distance), found.active.clone()
@@ -256,7 +256,8 @@ def _prunes_rightly(found: Boundary, prune: float) -> bool:
         usable = going & (dual > 0)
         distance = torch.where(usable, distance.minimum(gap / dual), distance)
         largest = torch.where(usable, largest.maximum(dual / size), largest)
-    return bool((distance <= found.distance * (1 + 1e-6))[found.active].all())
+    right = (distance <= found.distance * (1 + 1e-6))[found.active]
+    return bool(len(right) and right.all())
 
 
 def _follow(
