@@ -179,15 +179,9 @@ def _evaluating(model: Model) -> Iterator[None]:
             if id(part) not in _saved:
                 _saved[id(part)] = _Saved(part)
             _saved[id(part)].users += 1
-        try:
-            module.eval()
-        except NotImplementedError:  # as of a module that torch.export has made
-            for submodule in module.modules():
-                submodule.training = False
-        for part in parts:
-            if isinstance(part, nn.Parameter):
-                part.requires_grad_(False)
     try:
+        with _lock:
+            _freeze(module, parts)
         yield
     finally:
         with _lock:
@@ -197,6 +191,18 @@ def _evaluating(model: Model) -> Iterator[None]:
                 if saved.users == 0:
                     del _saved[id(part)]
                     saved.restore()
+
+
+def _freeze(module: nn.Module, parts: list[nn.Module | nn.Parameter]) -> None:
+    """Eval mode, and no gradients for the parameters among ``parts``."""
+    try:
+        module.eval()
+    except NotImplementedError:  # as of a module that torch.export has made
+        for submodule in module.modules():
+            submodule.training = False
+    for part in parts:
+        if isinstance(part, nn.Parameter):
+            part.requires_grad_(False)
 
 
 class _Saved:

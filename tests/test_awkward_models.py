@@ -391,3 +391,18 @@ def test_images_one_pixel_high_or_wide(shape):
         outcome = answer(attack, model, images, labels, options)
         assert outcome.images.shape == images.shape
         assert torch.equal(outcome.fooled, model(outcome.images).argmax(1) != labels)
+
+
+def test_a_model_whose_eval_raises_is_given_back_too():
+    class Stubborn(Base):
+        def train(self, mode=True):
+            super().train(mode)
+            if not mode:
+                raise RuntimeError("stays in training mode")
+            return self
+
+    model = Stubborn()
+    with pytest.raises(RuntimeError, match="stays in training mode"):
+        deepfool(model, torch.rand(2, *SHAPE), torch.zeros(2, dtype=torch.int64))
+    assert all(module.training for module in model.modules())
+    assert all(parameter.requires_grad for parameter in model.parameters())
