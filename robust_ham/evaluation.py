@@ -180,7 +180,7 @@ def evaluate(
 
 
 def _refuse_invalid(samples: pd.DataFrame, attack_id: str) -> None:
-    """Refuse an attack none of whose images is valid; of some, tell.
+    """Refuse an attack none of whose images is valid; warn if only some are not.
 
     Raises:
         ValueError: all images that were right at first came back invalid.
