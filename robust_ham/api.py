@@ -18,9 +18,10 @@ from attacks import ATTACKS, Model
 from attacks.model import attack_mode, predict_logits
 from robust_ham import checkpoints
 from robust_ham.catalogue import OwnFunction, attack_function, check_attack, resolve_attack
-from robust_ham.config import AttackConfig, DatasetConfig, RequestError
+from robust_ham.config import AttackConfig, DatasetConfig
 from robust_ham.config_fields import first_error
 from robust_ham.data import load_split
+from robust_ham.errors import RequestError
 from robust_ham.evaluation import AttackedImages, attacked_images
 from robust_ham.evaluation import evaluate as evaluate_one
 from robust_ham.given import given_images, given_labels

@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as transforms
 
-from robust_ham.config import RequestError, TrainingConfig
+from robust_ham.config import TrainingConfig
+from robust_ham.errors import RequestError
 from robust_ham.layouts.images import fit, open_image
 from robust_ham.splits import FileSplit, Split, to_float
 

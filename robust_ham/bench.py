@@ -27,8 +27,9 @@ from attacks.prepare import prepare
 from robust_ham import peers, stopping
 from robust_ham.catalogue import attack_options, recipe_of
 from robust_ham.checkpoints import read_card
-from robust_ham.config import OURS, RequestError
+from robust_ham.config import OURS
 from robust_ham.context import Context
+from robust_ham.errors import RequestError
 from robust_ham.evaluation import AttackedImages
 from robust_ham.executors import run_plan
 from robust_ham.judging import judge, logits_of

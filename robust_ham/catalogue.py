@@ -19,8 +19,9 @@ from attacks import ATTACKS, Attack, AttackOutcome, Model, foolbox_attack, miscl
 from attacks.foolbox_attacks import foolbox_parameters, import_foolbox
 from attacks.model import attack_mode, predict_logits
 from attacks.transforms import grid_transforms, shift_transforms
-from robust_ham.config import EPSILON_OPTIONS, AttackConfig, RequestError, is_own, norm_named
+from robust_ham.config import EPSILON_OPTIONS, AttackConfig, is_own, norm_named
 from robust_ham.config_fields import number
+from robust_ham.errors import RequestError
 from robust_ham.own_code import import_function, like_default, options_after, source_hash
 
 Parameters = dict[str, inspect.Parameter]

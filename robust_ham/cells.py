@@ -17,8 +17,8 @@ import pandas as pd
 
 from robust_ham.attack_cells import attack_model, attack_recipe, find_rows
 from robust_ham.cell import Cell
-from robust_ham.config import RequestError
 from robust_ham.context import Context, Done
+from robust_ham.errors import RequestError
 from robust_ham.locks import locked, try_lock
 from robust_ham.model_cells import is_obtained, model_key, obtain_model
 from robust_ham.perturbations import high_frequency_share

@@ -18,7 +18,8 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from robust_ham.config import Config, RequestError
+from robust_ham.config import Config
+from robust_ham.errors import RequestError
 from robust_ham.fitting import check_tensors, fill, fit
 from robust_ham.foreign import read_network, read_safetensors
 from robust_ham.model_groups import FactoryGroup, ModelGroup, TableGroup, model_group

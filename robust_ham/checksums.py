@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from robust_ham.config import RequestError
+from robust_ham.errors import RequestError
 from robust_ham.locks import locked
 from robust_ham.run_folder import RunFolder
 from robust_ham.store import MAX_TEXT_BYTES, check_size, file_hash, write_text

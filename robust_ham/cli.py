@@ -144,7 +144,7 @@ def run(
 
     Run the same command again to go on after an interruption: what is done is not done again.
     """
-    from robust_ham.config import RequestError
+    from robust_ham.errors import RequestError
 
     loaded = _load_config(config, overrides, threads)
     folder = out or Path("results") / loaded.name
@@ -215,7 +215,7 @@ def report(
     debug: Debug = False,
 ) -> int:
     """Rebuild summary, curves, figures and report.html from the per-image tables."""
-    from robust_ham.config import RequestError
+    from robust_ham.errors import RequestError
     from robust_ham.foreign_tables import folders_to_report
     from robust_ham.report.export import check_export
     from robust_ham.run_folder import runs_below
@@ -280,8 +280,8 @@ def verify(
     import torch
 
     from robust_ham.analysis.run import Run
-    from robust_ham.config import RequestError
     from robust_ham.context import Context
+    from robust_ham.errors import RequestError
     from robust_ham.executors import choose_device
     from robust_ham.plan import make_plan
     from robust_ham.run_folder import RunFolder
@@ -530,7 +530,7 @@ def main() -> NoReturn:
 
 def _explain(error: Exception) -> int:
     """One line for what a user can mend, and its exit code; anything else is raised again."""
-    from robust_ham.config import RequestError
+    from robust_ham.errors import RequestError
 
     if isinstance(error, RequestError) and not _debug:
         _complain(str(error))
@@ -555,7 +555,7 @@ def _say(line: str) -> None:
 
 
 def _complain(line: str) -> None:
-    from robust_ham.config import printable
+    from robust_ham.errors import printable
 
     with contextlib.suppress(OSError):  # the exit code says it, too
         print(f"robust-ham: {printable(line)}", file=sys.stderr, flush=True)
@@ -563,7 +563,7 @@ def _complain(line: str) -> None:
 
 def _check_attacks_package() -> None:
     """Refuse a foreign package called ``attacks``."""
-    from robust_ham.config import RequestError
+    from robust_ham.errors import RequestError
 
     found = importlib.util.find_spec("attacks")
     origin = Path(found.origin).resolve() if found and found.origin else None
@@ -586,7 +586,7 @@ def _executor(
     workers: int | None,
     gpus_per_cell: float | None,
 ) -> Executor:
-    from robust_ham.config import RequestError
+    from robust_ham.errors import RequestError
     from robust_ham.executors import inline
 
     if name == ExecutorName.ray:

@@ -46,28 +46,6 @@ MAX_CELLS = 1_000_000
 MAX_ID_BYTES = 200
 """Of a model id; a file name holds 255, of which a temporary file's takes up to 40 more."""
 
-_UNPRINTABLE = re.compile(
-    r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
-)
-_LONGEST = 2_000
-
-
-class RequestError(Exception):
-    """What was asked for is wrong; its one line names the culprit. Exit code 2.
-
-    Names in it may come from strangers' files: what could break the line or command a terminal is
-    shown escaped, and what is too long is cut.
-    """
-
-    def __str__(self) -> str:
-        return printable(super().__str__())
-
-
-def printable(line: str) -> str:
-    """A line that a terminal may be shown, whoever has written it."""
-    line = _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], line)
-    return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 1]}…"
-
 
 class DatasetConfig(Section):
     """Which images."""

@@ -12,15 +12,9 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from robust_ham.config import (
-    AttackConfig,
-    Config,
-    DatasetConfig,
-    EvaluationConfig,
-    RequestError,
-    TrainingConfig,
-)
+from robust_ham.config import AttackConfig, Config, DatasetConfig, EvaluationConfig, TrainingConfig
 from robust_ham.config_fields import first_error, number
+from robust_ham.errors import RequestError
 from robust_ham.model_groups import ARCHITECTURES, ModelGroup, TableGroup, model_group
 from robust_ham.yaml_reader import NOT_YAML, RefusedError, read_yaml, why
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from robust_ham.config import DatasetConfig, RequestError
+from robust_ham.config import DatasetConfig
+from robust_ham.errors import RequestError
 from robust_ham.layouts import describe_test_files, read_files, read_parquet_or_folders
 from robust_ham.layouts.idx import idx_file, read_idx_folder
 from robust_ham.layouts.torchvision_files import download, read_cifar

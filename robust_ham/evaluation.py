@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from attacks import AttackOutcome
 from robust_ham.catalogue import OwnFunction, attack_function, attack_options, shared_transforms
-from robust_ham.config import AttackConfig, RequestError, is_own
+from robust_ham.config import AttackConfig, is_own
+from robust_ham.errors import RequestError
 from robust_ham.judging import describe_invalid, invalid_rows, judge
 from robust_ham.perturbations import normal_cosines, radial_spectrum
 from robust_ham.progress import Progress, unseen

@@ -27,8 +27,8 @@ from robust_ham.cells import (
     write_timings,
 )
 from robust_ham.checksums import forget_files, hash_files, record_run
-from robust_ham.config import RequestError
 from robust_ham.context import Context
+from robust_ham.errors import RequestError
 from robust_ham.gate import write_gate
 from robust_ham.kernels import write_kernels
 from robust_ham.locks import locked, remove_dead, try_lock

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from robust_ham.config import RequestError
+from robust_ham.errors import RequestError
 from robust_ham.foreign import ForeignNetwork
 from robust_ham.models.applied import OWN_WINDOW, applied_window
 from robust_ham.normalisation import constants_of, is_equal, paired_constants

@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, load_file
 from torch import Tensor
 
-from robust_ham.config import RequestError
+from robust_ham.errors import RequestError
 from robust_ham.renaming import listed
 
 # --- what a file may name --------------------------------------------------------------------

@@ -16,8 +16,9 @@ from robust_ham.black_box import nearest_along
 from robust_ham.catalogue import attack_options
 from robust_ham.checked_model import DDN, DDN_STEPS, PGD_STEPS, CheckedModel
 from robust_ham.checks import Finding, Rows
-from robust_ham.config import AttackConfig, RequestError, is_own
+from robust_ham.config import AttackConfig, is_own
 from robust_ham.context import Context
+from robust_ham.errors import RequestError
 from robust_ham.judging import accuracy
 from robust_ham.model_cells import finished_models
 from robust_ham.progress import Progress, unseen

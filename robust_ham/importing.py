@@ -19,8 +19,8 @@ import yaml
 from torch import Tensor, nn
 
 from robust_ham import checkpoints
-from robust_ham.config import RequestError
 from robust_ham.data import Dataset
+from robust_ham.errors import RequestError
 from robust_ham.fitting import fit
 from robust_ham.foreign import ForeignNetwork, read_network
 from robust_ham.judging import logits_of, model_card

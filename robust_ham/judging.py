@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from attacks import AttackOutcome, margins_of
 from attacks.model import BOX_TOLERANCE, InvalidAnswerError, attack_mode, predict_logits, spread_of
 from robust_ham.checkpoints import describe
-from robust_ham.config import RequestError
+from robust_ham.errors import RequestError
 from robust_ham.model_groups import ModelGroup
 from robust_ham.models import measure
 from robust_ham.splits import Split, to_float

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from robust_ham import checkpoints, distributed, evaluation, judging, training
-from robust_ham.config import RequestError
 from robust_ham.context import Context, Done
+from robust_ham.errors import RequestError
 from robust_ham.model_groups import FactoryGroup, ModelGroup
 from robust_ham.own_code import one_line_for
 from robust_ham.plan import source_folder

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from robust_ham.config import RequestError
+from robust_ham.errors import RequestError
 from robust_ham.foreign import ForeignNetwork
 from robust_ham.renaming import listed, without_wrappers
 

@@ -18,8 +18,9 @@ from typing import Any
 
 import torch
 
-from robust_ham.config import AttackConfig, RequestError
+from robust_ham.config import AttackConfig
 from robust_ham.config_fields import number
+from robust_ham.errors import RequestError
 
 Parameter = inspect.Parameter
 

@@ -14,9 +14,10 @@ from pydantic import ValidationError
 from robust_ham import checkpoints
 from robust_ham.catalogue import check_attack, check_distance, resolve_attack
 from robust_ham.cell import Cell, list_cells
-from robust_ham.config import BEST, Config, RequestError, TrainingConfig
+from robust_ham.config import BEST, Config, TrainingConfig
 from robust_ham.config_fields import first_error
 from robust_ham.data import Dataset
+from robust_ham.errors import RequestError
 from robust_ham.evaluation import AttackedImages, attacked_images
 from robust_ham.model_groups import FactoryGroup, ModelGroup
 from robust_ham.models import MODELS

@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from robust_ham.checksums import hash_files, read_checksums
-from robust_ham.config import RequestError
+from robust_ham.errors import RequestError
 from robust_ham.run_folder import RunFolder, files_below
 from robust_ham.store import (
     csv_text,

@@ -18,9 +18,9 @@ import torch
 
 from robust_ham.cell import Cell
 from robust_ham.cells import Attempt, attempt_cell, run_key
-from robust_ham.config import RequestError
 from robust_ham.config_files import parse_config
 from robust_ham.context import Context
+from robust_ham.errors import RequestError
 from robust_ham.plan import make_plan
 from robust_ham.progress import Progress
 from robust_ham.receipts import read_signed, write_signed

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from robust_ham.config import RequestError
+from robust_ham.errors import RequestError
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from robust_ham.config import RequestError, printable
+from robust_ham.errors import RequestError, printable
 
 log = logging.getLogger(__name__)
 

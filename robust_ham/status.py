@@ -16,7 +16,7 @@ import pandas as pd
 
 from robust_ham.analysis.run import Run
 from robust_ham.cell import Cell, list_cells
-from robust_ham.config import printable
+from robust_ham.errors import printable
 from robust_ham.locks import owner
 from robust_ham.model_groups import TableGroup
 from robust_ham.progress import in_words

@@ -26,7 +26,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from robust_ham.config import SCHEMA, RequestError
+from robust_ham.config import SCHEMA
+from robust_ham.errors import RequestError
 from robust_ham.locks import locked, owner
 from robust_ham.stopping import uninterrupted
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from robust_ham.checkpoints import read_card
-from robust_ham.config import RequestError, TransferConfig
+from robust_ham.config import TransferConfig
 from robust_ham.context import Context
+from robust_ham.errors import RequestError
 from robust_ham.judging import logits_of
 from robust_ham.model_cells import finished_models, load_model
 from robust_ham.progress import Progress, unseen

@@ -18,8 +18,9 @@ from robust_ham.analysis.tables import make_tables
 from robust_ham.attack_cells import asked_of, attack_model
 from robust_ham.cell import Cell, list_cells
 from robust_ham.cells import inputs_table
-from robust_ham.config import Config, RequestError
+from robust_ham.config import Config
 from robust_ham.context import Context
+from robust_ham.errors import RequestError
 from robust_ham.judging import judge
 from robust_ham.manifest import requested
 from robust_ham.model_cells import load_model, model_key

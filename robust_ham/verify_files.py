@@ -14,7 +14,7 @@ from robust_ham.analysis.run import Run
 from robust_ham.cell import list_cells
 from robust_ham.checkpoints import WEIGHTS
 from robust_ham.checksums import is_covered, read_checksums
-from robust_ham.config import RequestError
+from robust_ham.errors import RequestError
 from robust_ham.receipts import BEFORE, made_by, receipt_of
 from robust_ham.run_folder import RunFolder, files_below
 from robust_ham.store import file_hash, parse_json, read_csv, read_json

@@ -16,7 +16,8 @@ from torch import nn
 from attacks import fmn
 from attacks.adv_lib_attacks import INSTALL_ADV_LIB, import_adv_lib
 from robust_ham.catalogue import attack_options, check_attack
-from robust_ham.config import AttackConfig, RequestError
+from robust_ham.config import AttackConfig
+from robust_ham.errors import RequestError
 
 needs_adv_lib = pytest.mark.skipif(
     find_spec("adv_lib") is None, reason=f"adv-lib is not installed: {INSTALL_ADV_LIB}"

@@ -16,7 +16,7 @@ from torch import nn
 import robust_ham
 from attacks import deepfool
 from robust_ham import checkpoints, compare, evaluate, load_images, load_model, windowed
-from robust_ham.config import RequestError
+from robust_ham.errors import RequestError
 from robust_ham.plan import ZOO
 
 README = (Path(__file__).parent.parent / "README.md").read_text()

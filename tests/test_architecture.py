@@ -7,7 +7,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [  # each may import what stands before it
-    {"config_fields", "stopping", "progress", "locks", "yaml_reader", "streams"},
+    {"errors", "stopping", "progress", "locks"},
+    {"config_fields", "yaml_reader", "streams", "regular_files"},
     {"model_groups", "monitor"},
     {"config"},
     {"run_folder", "store", "windows", "config_files", "splits", "renaming"},
@@ -38,6 +39,8 @@ LAYERS = [  # each may import what stands before it
 ]
 TORCHLESS = {
     "config",
+    "errors",
+    "regular_files",
     "config_fields",
     "model_groups",
     "config_files",

@@ -11,8 +11,9 @@ from torch.nn import functional as F
 from torchvision.transforms import v2
 
 from robust_ham.batches import Share, make_batches, pixel_statistics
-from robust_ham.config import DatasetConfig, RequestError, TrainingConfig
+from robust_ham.config import DatasetConfig, TrainingConfig
 from robust_ham.data import Dataset
+from robust_ham.errors import RequestError
 
 CPU = torch.device("cpu")
 

@@ -7,9 +7,9 @@ from conftest import TINY_RUN
 
 from robust_ham.analysis.curves import kernel_size_curves
 from robust_ham.analysis.run import Run
-from robust_ham.config import RequestError
 from robust_ham.config_files import parse_config
 from robust_ham.context import Context
+from robust_ham.errors import RequestError
 from robust_ham.executors import run_plan
 from robust_ham.model_cells import _epoch_like_twin, model_identity
 from robust_ham.plan import make_plan

@@ -11,7 +11,7 @@ from conftest import zoo_model
 from safetensors.torch import load_file, save_file
 
 from robust_ham import checkpoints
-from robust_ham.config import RequestError
+from robust_ham.errors import RequestError
 from robust_ham.layers import WindowedConv2d
 from robust_ham.model_groups import CnnGroup, FactoryGroup
 from robust_ham.models import build

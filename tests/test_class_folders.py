@@ -10,8 +10,9 @@ from test_data import assert_refused, mnist_like, png
 from torchvision.datasets import CIFAR10, MNIST, FashionMNIST, ImageFolder
 from torchvision.models._meta import _IMAGENET_CATEGORIES
 
-from robust_ham.config import DatasetConfig, RequestError
+from robust_ham.config import DatasetConfig
 from robust_ham.data import Dataset, load_split
+from robust_ham.errors import RequestError
 from robust_ham.layouts.class_names import CLASS_NAMES, labels_of_folders
 from robust_ham.splits import KNOWN
 

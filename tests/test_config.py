@@ -6,7 +6,6 @@ import re
 import pytest
 
 from robust_ham.checkpoints import describe, training_identity
-from robust_ham.config import RequestError
 from robust_ham.config_files import (
     config_folder,
     config_keys,
@@ -14,6 +13,7 @@ from robust_ham.config_files import (
     parse_config,
     shipped_configs,
 )
+from robust_ham.errors import RequestError
 
 MINIMAL = """
 name: test

@@ -18,7 +18,8 @@ from robust_ham.analysis.curves import (
     summary_row,
 )
 from robust_ham.analysis.statistics import wilson
-from robust_ham.config import AttackConfig, RequestError
+from robust_ham.config import AttackConfig
+from robust_ham.errors import RequestError
 from robust_ham.run_folder import RunFolder
 from robust_ham.store import write_json, write_table, write_text
 

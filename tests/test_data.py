@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 
 from robust_ham import data
-from robust_ham.config import DatasetConfig, RequestError
+from robust_ham.config import DatasetConfig
 from robust_ham.data import Dataset, load_split, load_train_validation
+from robust_ham.errors import RequestError
 from robust_ham.splits import balanced_order, to_float
 
 

@@ -11,8 +11,9 @@ from conftest import fashion_images, zoo_model
 from attacks import ATTACKS, AttackOutcome
 from robust_ham.attack_cells import halved
 from robust_ham.catalogue import attack_options, check_attack
-from robust_ham.config import AttackConfig, DatasetConfig, RequestError
+from robust_ham.config import AttackConfig, DatasetConfig
 from robust_ham.data import load_split
+from robust_ham.errors import RequestError
 from robust_ham.evaluation import attacked_images, evaluate, same_answer
 from robust_ham.judging import accuracy, judge, predictions
 from robust_ham.splits import Split

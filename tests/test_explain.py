@@ -12,8 +12,8 @@ from conftest import TINY_RUN
 
 from attacks import margins_of
 from robust_ham.catalogue import attack_options
-from robust_ham.config import RequestError
 from robust_ham.config_files import load_config
+from robust_ham.errors import RequestError
 from robust_ham.evaluation import AttackedImages
 from robust_ham.explain import (
     EXPERIMENTS,

@@ -37,10 +37,11 @@ from robust_ham import store
 from robust_ham.analysis.run import Run
 from robust_ham.cell import list_cells
 from robust_ham.cells import Attempt, run_cell, run_key
-from robust_ham.config import DatasetConfig, RequestError
+from robust_ham.config import DatasetConfig
 from robust_ham.config_files import parse_config
 from robust_ham.context import Context
 from robust_ham.data import load_split
+from robust_ham.errors import RequestError
 from robust_ham.executors import inline
 from robust_ham.locks import try_lock
 from robust_ham.plan import make_plan

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from robust_ham import checkpoints, windowed
-from robust_ham.config import RequestError
+from robust_ham.errors import RequestError
 from robust_ham.windows import window_2d
 
 MEAN, STD = torch.tensor([0.4914, 0.4822, 0.4465]), torch.tensor([0.2471, 0.2435, 0.2616])

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from attacks import foolbox_attack
 from robust_ham.catalogue import attack_options, check_attack
-from robust_ham.config import RequestError
 from robust_ham.config_files import parse_config
+from robust_ham.errors import RequestError
 
 
 def test_same_images_as_foolbox_by_hand() -> None:

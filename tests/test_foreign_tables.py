@@ -15,7 +15,7 @@ import yaml
 
 from robust_ham import foreign_tables
 from robust_ham.analysis.run import Run
-from robust_ham.config import RequestError
+from robust_ham.errors import RequestError
 from robust_ham.foreign_tables import COLUMNS, folders_to_report, readers, write_run_folder
 from robust_ham.report.page import build_report
 from robust_ham.run_folder import RunFolder, runs_below

@@ -35,9 +35,10 @@ from test_foreign_tables import TABLE as FOREIGN
 from robust_ham import checkpoints, foreign
 from robust_ham.analysis.curves import budget_curves, summarise
 from robust_ham.analysis.run import HISTORY_COLUMNS, KERNEL_MEASURES, Run
-from robust_ham.config import DatasetConfig, RequestError
+from robust_ham.config import DatasetConfig
 from robust_ham.config_files import config_folder, load_config, parse_config
 from robust_ham.data import load_split
+from robust_ham.errors import RequestError
 from robust_ham.foreign_tables import COLUMNS, write_run_folder
 from robust_ham.layouts.images import open_image
 from robust_ham.models import build

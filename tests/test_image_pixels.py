@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 from torchvision.datasets.folder import default_loader
 
-from robust_ham.config import DatasetConfig, RequestError
+from robust_ham.config import DatasetConfig
 from robust_ham.data import Dataset, load_split
+from robust_ham.errors import RequestError
 from robust_ham.layouts.images import open_image
 
 RAMP = np.arange(0, 65536, 1024, dtype=np.uint16).reshape(8, 8)

@@ -20,9 +20,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from robust_ham import checkpoints, foreign
-from robust_ham.config import RequestError
 from robust_ham.config_files import parse_dataset
 from robust_ham.data import Dataset
+from robust_ham.errors import RequestError
 from robust_ham.plan import ZOO
 from robust_ham.splits import to_float
 

@@ -11,8 +11,9 @@ import pytest
 import torch
 from test_data import assert_refused, mnist_like, png, write_idx, write_parquet
 
-from robust_ham.config import DatasetConfig, RequestError
+from robust_ham.config import DatasetConfig
 from robust_ham.data import Dataset, load_split, load_train_validation
+from robust_ham.errors import RequestError
 from robust_ham.layouts.class_names import CLASS_NAMES
 from robust_ham.splits import check_cut, check_labels
 

@@ -18,7 +18,8 @@ from robust_ham.catalogue import (
     recipe_of,
     resolve_attack,
 )
-from robust_ham.config import AttackConfig, RequestError, norm_named
+from robust_ham.config import AttackConfig, norm_named
+from robust_ham.errors import RequestError
 from robust_ham.own_code import like_default, source_hash
 
 SHAPE = (1, 28, 28)

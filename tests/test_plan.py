@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 import yaml
 
-from robust_ham.config import RequestError
 from robust_ham.config_files import load_config, parse_config
+from robust_ham.errors import RequestError
 from robust_ham.plan import make_plan
 
 CONFIG = """

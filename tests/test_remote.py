@@ -10,9 +10,9 @@ from faulty_runs import CONFIG, results, run_here
 from test_faults import write_data
 
 from robust_ham.cells import Attempt, already_there, run_cell, run_key
-from robust_ham.config import RequestError
 from robust_ham.config_files import parse_config
 from robust_ham.context import Context
+from robust_ham.errors import RequestError
 from robust_ham.model_cells import help_train
 from robust_ham.plan import make_plan
 from robust_ham.progress import unseen

@@ -16,7 +16,7 @@ from test_curves import CARD, CONFIG, six_rows
 from robust_ham.analysis.run import Run
 from robust_ham.analysis.spatial_grids import by_angle_and_shift, by_direction, spatial_grids
 from robust_ham.analysis.tables import write_tables
-from robust_ham.config import RequestError
+from robust_ham.errors import RequestError
 from robust_ham.report.explorer import Panel, panel_figure
 from robust_ham.report.figures import attack_title
 from robust_ham.report.heat_maps import turns

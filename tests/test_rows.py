@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from robust_ham.analysis.rows import AttackRows, check_agreement
-from robust_ham.config import RequestError
 from robust_ham.config_files import parse_config
+from robust_ham.errors import RequestError
 
 CONFIG = parse_config(
     "name: rows\ndataset: {name: fashion_mnist}\nmodels: [{architecture: cnn, depth: 2}]\n"

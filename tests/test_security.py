@@ -27,9 +27,10 @@ from test_report import folder  # noqa: F401
 
 from robust_ham import checkpoints, foreign, store
 from robust_ham.analysis.run import Run
-from robust_ham.config import DatasetConfig, RequestError
+from robust_ham.config import DatasetConfig
 from robust_ham.config_files import parse_config
 from robust_ham.data import load_split
+from robust_ham.errors import RequestError
 from robust_ham.layouts import images as images_module
 from robust_ham.model_cells import _copy_card
 from robust_ham.report.page import build_report

@@ -9,8 +9,9 @@ import pytest
 from test_data import assert_refused, mnist_like, png, write_folders, write_idx, write_parquet
 
 from robust_ham import data
-from robust_ham.config import DatasetConfig, RequestError
+from robust_ham.config import DatasetConfig
 from robust_ham.data import Dataset, available, load_split, load_train_validation
+from robust_ham.errors import RequestError
 
 IMAGES, LABELS = mnist_like(12, 8)
 LABELS = LABELS % 3

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from robust_ham import transfer
-from robust_ham.config import RequestError
 from robust_ham.config_files import parse_config
 from robust_ham.context import Context
+from robust_ham.errors import RequestError
 from robust_ham.executors import run_plan
 from robust_ham.judging import logits_of
 from robust_ham.model_cells import load_model

@@ -2,8 +2,8 @@
 
 import pytest
 
-from robust_ham.config import RequestError
 from robust_ham.config_files import parse_config, parse_network
+from robust_ham.errors import RequestError
 
 MINIMAL = """\
 name: test

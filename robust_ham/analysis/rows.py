@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from robust_ham.config import AttackConfig, Config, RequestError
+from robust_ham.config import AttackConfig, Config
+from robust_ham.errors import RequestError
 
 STATUSES = ("already_wrong", "fooled", "survived", "invalid")
 _NORMS = ("l2", "linf", "l2_relative")

@@ -12,8 +12,9 @@ import pandas as pd
 
 from robust_ham.analysis.rows import AttackRows, check_agreement
 from robust_ham.analysis.statistics import Values
-from robust_ham.config import BEST, AttackConfig, Config, RequestError
+from robust_ham.config import BEST, AttackConfig, Config
 from robust_ham.config_files import config_text, parse_config
+from robust_ham.errors import RequestError
 from robust_ham.model_groups import ModelGroup
 from robust_ham.receipts import check
 from robust_ham.run_folder import RunFolder

@@ -11,7 +11,8 @@ import pandas as pd
 from robust_ham.analysis.paired import Metric, PairedComparison, compare
 from robust_ham.analysis.run import Run
 from robust_ham.analysis.same_images import OtherImagesError, paired_rows
-from robust_ham.config import AttackConfig, RequestError, printable
+from robust_ham.config import AttackConfig
+from robust_ham.errors import RequestError, printable
 
 RESULT_COLUMNS = (
     "run model_id attack metric budget first other scale effect low high num_images note"

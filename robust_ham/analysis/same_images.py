@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from robust_ham.analysis.run import Run
-from robust_ham.config import RequestError
+from robust_ham.errors import RequestError
 
 
 class OtherImagesError(ValueError):

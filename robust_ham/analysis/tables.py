@@ -14,7 +14,7 @@ from robust_ham.analysis.curves import budget_curves, kernel_size_curves, summar
 from robust_ham.analysis.mechanism import mechanisms
 from robust_ham.analysis.run import Run
 from robust_ham.checksums import record_files
-from robust_ham.config import RequestError
+from robust_ham.errors import RequestError
 from robust_ham.run_folder import RunFolder
 from robust_ham.store import write_csv
 

@@ -54,7 +54,7 @@ def check(name: str, run: Path | None = None) -> None:
     Raises:
         RequestError: names what there is.
     """
-    from robust_ham.config import RequestError
+    from robust_ham.errors import RequestError
 
     if name not in EXPERIMENTS:
         raise RequestError(f"explain: expected one of {', '.join(EXPERIMENTS)}, got {name!r}")

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from torch import Tensor, nn
 
-from robust_ham.config import RequestError
+from robust_ham.errors import RequestError
 from robust_ham.explain import Explained
 from robust_ham.explain.networks import Network, networks
 from robust_ham.explain.panels import Array, decibels

@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 
 from robust_ham.analysis.run import Run
 from robust_ham.checkpoints import read_card
-from robust_ham.config import RequestError
+from robust_ham.errors import RequestError
 from robust_ham.explain import Explained
 from robust_ham.explain.networks import zoo_networks
 from robust_ham.kernels import COLUMNS, kernel_rows

@@ -9,7 +9,7 @@ from torch import nn
 
 from robust_ham import checkpoints
 from robust_ham.analysis.run import Run
-from robust_ham.config import RequestError
+from robust_ham.errors import RequestError
 from robust_ham.model_groups import FactoryGroup, ModelGroup
 from robust_ham.plan import ZOO, source_folder
 from robust_ham.run_folder import RunFolder

@@ -23,9 +23,10 @@ from pydantic import ValidationError
 
 from robust_ham.analysis.budgets import tolerance
 from robust_ham.checksums import hash_files, record_run
-from robust_ham.config import Config, RequestError
+from robust_ham.config import Config
 from robust_ham.config_fields import first_error
 from robust_ham.config_files import parse_config
+from robust_ham.errors import RequestError
 from robust_ham.foreign_tables.checked_rows import KNOWN, checked_rows
 from robust_ham.foreign_tables.consistency import MODEL
 from robust_ham.foreign_tables.readers import COLUMNS, READERS, read_rows

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from robust_ham.config import RequestError
+from robust_ham.errors import RequestError
 from robust_ham.store import MAX_CSV_BYTES, check_size
 
 NORMS = ("l2", "linf")

@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from robust_ham.analysis.statistics import Values
-from robust_ham.config import RequestError
+from robust_ham.errors import RequestError
 from robust_ham.foreign_tables.attackbench import NORMS
 
 MODEL = ["model", "window", "kernel_size", "seed"]

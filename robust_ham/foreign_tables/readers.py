@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from robust_ham.config import RequestError, printable
+from robust_ham.errors import RequestError, printable
 from robust_ham.foreign_tables.attackbench import read_result
 from robust_ham.store import MAX_CSV_BYTES, check_size, read_table, reading
 

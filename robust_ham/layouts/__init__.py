@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from robust_ham.config import DatasetConfig, RequestError, printable
+from robust_ham.config import DatasetConfig
+from robust_ham.errors import RequestError, printable
 from robust_ham.layouts.class_folders import find_class_folders, holds_images_only
 from robust_ham.layouts.parquet import has_no_labels, read_parquet
 from robust_ham.layouts.split_files import SplitFiles, find_split_files

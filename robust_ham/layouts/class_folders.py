@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from robust_ham.config import DatasetConfig, RequestError, printable
+from robust_ham.config import DatasetConfig
+from robust_ham.errors import RequestError, printable
 from robust_ham.layouts.class_names import are_other_labels, has_wnids, labels_of_folders
 from robust_ham.layouts.images import Pixels, open_image, pixels_of, short_side
 from robust_ham.splits import KNOWN, FileSplit, Split, check_cut

@@ -6,7 +6,7 @@ import re
 from functools import cache
 from pathlib import Path
 
-from robust_ham.config import RequestError
+from robust_ham.errors import RequestError
 from robust_ham.splits import KNOWN
 
 _WNID = re.compile(r"n\d{8}(?![0-9])")

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from robust_ham.config import DatasetConfig, RequestError
+from robust_ham.config import DatasetConfig
+from robust_ham.errors import RequestError
 from robust_ham.splits import KNOWN, Split, SplitName, check_labels
 
 _IDX_IMAGES, _IDX_LABELS = 0x803, 0x801

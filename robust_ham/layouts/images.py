@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from robust_ham.config import DatasetConfig, RequestError
+from robust_ham.config import DatasetConfig
+from robust_ham.errors import RequestError
 from robust_ham.splits import KNOWN
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "PPM", "GIF", "TIFF")

@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from robust_ham.config import DatasetConfig, RequestError
+from robust_ham.config import DatasetConfig
+from robust_ham.errors import RequestError
 from robust_ham.layouts.class_names import check_class_names
 from robust_ham.layouts.images import Pixels, open_image, pixels_of
 from robust_ham.splits import KNOWN, Split, check_labels

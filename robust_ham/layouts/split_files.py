@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from robust_ham.config import RequestError
+from robust_ham.errors import RequestError
 from robust_ham.splits import SplitName
 
 _NAMES: dict[SplitName, tuple[tuple[str, ...], ...]] = {

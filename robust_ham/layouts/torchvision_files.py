@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from robust_ham.config import DatasetConfig, RequestError
+from robust_ham.config import DatasetConfig
+from robust_ham.errors import RequestError
 from robust_ham.splits import KNOWN, Split, SplitName
 
 

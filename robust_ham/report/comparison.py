@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from robust_ham.analysis.run import Run
 from robust_ham.analysis.run_pairs import changed_keys, compared_results, run_names
-from robust_ham.config import RequestError
+from robust_ham.errors import RequestError
 from robust_ham.report.figures import METRIC_NAMES
 from robust_ham.report.html import render_page
 from robust_ham.report.inline import inline_svg

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from robust_ham.analysis.tables import Tables
 from robust_ham.checksums import record_files
-from robust_ham.config import RequestError
+from robust_ham.errors import RequestError
 from robust_ham.report.explorer import panel_figure, panels
 from robust_ham.report.page_tables import page_tables
 from robust_ham.report.pictures import drawings
