@@ -39,7 +39,6 @@ def open_regular(path: Path, limit: int | None = None, *, follow_links: bool = F
         if error.errno == errno.ENXIO:  # a socket
             raise RequestError(f"{path}: expected a file, got a socket or device") from None
         raise
-    file = os.fdopen(descriptor, "rb")
     try:
         about = os.fstat(descriptor)
         if not stat.S_ISREG(about.st_mode):
@@ -47,9 +46,9 @@ def open_regular(path: Path, limit: int | None = None, *, follow_links: bool = F
         if limit is not None and about.st_size > limit:
             raise RequestError(f"{path}: expected at most {limit:,} bytes, got {about.st_size:,}")
     except BaseException:
-        file.close()
+        os.close(descriptor)
         raise
-    return file
+    return os.fdopen(descriptor, "rb")
 
 
 def _kind(mode: int) -> str:

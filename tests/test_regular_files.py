@@ -31,7 +31,7 @@ def test_pipes_folders_sockets_and_devices_are_refused_at_once(tmp_path, monkeyp
             ("socket", "socket"),
             ("/dev/zero", "device"),
         ):
-            with pytest.raises(RequestError, match=f"{name}: expected a file, got a {kind}"):
+            with pytest.raises(RequestError, match=f"{name}: expected a file, got a.*{kind}"):
                 open_regular(tmp_path / name)
             assert not is_regular(tmp_path / name)
 
