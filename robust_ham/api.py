@@ -11,7 +11,7 @@ import torch
 from numpy.typing import ArrayLike
 from pydantic import ValidationError
 from rich.console import Console
-from rich.progress import Progress, TaskID
+from rich.progress import Progress, TaskID, TextColumn
 from torch import Tensor, nn
 
 from attacks import ATTACKS, Model
@@ -21,7 +21,7 @@ from robust_ham.catalogue import OwnFunction, attack_function, check_attack, res
 from robust_ham.config import AttackConfig, DatasetConfig
 from robust_ham.config_fields import first_error
 from robust_ham.data import load_split
-from robust_ham.errors import RequestError
+from robust_ham.errors import RequestError, printable
 from robust_ham.evaluation import AttackedImages, attacked_images
 from robust_ham.evaluation import evaluate as evaluate_one
 from robust_ham.given import given_images, given_labels
@@ -133,9 +133,11 @@ def evaluate(
     asked, own = _asked(attack, options, tuple(clean.shape[1:]))
     attacked = AttackedImages(clean, classes, list(range(len(classes))))
     tables = []
-    with Progress(console=Console(stderr=True), disable=not progress) as bars:
+    name_column = TextColumn("{task.description}", style="progress.description", markup=False)
+    columns = [name_column, *Progress.get_default_columns()[1:]]
+    with Progress(*columns, console=Console(stderr=True), disable=not progress) as bars:
         for name, model in named.items():
-            bar = bars.add_task(str(name), total=len(classes))
+            bar = bars.add_task(printable(str(name)), total=len(classes))
 
             def step(done: int, total: int, bar: TaskID = bar) -> None:
                 bars.update(bar, completed=done, total=total)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import logging
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -87,7 +86,7 @@ def attempt_cell(
     except Exception as fault:  # one cell's fault is noted; the others go on
         outcome = f"failed: {' '.join(str(fault).split()) or type(fault).__name__}"
         error = type(fault).__name__
-        log.debug("%s", traceback.format_exc())
+        log.debug("%s failed", cell.name, exc_info=True)
     finally:
         lock.release()
     return Attempt(outcome, time.monotonic() - start, error)

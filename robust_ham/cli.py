@@ -9,16 +9,22 @@ import json
 import logging
 import sys
 import time
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from robust_ham import stopping
+from robust_ham.errors import printable
 from robust_ham.explain import EXPERIMENTS
-from robust_ham.streams import flush_streams, prepare_streams, standard_output
+from robust_ham.streams import (
+    LineFormatter,
+    flush_streams,
+    prepare_streams,
+    show_lines_of_others,
+    standard_output,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -248,15 +254,15 @@ def status(
     """Cells of a run: done, at work, failed, left; and how long the rest will take."""
     from robust_ham.status import read_status
 
-    before = ""
+    before: list[str] = []
     while True:
         found = read_status(run_dir)
         if as_json:
-            _say(json.dumps({"run": str(run_dir)} | found.as_dict()))
+            _say_json({"run": str(run_dir)} | found.as_dict())
         else:
-            lines = "\n".join(found.lines(run_dir))
+            lines = list(found.lines(run_dir))
             if lines != before:
-                _say(lines)
+                _say(*lines)
             before = lines
         if not watch or not found.num_processes:
             return
@@ -322,7 +328,7 @@ def compare(
     names = "_".join(folder.resolve().name for folder in run_dirs)
     made = write_comparison(run_dirs, out or Path("results") / "compare" / names)
     _print_table(made.header, made.rows)
-    _say(f"\ncomparison: {made.page}")
+    _say("", f"comparison: {made.page}")
 
 
 @app.command("list")
@@ -334,7 +340,7 @@ def list_(
     if topic == Topic.schema:
         from robust_ham.config import Config
 
-        _say(json.dumps(Config.model_json_schema(by_alias=True), indent=1))
+        _say_json(Config.model_json_schema(by_alias=True), indent=1)
         return
     _check_attacks_package()
     from robust_ham.listing import LISTINGS
@@ -346,7 +352,7 @@ def list_(
         for left, right in rows:
             _say(f"  {left:<{width}}  {right}")
     if topic is None:
-        _say("\nAll config keys with their defaults: robust-ham list keys")
+        _say("", "All config keys with their defaults: robust-ham list keys")
 
 
 @app.command()
@@ -417,7 +423,7 @@ def bench(
 
     made = build_benchmark(folder, table)
     _print_table(made.table.header, made.table.rows)
-    _say(f"\nbenchmark: {made.page}")
+    _say("", f"benchmark: {made.page}")
 
 
 @app.command("import")
@@ -506,14 +512,14 @@ def explain(
     folder = out or Path("results") / "explain" / name
     made = experiment(name, folder, run)
     _print_table(made.header, made.rows)
-    _say(f"\ntable and figure: {folder / name}.csv, .svg, .png")
+    _say("", f"table and figure: {folder / name}.csv, .svg, .png")
 
 
 def main() -> NoReturn:
     """Entry point: runs a verb and turns what it raises into one line and an exit code."""
     prepare_streams()
     logging.raiseExceptions = False  # a log that cannot be written does not end in a traceback
-    warnings.formatwarning = lambda message, *_, **__: f"robust-ham: {message}\n"
+    show_lines_of_others()
     stopping.listen()
     try:
         code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
@@ -549,14 +555,19 @@ def _explain(error: Exception) -> int:
     return EXIT_REQUEST
 
 
-def _say(line: str) -> None:
+def _say(*lines: str) -> None:
+    """Print lines for people."""
     with standard_output():
-        print(line, flush=True)
+        print("\n".join(map(printable, lines)), flush=True)
+
+
+def _say_json(content: dict[str, Any], indent: int | None = None) -> None:
+    """Print an object for other programs; JSON escapes all but printable ASCII."""
+    with standard_output():
+        print(json.dumps(content, indent=indent), flush=True)
 
 
 def _complain(line: str) -> None:
-    from robust_ham.errors import printable
-
     with contextlib.suppress(OSError):  # the exit code says it, too
         print(f"robust-ham: {printable(line)}", file=sys.stderr, flush=True)
 
@@ -616,7 +627,7 @@ def _show_plan(plan: Plan, folder: Path, device: torch.device, *, as_json: bool)
             "seconds": {"training": expected.training, "attacks": expected.attacks},
             "training_flops": expected.training_flops,
         }
-        _say(json.dumps(content))
+        _say_json(content)
         return
     for cell in plan.cells:
         _say(f"  {cell.name}")
@@ -645,7 +656,7 @@ def _report(folder: Path, form: str | None = None, width: float | None = None) -
     if answered := [row for row in answers if row[0] != "not run"]:
         _say("")
         _print_table(["answer", "statement"], answered)
-    _say(f"\nreport: {made.page}")
+    _say("", f"report: {made.page}")
     if form is not None:
         _say(f"export: {len(export(tables, form, width))} files in {folder / 'export'}")
 
@@ -660,13 +671,17 @@ _WORDS = (
 def _print_table(header: list[str], rows: list[list[str]]) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
+
+    def as_text(cell: str) -> Text:  # rich reads markup and emoji in plain strings
+        return Text(printable(cell))
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in header:
         words = name in _WORDS
-        table.add_column(name, justify="left" if words else "right")
+        table.add_column(as_text(name), justify="left" if words else "right")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(as_text, row))
     console = Console()
     if not console.is_terminal:
         console = Console(width=200)
@@ -681,7 +696,7 @@ def _log_file(path: Path) -> Iterator[None]:
 
     RunFolder(path.parent).refuse_links()
     handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(message)s"))
     loggers = logging.getLogger("robust_ham"), logging.getLogger("attacks")
     for logger in loggers:
         logger.addHandler(handler)

@@ -1,12 +1,9 @@
-"""The error that a user can mend, and text that is safe to show on a terminal."""
+"""The error that a user can mend, and text that is safe to show."""
 
 from __future__ import annotations
 
-import re
+import unicodedata
 
-_UNPRINTABLE = re.compile(
-    r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
-)
 _LONGEST = 2_000
 
 
@@ -21,6 +18,24 @@ class RequestError(Exception):
 
 
 def printable(line: str) -> str:
-    """The line with characters escaped that would break it or command a terminal, and cut."""
-    line = _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], line)
-    return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 1]}…"
+    """The line for a terminal or a log: ``visible``, without line breaks, cut in its middle."""
+    line = visible(line).replace("\n", "\\n")
+    half = _LONGEST // 2
+    return line if len(line) <= _LONGEST else f"{line[:half]}…{line[1 - half :]}"
+
+
+def visible(text: str) -> str:
+    """The text with every character escaped that shows nothing but changes what is shown.
+
+    Those are control characters other than line feeds, invisible and bidirectional formatting
+    characters, other line separators, and code points that are no characters.
+    """
+    if text.isprintable():
+        return text
+    return "".join(map(_visible, text))
+
+
+def _visible(character: str) -> str:
+    if character == "\n" or character.isprintable() or unicodedata.category(character) == "Zs":
+        return character
+    return ascii(character)[1:-1]

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
+from robust_ham.errors import printable
 from robust_ham.progress import Progress, unseen
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ class Bars:
 
     def cell_started(self, name: str) -> Progress:
         """A cell is at work."""
-        bar = self.cells[name] = self.progress.add_task(name, total=None)
+        bar = self.cells[name] = self.progress.add_task(printable(name), total=None)
         last = 0.0
 
         def step(done: int, total: int) -> None:
@@ -127,4 +128,4 @@ class Bars:
 
     def note(self, line: str) -> None:
         """Something that a user wants to know."""
-        self.progress.console.print(line, markup=False, highlight=False)
+        self.progress.console.print(printable(line), markup=False, highlight=False, emoji=False)

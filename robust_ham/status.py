@@ -16,7 +16,6 @@ import pandas as pd
 
 from robust_ham.analysis.run import Run
 from robust_ham.cell import Cell, list_cells
-from robust_ham.errors import printable
 from robust_ham.locks import owner
 from robust_ham.model_groups import TableGroup
 from robust_ham.progress import in_words
@@ -66,10 +65,10 @@ class Status:
         )
         for name, at_work in self.running.items():
             since = in_words(max(0.0, time.time() - at_work.get("since", time.time())))
-            place = printable(f"{at_work.get('host')} ({at_work.get('pid')})")
+            place = f"{at_work.get('host')} ({at_work.get('pid')})"
             yield f"  {name}: at work on {place} for {since}"
         for name, reason in self.failed.items():
-            yield f"  {name}: failed: {printable(reason)}"
+            yield f"  {name}: failed: {reason}"
 
 
 def read_status(root: Path) -> Status:

@@ -29,6 +29,7 @@ import pyarrow.parquet as pq
 from robust_ham.config import SCHEMA
 from robust_ham.errors import RequestError
 from robust_ham.locks import locked, owner
+from robust_ham.spreadsheets import guard_table, restore_table
 from robust_ham.stopping import uninterrupted
 
 log = logging.getLogger(__name__)
@@ -312,17 +313,20 @@ def read_csv(path: Path, **options: Any) -> pd.DataFrame:  # noqa: ANN401
     """
     check_size(path, MAX_CSV_BYTES)
     table: pd.DataFrame = pd.read_csv(path, **options)
-    return table
+    return restore_table(table)
 
 
 def write_csv(path: Path, table: pd.DataFrame) -> None:
-    """Write a table as CSV, floats in the shortest form that reads back equal."""
+    """Write a table as CSV, floats in the shortest form that reads back equal.
+
+    Text that a spreadsheet would compute is guarded by an apostrophe; ``read_csv`` takes it away.
+    """
     write_text(path, csv_text(table))
 
 
 def csv_text(table: pd.DataFrame) -> str:
     """What ``write_csv`` writes."""
-    text: str = table.to_csv(index=False, lineterminator="\n")
+    text: str = guard_table(table).to_csv(index=False, lineterminator="\n")
     return text
 
 

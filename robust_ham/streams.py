@@ -1,12 +1,18 @@
-"""Standard streams that are closed, full, or know few characters never end in a traceback."""
+"""Standard streams and logs: never a traceback of their own, never a line that others forged."""
 
 from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import sys
+import traceback
+import warnings
 from collections.abc import Iterator
+from types import TracebackType
+
+from robust_ham.errors import printable
 
 
 def prepare_streams() -> None:
@@ -24,6 +30,40 @@ def prepare_streams() -> None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
         elif mode == "w" and isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+class LineFormatter(logging.Formatter):
+    """A line per record, whatever names its message holds; lines of a traceback are indented."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        """The line of a record."""
+        record.message = printable(record.message)
+        return super().formatMessage(record)
+
+    def formatException(  # noqa: N802
+        self,
+        ei: tuple[type[BaseException], BaseException, TracebackType | None]
+        | tuple[None, None, None],
+    ) -> str:
+        """The lines of its traceback."""
+        return "\n".join(
+            f"    {printable(line)}" for line in super().formatException(ei).split("\n")
+        )
+
+
+def show_lines_of_others() -> None:
+    """Make what Python itself writes to standard error printable: logs, warnings, tracebacks."""
+    assert logging.lastResort is not None
+    logging.lastResort.setFormatter(LineFormatter())
+    warnings.formatwarning = lambda message, *_, **__: f"robust-ham: {printable(str(message))}\n"
+    sys.excepthook = _show_traceback
+
+
+def _show_traceback(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    for line in "".join(traceback.format_exception(kind, error, trace)).split("\n"):
+        sys.stderr.write(f"{printable(line)}\n")
 
 
 @contextlib.contextmanager

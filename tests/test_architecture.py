@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = [  # each may import what stands before it
     {"errors", "stopping", "progress", "locks"},
-    {"config_fields", "yaml_reader", "streams", "regular_files"},
+    {"config_fields", "yaml_reader", "streams", "regular_files", "spreadsheets"},
     {"model_groups", "monitor"},
     {"config"},
     {"run_folder", "store", "windows", "config_files", "splits", "renaming"},
@@ -41,6 +41,7 @@ TORCHLESS = {
     "config",
     "errors",
     "regular_files",
+    "spreadsheets",
     "config_fields",
     "model_groups",
     "config_files",

@@ -33,9 +33,10 @@ def changed_keys(runs: list[Run]) -> pd.DataFrame:
 
 
 def run_names(runs: list[Run]) -> list[str]:
-    """Names of the folders, told apart where they are the same."""
+    """Names of the folders, told apart where they are the same, or that of the column of keys."""
     names = [printable(run.folder.root.resolve().name) for run in runs]
-    return [f"{n} ({i + 1})" if names.count(n) > 1 else n for i, n in enumerate(names)]
+    taken = [*names, "key"]
+    return [f"{n} ({i + 1})" if taken.count(n) > 1 else n for i, n in enumerate(names)]
 
 
 def _flat(value: Any, place: str = "") -> dict[str, str]:  # noqa: ANN401

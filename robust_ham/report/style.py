@@ -15,8 +15,11 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.text import Text
+from matplotlib.ticker import LogFormatter
 from matplotlib.transforms import Bbox
 
+from robust_ham.errors import visible
 from robust_ham.store import writing
 
 WINDOW_LABELS = {
@@ -182,8 +185,12 @@ def _defaults_with(settings: dict[Any, Any]) -> Iterator[None]:
 @contextmanager
 def figure_style() -> Iterator[None]:
     """Settings of all figures."""
-    spines: dict[Any, Any] = {"axes.spines.top": False, "axes.spines.right": False}
-    with _defaults_with(sns.axes_style("ticks") | spines | _FONT_SIZES):
+    own: dict[Any, Any] = {
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "text.parse_math": False,  # seaborn measures text before ``render`` sees it
+    }
+    with _defaults_with(sns.axes_style("ticks") | own | _FONT_SIZES):
         yield
 
 
@@ -191,9 +198,33 @@ def render(figure: Figure, name: str, form: str) -> bytes:
     """A figure as a file of ``form``: pdf, png or svg; no dates, and ids fixed by the name."""
     content = io.BytesIO()
     with _defaults_with({"svg.hashsalt": name}):
+        _take_text_as_it_is(figure)
         _lay_out(figure)
         figure.savefig(content, format=form, dpi=_DPI, metadata=FORMATS[form])
+    if form == "svg":  # tick labels are set while they are drawn
+        return visible(content.getvalue().decode()).encode()
     return content.getvalue()
+
+
+def _take_text_as_it_is(figure: Figure) -> None:
+    """Make all text ``visible``, and no formula but the powers on logarithmic axes.
+
+    Names that others chose may hold dollar signs.
+    """
+    powers = set[Text]()
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            # asking for the labels makes all those that have text of ours
+            for group, labels in (
+                (axis.major, axis.get_majorticklabels()),
+                (axis.minor, axis.get_minorticklabels()),
+            ):
+                if isinstance(group.formatter, LogFormatter):
+                    powers.update(labels)
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        text.set_parse_math(text in powers)
+        text.set_text(visible(text.get_text()))
 
 
 def _lay_out(figure: Figure) -> None:

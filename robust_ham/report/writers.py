@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
+from robust_ham.errors import visible
+
 
 @dataclass(frozen=True)
 class Table:
@@ -36,11 +38,17 @@ def markdown(table: Table) -> str:
 def markdown_rows(table: Table) -> str:
     """A table in Markdown, alone."""
     rule = ["---:" if numeric else "---" for numeric in table.numeric]
-    lines = [
-        [re.sub(r"([|\\<>`*_])", r"\\\1", value) for value in line]
-        for line in (table.header, *table.rows)
-    ]
+    lines = [[_in_markdown(value) for value in line] for line in (table.header, *table.rows)]
     return "".join(f"| {' | '.join(line)} |\n" for line in (lines[0], rule, *lines[1:]))
+
+
+def _in_markdown(text: str) -> str:
+    """The text as a cell that shows it: no line break, tag, emphasis, formula or link."""
+    return re.sub(r"([|\\<>`*_$~]|&(?=[#\w])|\](?=[(\[:]))", r"\\\1", _in_one_line(text))
+
+
+def _in_one_line(text: str) -> str:
+    return visible(text).replace("\n", " ")
 
 
 _LATEX = {
@@ -51,6 +59,7 @@ _LATEX = {
     "\u202f": r"\,",
     "<": r"\textless{}",
     ">": r"\textgreater{}",
+    "|": r"\textbar{}",
     "–": "--",
     "…": r"\dots{}",
     "−": r"\ensuremath{-}",
@@ -68,6 +77,8 @@ _LATEX = {
 }
 
 
+_KNOWN_TO_LATEX = re.compile("[ -~¡-ſ“”„‘’‚•]")
+"""Every compiler sets these; the old ones stop at others."""
 _PROSE = 40
 """Characters from which on a column of text has lines that are broken."""
 
@@ -76,7 +87,7 @@ def latex(table: Table) -> str:
     """A table in LaTeX; one that is wider than the text is made smaller."""
 
     def line(values: list[str]) -> str:
-        return " & ".join(map(_escaped, values)) + r" \\"
+        return " & ".join(map(_in_latex, values)) + r" \\"
 
     values = list(zip(*table.rows, strict=True)) or [()] * len(table.header)
     columns = "".join(map(_column, table.numeric, values))
@@ -85,7 +96,7 @@ def latex(table: Table) -> str:
             "% needs \\usepackage{array,booktabs,graphicx}",
             r"\begin{table}",
             r"\centering",
-            rf"\caption{{{_escaped(table.caption)}}}",
+            rf"\caption{{{_in_latex(table.caption)}}}",
             rf"\label{{tab:{table.name}}}",
             r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
             rf"\begin{{tabular}}{{{columns}}}",
@@ -112,12 +123,24 @@ def _column(numeric: bool, values: tuple[str, ...]) -> str:
 def _heading(text: str, values: tuple[str, ...]) -> str:
     """A heading on as many lines as keep it from being wider than its column."""
     lines = textwrap.wrap(text, max([12, *map(len, values)]))
-    stacked = r"\\".join(map(_escaped, lines))
+    stacked = r"\\".join(map(_in_latex, lines))
     return rf"\shortstack{{{stacked}}}" if len(lines) > 1 else stacked
 
 
-def _escaped(text: str) -> str:
-    return "".join(_LATEX.get(sign, sign) for sign in text)
+def _in_latex(text: str) -> str:
+    """The text as LaTeX that shows it, wherever it stands.
+
+    Braces keep a text that starts with ``[`` or ``*`` from being read as an option of the command
+    before it: ``\\\\`` looks for one in the next row.
+    """
+    escaped = "".join(map(_sign_in_latex, _in_one_line(text)))
+    return "{}" * escaped.lstrip().startswith(("[", "*")) + escaped
+
+
+def _sign_in_latex(sign: str) -> str:
+    if sign in _LATEX or _KNOWN_TO_LATEX.match(sign):
+        return _LATEX.get(sign, sign)
+    return rf"\textbackslash{{}}{ascii(sign)[2:-1]}"
 
 
 WRITERS: dict[str, tuple[str, Callable[[Table], str]]] = {
