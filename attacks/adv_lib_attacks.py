@@ -41,7 +41,8 @@ def fmn(
     Fast minimum norm: gradient steps on the difference of logits, each projected on a ball about
     the image that shrinks while the point fools and grows while it does not. The nearest fooling
     point met on the way is returned, and for an image that is never fooled the image as it was.
-    Images that are wrong already, or not finite, are not handed to the library.
+    Images that are wrong already, or not finite, are not handed to the library. Its ``callback``,
+    which writes to a server, is not offered.
 
     In L2 it may stall short of the boundary where many pixels are 0 or 1: clipping them takes away
     what the ball has grown by. A smaller ``max_stepsize`` helps, not always.

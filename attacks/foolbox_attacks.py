@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from attacks.boundary import Norm
 from attacks.confirm import run_confirmed
 from attacks.model import Model
-from attacks.other_libraries import handed_over
+from attacks.other_libraries import handed_over, is_plain
 from attacks.outcome import AttackOutcome
 
 _NO_START = "init_attack failed"  # foolbox's words where a decision-based attack finds no start
@@ -55,15 +55,16 @@ def foolbox_attack(
         norm: in which the attack measures; handed on to an attack that leaves the choice.
         epsilon: size of the perturbation; for attacks of fixed size, and only for them.
         seed: of the global generators while foolbox runs.
-        options: of the foolbox attack's constructor, as ``steps=100``.
+        options: of the foolbox attack's constructor, as ``steps=100``; those that are paths,
+            objects or functions (``tensorboard``, ``init_attack``) are not offered.
 
     Returns:
         An ``AttackOutcome``; ``forwards`` and ``backwards`` count what foolbox spent on the batch
         that an image was in, also after the image fooled.
 
     Raises:
-        ValueError: an unknown attack or option, a norm that is not the attack's, an ``epsilon``
-            missing or too many, or the input is out of range.
+        ValueError: an unknown attack or option, one that is not offered, a norm that is not the
+            attack's, an ``epsilon`` missing or too many, or the input is out of range.
     """
     build = _builder(attack, norm, epsilon, options)
     search = partial(handed_over, call=partial(_call, build=build, epsilon=epsilon, seed=seed))
@@ -72,11 +73,22 @@ def foolbox_attack(
 
 
 def foolbox_parameters(attack: str) -> list[inspect.Parameter]:
-    """What the constructor of a foolbox attack takes, with its defaults and annotations.
+    """What of a foolbox attack's constructor is offered as an option: no path and no code.
 
     Raises:
         ValueError: no such attack.
     """
+    return [p for p in _signature(attack) if is_plain(p.annotation)]
+
+
+def why_no_option(attack: str, name: str) -> str:
+    """What to say of a name that is not among the parameters offered of a foolbox attack."""
+    if name in {p.name for p in _signature(attack)}:
+        return f"not offered, as a path, an object or a function of foolbox's {attack}"
+    return f"unknown option of foolbox's {attack}"
+
+
+def _signature(attack: str) -> list[inspect.Parameter]:
     signature = inspect.signature(_attack_class(attack), eval_str=True)
     return [p for p in signature.parameters.values() if p.name != "distance"]
 
@@ -118,7 +130,7 @@ def _builder(name: str, norm: Norm, epsilon: float | None, options: dict[str, An
     known = [p.name for p in foolbox_parameters(name)]
     for option in options:
         if option not in known:
-            raise ValueError(f"{option}: unknown option of foolbox's {name} ({', '.join(known)})")
+            raise ValueError(f"{option}: {why_no_option(name, option)} ({', '.join(known)})")
     if issubclass(wanted, base.FixedEpsilonAttack) and not (epsilon and epsilon > 0):
         raise ValueError(f"epsilon: foolbox's {name} needs the size of the perturbation")
     if not issubclass(wanted, base.FixedEpsilonAttack) and epsilon is not None:

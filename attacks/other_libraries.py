@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,18 @@ from attacks.outcome import AttackOutcome, margins_of, misclassified
 
 Call = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """Model, images (B, C, H, W) in [0, 1] and labels (B,) to adversarial images of the same shape."""
+
+
+def is_plain(annotation: object) -> bool:
+    """Whether a parameter of this type takes numbers, booleans and named choices only.
+
+    Free text may be a path, and objects and functions are code: attacks of other libraries write
+    files (``tensorboard`` of foolbox's) and call back (``init_attack`` of foolbox's, ``callback``
+    of adversarial-library's) by such parameters. None of them is an option here.
+    """
+    if get_origin(annotation) in (Union, UnionType, tuple, list):
+        return all(is_plain(part) for part in get_args(annotation) if part is not Ellipsis)
+    return get_origin(annotation) is Literal or annotation in (bool, int, float, NoneType)
 
 
 def handed_over(model: Model, images: Tensor, labels: Tensor, *, call: Call) -> AttackOutcome:

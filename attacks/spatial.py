@@ -19,10 +19,10 @@ from attacks.confirm import run_confirmed
 from attacks.draws import image_streams
 from attacks.model import Model, chunks
 from attacks.outcome import AttackOutcome, margins_of
+from attacks.search_order import search_order
 from attacks.transforms import (
     check_rotation,
     grid_transforms,
-    search_order,
     shift_transforms,
     translation_limit,
 )
@@ -30,6 +30,8 @@ from attacks.warp import Padding, sampling_grids, shift, warp, warp_all
 
 Stop = Literal["first"] | None
 
+MAX_DRAWS = 100_000
+"""Of ``spatial_random``; all images of a batch keep theirs at once."""
 _LARGEST_BLOCK = 32
 
 
@@ -98,8 +100,10 @@ def spatial_random(
     """
     _check_stop(stop)
     _check_padding(padding)
-    if num_draws < 1:
-        raise ValueError(f"num_draws: expected at least 1, got {num_draws}")
+    if not 1 <= num_draws <= MAX_DRAWS:
+        raise ValueError(
+            f"num_draws: expected at least 1 and at most {MAX_DRAWS:,}, got {num_draws}"
+        )
     check_rotation(max_rotation)
     limit = translation_limit(images.shape, max_translation)
     reach = np.array([max_rotation, limit, limit])

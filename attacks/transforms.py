@@ -5,13 +5,17 @@ A transform is a row (angle, right, down) as in ``attacks.warp``.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
+
+MAX_CANDIDATES = 3_000_000
+"""Of a grid; each costs a pass per image. 31 angles and 301 shifts per axis are 2.8 million."""
+MAX_TRANSLATION = 4_096
+"""Pixels; images are not larger."""
 
 
 def grid_transforms(
@@ -32,6 +36,9 @@ def shift_transforms(shape: Sequence[int], *, max_translation: int | None = None
     limit = translation_limit(shape, max_translation)
     if max_translation is not None and limit != int(limit):
         raise ValueError(f"max_translation: expected a whole number, got {max_translation}")
+    most = (math.isqrt(MAX_CANDIDATES) - 1) // 2
+    if limit > most:
+        raise ValueError(f"max_translation: expected at most {most}, got {max_translation}")
     return transformation_grid(0.0, int(limit), 1, 2 * int(limit) + 1)
 
 
@@ -43,38 +50,29 @@ def transformation_grid(
     The last column runs fastest. Odd counts only, so that the identity is among them.
 
     Raises:
-        ValueError: an even count or a negative reach.
+        ValueError: an even count, a negative reach, or more than ``MAX_CANDIDATES``.
     """
     check_rotation(max_rotation)
     for name, number in (("num_rotations", num_rotations), ("num_translations", num_translations)):
         if number < 1 or number % 2 == 0:
             raise ValueError(f"{name}: expected an odd number, got {number}")
-    angles = np.linspace(-max_rotation, max_rotation, num_rotations) if num_rotations > 1 else [0.0]
-    shifts = np.linspace(-max_translation, max_translation, num_translations)
-    if num_translations == 1:
-        shifts = np.zeros(1)
-    points = np.array(list(itertools.product(angles, shifts, shifts)))
-    points[np.abs(points) < 1e-9] = 0.0  # the identity exactly, whatever linspace rounds to
-    return torch.from_numpy(points)
-
-
-def search_order(transforms: Tensor) -> Tensor:
-    """Order in which (T, 3) transforms are tried until one fools: int64 (T,).
-
-    The largest first, then each time the one farthest from all before it, the larger among equals;
-    so a few candidates already reach into every corner. Axes are relative to their reach, angles
-    count twice, for they change an image more.
-    """
-    reach = transforms.abs().amax(0).clamp_min(1e-12)
-    places = (transforms / reach * torch.tensor([2.0, 1.0, 1.0]).to(transforms)).cpu().numpy()
-    size = (places**2).sum(1)
-    order = [int(size.argmax())]
-    distance = np.full(len(places), np.inf)
-    for _ in range(len(places) - 1):
-        distance = np.minimum(distance, ((places - places[order[-1]]) ** 2).sum(1))
-        distance[order[-1]] = -1.0
-        order.append(int((distance.round(9) + 1e-6 * size).argmax()))
-    return torch.tensor(order, device=transforms.device)
+    count = num_rotations * num_translations**2
+    if count > MAX_CANDIDATES:
+        raise ValueError(
+            f"num_rotations, num_translations: expected at most {MAX_CANDIDATES:,} candidates, got "
+            f"{num_rotations:,} angles × {num_translations:,}² shifts = {count:,}"
+        )
+    angles, shifts = (
+        np.linspace(-limit, limit, number) if number > 1 else np.zeros(1)
+        for limit, number in ((max_rotation, num_rotations), (max_translation, num_translations))
+    )
+    for values in (angles, shifts):  # the identity exactly, whatever linspace rounds to
+        values[np.abs(values) < 1e-9] = 0.0
+    points = np.empty((num_rotations, num_translations, num_translations, 3))
+    points[..., 0] = angles[:, None, None]
+    points[..., 1] = shifts[:, None]
+    points[..., 2] = shifts
+    return torch.from_numpy(points.reshape(-1, 3))
 
 
 def check_rotation(max_rotation: float) -> None:
@@ -91,10 +89,13 @@ def translation_limit(shape: Sequence[int], max_translation: float | None) -> fl
     """Pixels; None: 10 % of the shorter side of images (…, H, W) to the nearest half pixel.
 
     Raises:
-        ValueError: negative or not finite.
+        ValueError: negative, or more than ``MAX_TRANSLATION``.
     """
     if max_translation is None:
         return round(0.1 * min(shape[-2:]) * 2) / 2
-    if not 0 <= max_translation < math.inf:
-        raise ValueError(f"max_translation: expected at least 0 pixels, got {max_translation}")
+    if not 0 <= max_translation <= MAX_TRANSLATION:
+        raise ValueError(
+            f"max_translation: expected at least 0 and at most {MAX_TRANSLATION:,} pixels, got "
+            f"{max_translation}"
+        )
     return float(max_translation)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import ArrayLike
@@ -16,10 +17,11 @@ from torch import Tensor, nn
 
 from attacks import ATTACKS, Model
 from attacks.model import attack_mode, predict_logits
-from robust_ham import checkpoints
+from robust_ham import checkpoints, memory_needs
+from robust_ham.bounds import MAX_BATCH, MAX_IMAGES, MAX_SEED
 from robust_ham.catalogue import OwnFunction, attack_function, check_attack, resolve_attack
 from robust_ham.config import AttackConfig, DatasetConfig
-from robust_ham.config_fields import first_error
+from robust_ham.config_fields import first_error, shown
 from robust_ham.data import load_split
 from robust_ham.errors import RequestError, printable
 from robust_ham.evaluation import AttackedImages, attacked_images
@@ -65,12 +67,15 @@ def load_images(
         Images (N, C, H, W) in [0, 1], labels (N,) int64.
 
     Raises:
-        ValueError: fewer than one image, or an ``image_size`` that is none.
+        ValueError: a number that is none or out of range, as 0 images.
         RequestError: the data set is not found or damaged, or has fewer images.
     """
-    if num_images < 1:
-        raise ValueError(f"num_images: expected 1 or more, got {num_images}")
-    config = DatasetConfig(name=dataset, image_size=image_size)
+    _check_whole("num_images", num_images, 1, MAX_IMAGES)
+    _check_whole("seed", seed, 0, MAX_SEED)
+    try:
+        config = DatasetConfig(name=dataset, image_size=image_size)
+    except ValidationError as error:
+        raise ValueError(first_error(error)) from None
     split = load_split(config, "test", Path(data_root) if data_root is not None else None)
     found = attacked_images(split, num_images, seed)
     return found.images, found.labels
@@ -122,15 +127,15 @@ def evaluate(
         )
     if not len(clean):
         raise ValueError("expected at least one image")
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"batch_size: expected 1 or more, got {batch_size}")
+    _check_whole("batch_size", batch_size, 1, MAX_BATCH)
     if not named:
         raise ValueError("expected at least one model")
     home = images.device if isinstance(images, Tensor) else torch.device("cpu")
     devices = {name: _device_of(model, home) for name, model in named.items()}
     for name, model in named.items():
         _check_model(name, model, clean, classes, devices[name])
-    asked, own = _asked(attack, options, tuple(clean.shape[1:]))
+    asked, own = _asked(attack, options, _shape(clean))
+    memory_needs.check_attack(asked, asked.attack, _shape(clean), len(clean), batch_size)
     attacked = AttackedImages(clean, classes, list(range(len(classes))))
     tables = []
     name_column = TextColumn("{task.description}", style="progress.description", markup=False)
@@ -158,7 +163,7 @@ def evaluate(
 
 
 def _asked(
-    attack: str | OwnFunction, options: dict[str, Any], image_shape: tuple[int, ...]
+    attack: str | OwnFunction, options: dict[str, Any], image_shape: tuple[int, int, int]
 ) -> tuple[AttackConfig, OwnFunction | None]:
     """The attack as a configuration has it; beside it the function, where it is the user's own."""
     own = None
@@ -179,9 +184,27 @@ def _asked(
     except ValidationError as error:
         raise RequestError(f"{attack}: {first_error(error)}") from None
     asked = resolve_attack(asked, attack, own)
-    channels, height, width = image_shape
-    check_attack(asked, attack, (channels, height, width), own)
+    check_attack(asked, attack, image_shape, own)
     return asked, own
+
+
+def _shape(images: Tensor) -> tuple[int, int, int]:
+    channels, height, width = images.shape[1:]
+    return channels, height, width
+
+
+def _check_whole(name: str, value: object, low: int, high: int) -> None:
+    """Refuse what is no whole number of a range.
+
+    Raises:
+        ValueError: names the argument.
+    """
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | np.integer)
+        or not low <= value <= high
+    ):
+        raise ValueError(f"{name}: expected {low:,} to {high:,}, got {shown(value)}")
 
 
 def _device_of(model: Model, home: torch.device) -> torch.device:

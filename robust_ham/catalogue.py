@@ -16,11 +16,12 @@ from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from attacks import ATTACKS, Attack, AttackOutcome, Model, foolbox_attack, misclassified
-from attacks.foolbox_attacks import foolbox_parameters, import_foolbox
+from attacks.foolbox_attacks import foolbox_parameters, import_foolbox, why_no_option
 from attacks.model import attack_mode, predict_logits
 from attacks.transforms import grid_transforms, shift_transforms
+from robust_ham.bounds import MAX_OPTION, MAX_SEED
 from robust_ham.config import EPSILON_OPTIONS, AttackConfig, is_own, norm_named
-from robust_ham.config_fields import number
+from robust_ham.config_fields import number, shown
 from robust_ham.errors import RequestError
 from robust_ham.own_code import import_function, like_default, options_after, source_hash
 
@@ -28,6 +29,7 @@ Parameters = dict[str, inspect.Parameter]
 OwnFunction = Callable[..., Any]
 """A user's attack: model, images, labels and options to images or an ``AttackOutcome``."""
 
+FOOLBOX_DEFAULT = "DDNAttack"
 _EMPTY = inspect.Parameter.empty
 
 
@@ -56,7 +58,7 @@ def attack_function(name: str, own: OwnFunction | None = None) -> tuple[Attack, 
     parameters = inspect.signature(function, eval_str=True).parameters.values()
     options = {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
     if catalogue_name == "foolbox":
-        chosen = foolbox_name or options["attack"].default
+        chosen = foolbox_name or FOOLBOX_DEFAULT
         del options["attack"]
         options |= {p.name: p for p in foolbox_parameters(chosen)}
         return partial(foolbox_attack, attack=chosen), options
@@ -154,12 +156,30 @@ def attack_options(
         key = f"attacks.{attack_id}.{name}"
         if name == "norm" and is_own(config.attack) and not (takes_any or name in named):
             if norm_named(value) is None:
-                raise RequestError(f"{key}: expected l2 or linf, got {value!r}")
+                raise RequestError(f"{key}: expected l2 or linf, got {shown(value)}")
         elif name not in named and not takes_any:
-            raise RequestError(f"{key}: unknown option of {config.attack} ({', '.join(named)})")
+            raise RequestError(f"{key}: {_why_no_option(config, name)} ({', '.join(named)})")
         else:
             options[name] = _typed(name, value, named.get(name), key)
+            if not is_own(config.attack):
+                _check_bounds(name, options[name], key)
     return options
+
+
+def _why_no_option(config: AttackConfig, name: str) -> str:
+    library, _, attack = config.attack.partition(":")
+    if library == "foolbox":
+        return why_no_option(attack or FOOLBOX_DEFAULT, name)
+    return f"unknown option of {config.attack}"
+
+
+def _check_bounds(name: str, value: Any, key: str) -> None:  # noqa: ANN401
+    """Refuse numbers that no attack is meant for; one's own attack may take any."""
+    low, high = (0, MAX_SEED) if name == "seed" else (-MAX_OPTION, MAX_OPTION)
+    for part in value if isinstance(value, list | tuple) else (value,):
+        if isinstance(part, int | float) and not low <= part <= high:
+            expected = f"at most {high:,}" if part > high else f"at least {low:,}"
+            raise RequestError(f"{key}: expected {expected}, got {shown(part)}")
 
 
 def recipe_of(options: dict[str, Any]) -> dict[str, Any]:
@@ -206,7 +226,7 @@ def _typed(name: str, value: Any, parameter: inspect.Parameter | None, key: str)
     expected = parameter.annotation if parameter is not None else None
     described = expected.__name__ if isinstance(expected, type) else str(expected)
     described = described.replace("typing.", "")
-    raise RequestError(f"{key}: expected {described}, got {value!r}")
+    raise RequestError(f"{key}: expected {described}, got {shown(value)}")
 
 
 def _annotated_type(annotation: Any) -> TypeAdapter[Any] | None:  # noqa: ANN401
@@ -261,7 +281,7 @@ def _resolve_foolbox(config: AttackConfig, attack_id: str) -> AttackConfig:
     if "norm" in config.options:
         return config
     parameters = _parameters(config, attack_id, None)
-    name = config.attack.partition(":")[2] or "DDNAttack"
+    name = config.attack.partition(":")[2] or FOOLBOX_DEFAULT
     norm = config.options.get("constraint")  # of HopSkipJumpAttack
     if "constraint" not in parameters:
         norm = _foolbox_norm(name)
@@ -305,13 +325,13 @@ def check_attack(
         RequestError: unknown option, a value out of range, or a library that is not installed.
     """
     options = attack_options(config, attack_id, own)
+    missing = next((n for n, value in options.items() if value is _EMPTY), None)
+    if missing is not None:
+        raise RequestError(f"attacks.{attack_id}.{missing}: {config.attack} has no default")
     _check_sizes(config, options, attack_id, image_shape)
     if not config.has_budget and (config.budget or config.budgets):
         raise RequestError(f"attacks.{attack_id}.budget: {config.attack} has no distance budget")
     if is_own(config.attack):
-        missing = next((n for n, value in options.items() if value is _EMPTY), None)
-        if missing is not None:
-            raise RequestError(f"attacks.{attack_id}.{missing}: {config.attack} has no default")
         return  # an empty batch may be more than it was written for
     images, labels = torch.zeros(0, *image_shape), torch.zeros(0, dtype=torch.int64)
     try:
@@ -369,3 +389,9 @@ def shared_transforms(attack: str, options: dict[str, Any], shape: Sequence[int]
         return None
     names = inspect.signature(grids[attack]).parameters
     return grids[attack](shape, **{name: options[name] for name in names if name in options})
+
+
+def num_candidates(attack: str, options: dict[str, Any], shape: Sequence[int]) -> int:
+    """How many transforms an attack tries on each image (…, H, W); 0: it has no list of them."""
+    shared = shared_transforms(attack, options, shape)
+    return options.get("num_draws", 0) if shared is None else len(shared)

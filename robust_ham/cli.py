@@ -7,6 +7,7 @@ import enum
 import importlib.util
 import json
 import logging
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from robust_ham import stopping
+from robust_ham.bounds import MAX_CELLS, MAX_GPUS, MAX_ROUNDS, MAX_THREADS, MAX_WORKERS
 from robust_ham.errors import printable
 from robust_ham.explain import EXPERIMENTS
 from robust_ham.streams import (
@@ -92,6 +94,13 @@ Debug = Annotated[
 ]
 
 
+def _is_number(value: float | None) -> float | None:
+    """Refuse nan, which is neither below a range nor above it."""
+    if value is not None and math.isnan(value):
+        raise typer.BadParameter("expected a number, got nan")
+    return value
+
+
 def _complete_config(incomplete: str) -> list[str]:
     """Names of shipped configs, for the shell."""
     from robust_ham.config_files import shipped_configs
@@ -109,7 +118,9 @@ Overrides = Annotated[
     list[str] | None, typer.Option("-o", help="Override a key, as in training.epochs=5.")
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="Sets evaluation.threads.")]
+Threads = Annotated[
+    int | None, typer.Option(min=1, max=MAX_THREADS, help="Sets evaluation.threads.")
+]
 DataRoot = Annotated[
     Path | None, typer.Option("--data-root", help="Folder of data sets; before ROBUST_HAM_DATA.")
 ]
@@ -132,10 +143,19 @@ def run(
         str | None, typer.Option(help="Of a running Ray cluster; default: Ray on this machine.")
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Cells at a time on Ray; default: all there is room.")
+        int | None,
+        typer.Option(
+            min=1, max=MAX_WORKERS, help="Cells at a time on Ray; default: all there is room."
+        ),
     ] = None,
     gpus_per_cell: Annotated[
-        float | None, typer.Option(min=0.01, help="On Ray and CUDA; a fraction shares a GPU.")
+        float | None,
+        typer.Option(
+            min=0.01,
+            max=MAX_GPUS,
+            callback=_is_number,
+            help="On Ray and CUDA; a fraction shares a GPU.",
+        ),
     ] = None,
     stop_after: Annotated[
         StopAfter | None, typer.Option(help="Stop after training, or before the report.")
@@ -272,7 +292,7 @@ def status(
 @app.command()
 def verify(
     run_dir: Annotated[Path, typer.Argument(help="Folder that `run` has written.")],
-    cells: Annotated[int, typer.Option(min=0, help="Attacks made once more.")] = 3,
+    cells: Annotated[int, typer.Option(min=0, max=MAX_CELLS, help="Attacks made once more.")] = 3,
     data_root: DataRoot = None,
     device: Device = "auto",
     debug: Debug = False,
@@ -390,7 +410,9 @@ def bench(
     data_root: DataRoot = None,
     device: Device = "auto",
     threads: Threads = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Times that each library is timed.")] = 3,
+    rounds: Annotated[
+        int, typer.Option(min=1, max=MAX_ROUNDS, help="Times that each library is timed.")
+    ] = 3,
     libraries: Annotated[
         str | None, typer.Option(help="Comma-separated; default: all that are installed.")
     ] = None,
@@ -402,7 +424,7 @@ def bench(
     has too. Run the same command again to go on after an interruption.
     """
     loaded = _load_config(config, overrides, threads)
-    folder = out or Path("results") / "bench" / loaded.name.removeprefix("bench_")
+    folder = out or Path("results") / "bench" / (loaded.name.removeprefix("bench_") or loaded.name)
     _check_attacks_package()
     from robust_ham import peers
     from robust_ham.bench import measure_all
@@ -446,7 +468,8 @@ def import_(
     ] = None,
     std: Annotated[str | None, typer.Option(help="Same: 0.229,0.224,0.225.")] = None,
     accuracy: Annotated[
-        float | None, typer.Option(min=0, max=1, help="As published; must be found again.")
+        float | None,
+        typer.Option(min=0, max=1, callback=_is_number, help="As published; must be found again."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Collection; default results/imported/<dataset>.")
@@ -497,7 +520,7 @@ def explain(
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder; default results/explain/<name>.")
     ] = None,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
+    threads: Annotated[int, typer.Option(min=1, max=MAX_THREADS, help="CPU threads.")] = 2,
     debug: Debug = False,
 ) -> None:
     """Run one experiment, print its table and say where its figure is."""
@@ -600,6 +623,8 @@ def _executor(
     from robust_ham.errors import RequestError
     from robust_ham.executors import inline
 
+    if gpus_per_cell is not None and gpus_per_cell > 1 and gpus_per_cell % 1:
+        raise RequestError(f"--gpus-per-cell: above 1, a whole number, got {gpus_per_cell:g}")
     if name == ExecutorName.ray:
         from robust_ham.ray_executor import on_ray
 

@@ -21,7 +21,27 @@ from pydantic import (
     model_validator,
 )
 
-from robust_ham.config_fields import Number, OddSize, SafeName, Section, first_error
+from robust_ham.bounds import (
+    MAX_BATCH,
+    MAX_CELLS,
+    MAX_EPOCHS,
+    MAX_IMAGE_SIZE,
+    MAX_IMAGES,
+    MAX_ITEMS,
+    MAX_MODELS,
+    MAX_RATE,
+    MAX_THREADS,
+)
+from robust_ham.config_fields import (
+    Distance,
+    Number,
+    OddSize,
+    PathText,
+    SafeName,
+    Section,
+    Seed,
+    first_error,
+)
 from robust_ham.model_groups import (
     CnnGroup,
     FactoryGroup,
@@ -39,10 +59,6 @@ BEST = {"l2": "best", "linf": "best_linf"}
 """Attack ids of the best, image by image, of several minimum-norm attacks of a norm."""
 
 
-MAX_MODELS = 10_000
-"""Of one configuration, sweeps expanded: more is a slip or malice, and would never end."""
-MAX_CELLS = 1_000_000
-"""Models and their attacks, shard by shard."""
 MAX_ID_BYTES = 200
 """Of a model id; a file name holds 255, of which a temporary file's takes up to 40 more."""
 
@@ -50,23 +66,30 @@ MAX_ID_BYTES = 200
 class DatasetConfig(Section):
     """Which images."""
 
-    name: str = Field(
+    name: PathText = Field(
         "fashion_mnist",
         min_length=1,
         description="fashion_mnist, mnist, cifar10, cifar100, imagenet, or the name or path of "
         "a folder with parquet files or one sub-folder per class",
     )
     num_train: int | None = Field(
-        None, ge=1, description="training images used, the first of the split; null: all found"
+        None,
+        ge=1,
+        le=MAX_IMAGES,
+        description="training images used, the first of the split; null: all found",
     )
     num_validation: int = Field(
         0,
         ge=0,
+        le=MAX_IMAGES,
         description="training images held out after those for the validation columns; 0: the "
         "columns show the test split, which decides nothing",
     )
     num_test: int | None = Field(
-        None, ge=1, description="test images used, the first of the split; null: all found"
+        None,
+        ge=1,
+        le=MAX_IMAGES,
+        description="test images used, the first of the split; null: all found",
     )
     stream: bool = Field(
         False,
@@ -74,9 +97,12 @@ class DatasetConfig(Section):
         "sets too large for memory",
     )
     image_size: int | None = Field(
-        None, ge=1, description="28×28 to 14 subsamples every second pixel; folders: resize, crop"
+        None,
+        ge=1,
+        le=MAX_IMAGE_SIZE,
+        description="28×28 to 14 subsamples every second pixel; folders: resize, crop",
     )
-    data_root: str | None = Field(
+    data_root: PathText | None = Field(
         None, description="folder of data sets; --data-root and ROBUST_HAM_DATA go before it"
     )
     download: bool = Field(False, description="let torchvision download what is not found")
@@ -93,27 +119,38 @@ class DatasetConfig(Section):
 class TrainingConfig(Section):
     """How models are trained; the last epoch counts."""
 
-    epochs: int = Field(10, ge=1, description="passes over the training images")
-    batch_size: int = Field(128, ge=1, description="images per step")
+    epochs: int = Field(10, ge=1, le=MAX_EPOCHS, description="passes over the training images")
+    batch_size: int = Field(128, ge=1, le=MAX_BATCH, description="images per step")
     optimizer: Literal["sgd"] = Field("sgd", description="stochastic gradient descent")
-    lr: Number = Field(0.1, gt=0, description="learning rate; of one_cycle: its peak")
+    lr: Number = Field(0.1, gt=0, le=MAX_RATE, description="learning rate; of one_cycle: its peak")
     momentum: Number = Field(0.9, ge=0, lt=1, description="momentum of SGD")
     nesterov: bool = Field(False, description="Nesterov's momentum")
-    weight_decay: Number = Field(5e-4, ge=0, description="L2 penalty on all parameters")
+    weight_decay: Number = Field(
+        5e-4, ge=0, le=MAX_RATE, description="L2 penalty on all parameters"
+    )
     schedule: Literal["one_cycle", "step", "constant"] = Field(
         "one_cycle", description="one_cycle (30 % up, cosine), step (×0.1 at milestones), constant"
     )
-    milestones: tuple[int, ...] = Field((), description="epochs at which step multiplies by 0.1")
+    milestones: tuple[Annotated[int, Field(ge=0, le=MAX_EPOCHS)], ...] = Field(
+        (), max_length=MAX_ITEMS, description="epochs at which step multiplies by 0.1"
+    )
     warmup_epochs: int = Field(
-        0, ge=0, description="epochs in which the rate of step and constant first grows to lr"
+        0,
+        ge=0,
+        le=MAX_EPOCHS,
+        description="epochs in which the rate of step and constant first grows to lr",
     )
     augment: tuple[Literal["flip", "crop", "resized_crop"], ...] = Field(
         ("flip", "crop"),
+        max_length=MAX_ITEMS,
         description="per image: horizontal flip; crop after padding by 4; resized_crop: a crop of "
         "10 to 100 % of the area, aspect 0.8 to 1.25, of images read from class folders as needed",
     )
     accumulate: int = Field(
-        1, ge=1, description="parts in which a process computes its share of a batch, one by one"
+        1,
+        ge=1,
+        le=MAX_BATCH,
+        description="parts in which a process computes its share of a batch, one by one",
     )
     precision: Literal["auto", "bf16", "float32"] = Field(
         "auto", description="auto: bf16 autocast where the device computes in it, else float32"
@@ -155,11 +192,14 @@ class AttackConfig(Section):
         "attack of foolbox, or module:function for one of your own; this runs that module's code; "
         "beside models of a table: table, with norm: none where it has no distances"
     )
-    budget: Number | None = Field(
-        None, gt=0, description="distance of robust_accuracy; minimum-norm attacks"
+    budget: Distance | None = Field(
+        None, description="distance of robust_accuracy; minimum-norm attacks"
     )
-    budgets: tuple[Annotated[Number, Field(gt=0)], ...] | None = Field(
-        None, min_length=1, description="distances of the curve; the largest ends robust_area"
+    budgets: tuple[Distance, ...] | None = Field(
+        None,
+        min_length=1,
+        max_length=MAX_ITEMS,
+        description="distances of the curve; the largest ends robust_area",
     )
     kind: Literal["minimum_norm", "fixed_epsilon"] | None = Field(
         None,
@@ -169,10 +209,16 @@ class AttackConfig(Section):
         "what survives it is robust; one with an option epsilon or eps is fixed_epsilon",
     )
     num_images: int | None = Field(
-        None, ge=1, description="attacked: the first of evaluation.num_images; null: all of them"
+        None,
+        ge=1,
+        le=MAX_IMAGES,
+        description="attacked: the first of evaluation.num_images; null: all of them",
     )
-    seeds: tuple[int, ...] | None = Field(
-        None, min_length=1, description="only models of these seeds are attacked; null: all"
+    seeds: tuple[Seed, ...] | None = Field(
+        None,
+        min_length=1,
+        max_length=MAX_ITEMS,
+        description="only models of these seeds are attacked; null: all",
     )
 
     @model_validator(mode="after")
@@ -252,25 +298,32 @@ class EndpointConfig(Section):
     attack: str = Field(
         "", description="attack id; best: of several minimum-norm attacks, image by image"
     )
-    budget: Number | None = Field(
-        None, gt=0, description="of robust_accuracy under a minimum-norm attack"
+    budget: Distance | None = Field(
+        None, description="of robust_accuracy under a minimum-norm attack"
     )
 
 
 class EvaluationConfig(Section):
     """Which images are attacked, and how it is computed."""
 
-    num_images: int = Field(1000, ge=1, description="attacked: the first of a balanced order")
+    num_images: int = Field(
+        1000, ge=1, le=MAX_IMAGES, description="attacked: the first of a balanced order"
+    )
     split: Literal["test", "train"] = Field("test", description="split that is attacked")
-    seed: int = Field(0, ge=0, lt=2**31, description="seed of the balanced order")
-    batch_size: int = Field(250, ge=1, description="images handed to an attack at once")
+    seed: Seed = Field(0, description="seed of the balanced order")
+    batch_size: int = Field(
+        250, ge=1, le=MAX_BATCH, description="images handed to an attack at once"
+    )
     shard_size: int | None = Field(
         None,
         ge=1,
+        le=MAX_IMAGES,
         description="images of one cell, so that several workers share an attack on a model; "
         "null: all of them",
     )
-    threads: int = Field(2, ge=1, description="CPU threads of training and attacks; part of keys")
+    threads: int = Field(
+        2, ge=1, le=MAX_THREADS, description="CPU threads of training and attacks; part of keys"
+    )
     keep_adversarials: bool = Field(False, description="store all adversarial images")
     gate: bool = Field(
         True, description="check models and minimum-norm attacks on 32 images: can they be trusted"
@@ -286,7 +339,7 @@ class TransferConfig(Section):
     """Adversarial images of every model, rescaled to one length and shown to every other."""
 
     attack: str = Field(description="id of a minimum-norm L2 attack of the run")
-    budget: Number = Field(gt=0, description="L2 length of all perturbations")
+    budget: Distance = Field(description="L2 length of all perturbations")
 
 
 class Config(Section):
@@ -301,13 +354,14 @@ class Config(Section):
     name: SafeName = Field(description="name of the run; its folder is results/<name>")
     dataset: DatasetConfig = Field(default_factory=DatasetConfig)
     models: list[CnnGroup | ResNet18CifarGroup | ImageNetGroup | FactoryGroup | TableGroup] = Field(
-        min_length=1
+        min_length=1, max_length=MAX_MODELS
     )
     training: TrainingConfig = Field(default_factory=TrainingConfig)
-    attacks: dict[SafeName, AttackConfig] = Field(min_length=1)
+    attacks: dict[SafeName, AttackConfig] = Field(min_length=1, max_length=MAX_ITEMS)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     endpoints: list[EndpointConfig] = Field(
         default_factory=list,
+        max_length=MAX_ITEMS,
         description="primary endpoints: window effects per k on these decide; all else explores",
     )
     interaction: tuple[OddSize, OddSize] | None = Field(

@@ -6,16 +6,29 @@ A leaf like ``config``: no torch.
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ValidationError
 
-from robust_ham.config import AttackConfig, Config, DatasetConfig, EvaluationConfig, TrainingConfig
+from robust_ham.config import (
+    AttackConfig,
+    Config,
+    DatasetConfig,
+    EndpointConfig,
+    EvaluationConfig,
+    TrainingConfig,
+    TransferConfig,
+)
 from robust_ham.config_fields import first_error, number
 from robust_ham.errors import RequestError
-from robust_ham.model_groups import ARCHITECTURES, ModelGroup, TableGroup, model_group
+from robust_ham.model_groups import (
+    ARCHITECTURES,
+    MatchConfig,
+    ModelGroup,
+    TableGroup,
+    model_group,
+)
 from robust_ham.yaml_reader import NOT_YAML, RefusedError, read_yaml, why
 
 MAX_CONFIG_BYTES = 1_000_000
@@ -147,12 +160,9 @@ def parse_numbers(option: str, text: str) -> tuple[float, ...]:
         RequestError: anything else.
     """
     try:
-        values = tuple(float(number(part)) for part in text.split(","))
+        return tuple(float(number(part)) for part in text.split(","))
     except ValueError as error:
         raise RequestError(f"{option}: {error}") from None
-    if not all(math.isfinite(value) for value in values):
-        raise RequestError(f"{option}: expected finite numbers, got {text}")
-    return values
 
 
 def config_folder() -> Path:
@@ -197,25 +207,64 @@ def config_text(path: Path) -> str:
         raise RequestError(f"{path}: not a text file") from None
 
 
-def config_keys() -> list[tuple[str, str, str]]:
-    """Every key, its default and its line of documentation."""
-    rows: list[tuple[str, str, str]] = []
+class Key(NamedTuple):
+    """A key of a configuration."""
+
+    name: str
+    default: str
+    """As JSON, or ``required``."""
+    allowed: str
+    """Kind and range of its values, as in the JSON schema."""
+    description: str
+
+
+def config_keys() -> list[Key]:
+    """Every key of every section."""
     sections: list[tuple[str, type[BaseModel]]] = [
         ("", Config),
         ("dataset.", DatasetConfig),
         *((f"models[{name}].", group) for name, group in ARCHITECTURES.items()),
+        ("models[cnn, resnet18_cifar].match.", MatchConfig),
         ("training.", TrainingConfig),
         ("attacks.<id>.", AttackConfig),
         ("evaluation.", EvaluationConfig),
+        ("endpoints[].", EndpointConfig),
+        ("transfer.", TransferConfig),
     ]
-    for prefix, section in sections:
-        for name, field in section.model_fields.items():
-            if field.description is None:
-                continue
-            default = (
-                "required"
-                if field.is_required()
-                else json.dumps(field.get_default(call_default_factory=True))
-            )
-            rows.append((prefix + (field.serialization_alias or name), default, field.description))
-    return rows
+    return [
+        Key(
+            prefix + (field.serialization_alias or name),
+            "required"
+            if field.is_required()
+            else json.dumps(field.get_default(call_default_factory=True)),
+            _allowed(properties[field.serialization_alias or name]),
+            field.description,
+        )
+        for prefix, section in sections
+        for properties in [section.model_json_schema(by_alias=True)["properties"]]
+        for name, field in section.model_fields.items()
+        if field.description is not None
+    ]
+
+
+def _allowed(schema: dict[str, Any]) -> str:
+    """What a JSON schema allows, in words: ``whole number, 1 to 1,024``."""
+    if "anyOf" in schema:
+        return " or ".join(map(_allowed, schema["anyOf"]))
+    if "const" in schema or "enum" in schema:
+        return ", ".join(map(str, schema.get("enum") or [schema["const"]]))
+    kind = schema.get("type")
+    if kind == "array":
+        most = "" if "prefixItems" in schema else f", at most {schema['maxItems']:,}"
+        parts = schema.get("prefixItems") or [schema["items"]]
+        return f"list of {' and '.join(map(_allowed, parts))}{most}"
+    if kind in ("integer", "number"):
+        low = _spelled(schema, "minimum", "") or _spelled(schema, "exclusiveMinimum", "above ")
+        high = _spelled(schema, "maximum", "") or _spelled(schema, "exclusiveMaximum", "below ")
+        return f"{'whole number' if kind == 'integer' else 'number'}, {low} to {high}"
+    words = {"boolean": "true or false", "string": "text", "null": "null"}
+    return words.get(str(kind), "mapping")
+
+
+def _spelled(schema: dict[str, Any], bound: str, word: str) -> str:
+    return f"{word}{schema[bound]:,.12g}" if bound in schema else ""

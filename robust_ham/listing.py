@@ -66,7 +66,10 @@ def _explain() -> Rows:
 def _keys() -> Rows:
     from robust_ham.config_files import config_keys
 
-    return [(f"{key} = {default}", text) for key, default, text in config_keys()]
+    return [
+        (f"{key.name} = {key.default}", f"({key.allowed}) {key.description}")
+        for key in config_keys()
+    ]
 
 
 LISTINGS: dict[str, Callable[[], Rows]] = {

@@ -10,7 +10,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from robust_ham.config_fields import Number, OddSize, SafeName, Section, Window, first_error
+from robust_ham.bounds import MAX_CHANNELS, MAX_DEPTH, MAX_MODELS, MAX_WIDTH
+from robust_ham.config_fields import (
+    Number,
+    OddSize,
+    PathText,
+    SafeName,
+    Section,
+    Seed,
+    Window,
+    first_error,
+    shown,
+)
 
 
 class MatchConfig(Section):
@@ -18,14 +29,14 @@ class MatchConfig(Section):
 
     to: Literal["params", "flops"] = Field("params", description="what is to be equal")
     kernel_size: OddSize = Field(3, description="kernel size of the reference")
-    width: Number = Field(1.0, gt=0, le=16, description="width multiplier of the reference")
+    width: Number = Field(1.0, gt=0, le=MAX_WIDTH, description="width multiplier of the reference")
     factorised: bool = Field(False, description="whether the reference is factorised")
 
 
 class ModelGroup(Section):
     """One model, or, with ``sweep``, one for each combination of the listed values."""
 
-    source: str = Field(
+    source: PathText = Field(
         "train",
         min_length=1,
         description="train (or load what this run has trained), zoo, or a folder of models: the "
@@ -33,7 +44,7 @@ class ModelGroup(Section):
     )
     kernel_size: OddSize = Field(7, description="k of the k×k convolutions, odd")
     window: Window = Field("none", description="window of the kernels; none: the baseline")
-    seed: int = Field(0, ge=0, lt=2**31, description="seed of initial weights, order, augmentation")
+    seed: Seed = Field(0, description="seed of initial weights, order, augmentation")
     init: Literal["default", "compensated"] = Field(
         "default",
         description="compensated: raw weights divided by the root mean square of their window, so "
@@ -58,7 +69,7 @@ class ModelGroup(Section):
         "tells its models from those of another group",
     )
     prefix: SafeName | None = Field(None, description="put before the model id")
-    sweep: dict[str, list[Any]] = Field(
+    sweep: dict[str, Annotated[list[Any], Field(max_length=MAX_MODELS)]] = Field(
         default_factory=dict, description="lists of values of any other key of the group"
     )
 
@@ -127,11 +138,14 @@ class CnnGroup(ModelGroup):
     """The paper's small network: ``depth`` convolutions, global average pooling, one linear."""
 
     architecture: Literal["cnn"] = "cnn"
-    depth: int = Field(6, ge=1, le=100, description="number of convolutions, M in the paper")
-    widths: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        (128, 256), min_length=1, description="channels per layer; the last value repeats"
+    depth: int = Field(6, ge=1, le=MAX_DEPTH, description="number of convolutions, M in the paper")
+    widths: tuple[Annotated[int, Field(ge=1, le=MAX_CHANNELS)], ...] = Field(
+        (128, 256),
+        min_length=1,
+        max_length=MAX_DEPTH,
+        description="channels per layer; the last value repeats",
     )
-    width: Number = Field(1.0, gt=0, le=16, description="multiplier of widths")
+    width: Number = Field(1.0, gt=0, le=MAX_WIDTH, description="multiplier of widths")
     first_kernel: OddSize | Literal["same"] = Field(
         7, description="kernel of the first convolution, odd, or same as kernel_size"
     )
@@ -156,7 +170,9 @@ class ResNet18CifarGroup(ModelGroup):
 
     architecture: Literal["resnet18_cifar"]
     normalize: bool = Field(True, description="as for cnn")
-    width: Number = Field(1.0, gt=0, le=16, description="multiplier of 64, 128, 256, 512 channels")
+    width: Number = Field(
+        1.0, gt=0, le=MAX_WIDTH, description="multiplier of 64, 128, 256, 512 channels"
+    )
     factorised: bool = Field(False, description="k×1 then 1×k in place of k×k")
     first_kernel: OddSize | Literal["same"] = Field(
         "same", description="kernel of the first convolution, odd, or same as kernel_size"
@@ -192,7 +208,7 @@ class FactoryGroup(ModelGroup):
     """
 
     architecture: Literal["factory"] = "factory"
-    source: str = Field(
+    source: PathText = Field(
         "factory",
         min_length=1,
         description="factory: its function makes it; or a folder that robust-ham import wrote",
@@ -200,7 +216,7 @@ class FactoryGroup(ModelGroup):
     factory: str = Field(
         pattern=r"^[\w.]+:[\w.]+$", description="module:function; this runs that module's code"
     )
-    weights: str | None = Field(
+    weights: PathText | None = Field(
         None,
         description=".safetensors, .pth, .pt or .ckpt (read without running code), as for import",
     )
@@ -276,7 +292,7 @@ def model_group(group: Any) -> Any:  # noqa: ANN401
     name = group.get("architecture", "factory" if "factory" in group else "cnn")
     if not isinstance(name, str) or name not in ARCHITECTURES:
         expected = ", ".join(ARCHITECTURES)
-        raise ValueError(f"architecture: expected one of {expected}, got {name!r}")
+        raise ValueError(f"architecture: expected one of {expected}, got {shown(name)}")
     try:
         return ARCHITECTURES[name].model_validate(group)
     except ValidationError as error:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from robust_ham.config import AttackConfig
-from robust_ham.config_fields import number
+from robust_ham.config_fields import number, shown
 from robust_ham.errors import RequestError
 
 Parameter = inspect.Parameter
@@ -132,7 +132,7 @@ def like_default(value: Any, default: Any) -> Any:  # noqa: ANN401
     if isinstance(default, bool | str):
         if not isinstance(value, type(default)):
             expected = "text" if isinstance(default, str) else "true or false"
-            raise ValueError(f"expected {expected}, got {value!r}")
+            raise ValueError(f"expected {expected}, got {shown(value)}")
         return value
     if isinstance(default, int | float):
         return _number_like(value, default)
@@ -152,8 +152,8 @@ def _number_like(value: object, default: float) -> float:
         try:
             given = float(given)  # numpy's
         except (TypeError, ValueError):
-            raise ValueError(f"expected a number, got {value!r}") from None
+            raise ValueError(f"expected a number, got {shown(value)}") from None
     if not math.isfinite(given):
-        raise ValueError(f"expected a finite number, got {value!r}")
+        raise ValueError(f"expected a finite number, got {shown(value)}")
     whole = isinstance(default, int) and given == int(given)
     return int(given) if whole else float(given)

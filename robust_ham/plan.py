@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from pydantic import ValidationError
 
-from robust_ham import checkpoints
+from robust_ham import checkpoints, memory_needs
 from robust_ham.catalogue import check_attack, check_distance, resolve_attack
 from robust_ham.cell import Cell, list_cells
 from robust_ham.config import BEST, Config, TrainingConfig
@@ -76,7 +76,7 @@ def make_plan(config: Config, data_root: Path | None = None, *, attack: bool = T
     for spec in specs:
         _check_model(config, spec, dataset)
     config = _resolve_attacks(config)
-    _check_distances(config, test.image_shape)
+    _check_attacks(config, test.image_shape)
     if any(spec.is_trained_here for spec in specs):
         _check_splits_agree(config, dataset)
     elif config.training != TrainingConfig() and all(s.source == "factory" for s in specs):
@@ -84,6 +84,8 @@ def make_plan(config: Config, data_root: Path | None = None, *, attack: bool = T
     split = test if config.evaluation.split == "test" else dataset.train
     if not isinstance(split, Split):
         raise RequestError("evaluation.split: train is not for dataset.stream: true")
+    if config.evaluation.num_images <= len(split):
+        memory_needs.check_images(config, config.evaluation.num_images, split.image_shape)
     attacked = attacked_images(split, config.evaluation.num_images, config.evaluation.seed)
     return Plan(config, dataset, attacked, list_cells(config, attack=attack))
 
@@ -100,9 +102,17 @@ def _resolve_attacks(config: Config) -> Config:
         raise RequestError(f"{config.name}: {first_error(error)}") from None
 
 
-def _check_distances(config: Config, image_shape: tuple[int, int, int]) -> None:
+def _check_attacks(config: Config, image_shape: tuple[int, int, int]) -> None:
     for attack_id, attack in config.attacks.items():
         check_attack(attack, attack_id, image_shape)
+        num_images = attack.num_images or config.evaluation.num_images
+        memory_needs.check_attack(
+            attack,
+            attack_id,
+            image_shape,
+            min(num_images, config.evaluation.shard_size or num_images),
+            config.evaluation.batch_size,
+        )
     for i, endpoint in enumerate(config.endpoints):
         known = config.attacks.get(endpoint.attack)
         norm = known.norm if known else "linf" if endpoint.attack == BEST["linf"] else "l2"
@@ -132,9 +142,12 @@ def _check_model(config: Config, spec: ModelGroup, dataset: Dataset) -> None:
     if folder is None:
         try:
             with torch.device("meta"):
-                MODELS[type(spec)](spec, dataset.test.image_shape[0], dataset.test.num_classes)
+                network = MODELS[type(spec)](
+                    spec, dataset.test.image_shape[0], dataset.test.num_classes
+                )
         except ValueError as error:
             raise RequestError(f"models: {spec.model_id}: {error}") from None
+        memory_needs.check_weights(spec, network)
 
 
 def _check_factory(spec: FactoryGroup, imported: bool) -> None:

@@ -20,6 +20,7 @@ from torch.optim import lr_scheduler
 from robust_ham import distributed
 from robust_ham.batches import Batch, Share, make_batches, pixel_statistics
 from robust_ham.config import TrainingConfig
+from robust_ham.memory_needs import check_step
 from robust_ham.model_groups import ModelGroup
 from robust_ham.models import Normalize, build
 from robust_ham.progress import Progress, unseen
@@ -107,7 +108,10 @@ def train(
 
     Raises:
         TrainingError: the loss is no longer finite.
+        RequestError: a step on the CPU keeps more than there is memory.
     """
+    if device.type == "cpu":
+        check_step(spec, config, train_split, bytes_per_value=2 if precision == "bf16" else 4)
     model = build(spec, train_split.image_shape[0], train_split.num_classes)
     _set_normalization(model, train_split)
     model = model.to(device).to(memory_format=torch.channels_last)

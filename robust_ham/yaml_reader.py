@@ -14,6 +14,7 @@ MAX_VALUES = 20_000
 """Keys and values of one YAML text, each alias counted as all that it stands for."""
 MAX_DEPTH = 20
 MAX_VALUE_LENGTH = 2_000
+_SHOWN = 60
 NOT_YAML = (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
 """What PyYAML raises for texts that are none: not all of it is its own."""
 
@@ -94,16 +95,17 @@ def _check_scalar(node: yaml.ScalarNode, key: str) -> None:
         raise _refused(f"{key}a value of more than {MAX_VALUE_LENGTH:,} characters", node)
     if _CONTROL.search(text):
         raise _refused(f"{key}a control character", node)
-    if node.style is not None:  # quoted: text
+    if node.tag == _TAG + "str":
         return
+    shown = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
     if node.tag == _TAG + "int" and _LEADING_ZERO.fullmatch(text):
         raise _refused(
-            f"{key}{text} may be octal or decimal: write it without leading zeros, or in quotes",
+            f"{key}{shown} may be octal or decimal: write it without leading zeros, or in quotes",
             node,
         )
     if ":" in text and node.tag in (_TAG + "int", _TAG + "float"):
         raise _refused(
-            f"{key}{text} would be a number in base 60: write it as a decimal, or in quotes", node
+            f"{key}{shown} would be a number in base 60: write it as a decimal, or in quotes", node
         )
 
 

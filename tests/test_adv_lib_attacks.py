@@ -138,6 +138,8 @@ def test_in_a_config():
     }
     with pytest.raises(RequestError, match="attacks.near.stepps: unknown option of fmn"):
         attack_options(AttackConfig(attack="fmn", stepps=3), "near")
+    with pytest.raises(RequestError, match="attacks.near.callback: unknown option of fmn"):
+        attack_options(AttackConfig(attack="fmn", callback="http://x"), "near")
 
 
 def sizes(outcome, x, norm):

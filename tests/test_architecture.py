@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [  # each may import what stands before it
-    {"errors", "stopping", "progress", "locks"},
+    {"errors", "stopping", "progress", "locks", "bounds"},
     {"config_fields", "yaml_reader", "streams", "regular_files", "spreadsheets"},
     {"model_groups", "monitor"},
     {"config"},
@@ -18,6 +18,7 @@ LAYERS = [  # each may import what stands before it
     {"models", "normalisation", "data", "report", "batches", "status", "foreign_tables", "given"},
     {"fitting"},
     {"checkpoints", "catalogue", "perturbations"},
+    {"memory_needs"},
     {"training", "judging"},
     {"evaluation"},
     {"plan", "peers", "importing"},
@@ -38,6 +39,7 @@ LAYERS = [  # each may import what stands before it
     {"__main__"},
 ]
 TORCHLESS = {
+    "bounds",
     "config",
     "errors",
     "regular_files",

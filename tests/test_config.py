@@ -94,9 +94,43 @@ def test_schema_file_is_the_schema():
 def test_every_key_is_documented():
     rows = config_keys()
     assert len(rows) > 40
-    assert all(text and default for _, default, text in rows)
-    assert ("schema", "1", "version of this layout") in rows
-    assert any(key == "models[cnn].depth" and default == "6" for key, default, _ in rows)
+    assert all(all(key) for key in rows)
+    assert ("schema", "1", "1", "version of this layout") in rows
+    assert any(key.name == "models[cnn].depth" and key.default == "6" for key in rows)
+
+
+def test_list_keys_prints_the_bounds_of_every_number():
+    allowed = {key.name: key.allowed for key in config_keys()}
+    assert allowed["evaluation.threads"] == "whole number, 1 to 1,024"
+    assert allowed["training.lr"] == "number, above 0 to 1e+30"
+    assert allowed["training.momentum"] == "number, 0 to below 1"
+    assert allowed["models[cnn].widths"] == "list of whole number, 1 to 65,536, at most 100"
+    assert allowed["models[cnn].first_kernel"] == "whole number, 1 to 99 or same"
+    assert allowed["interaction"] == (
+        "list of whole number, 1 to 99 and whole number, 1 to 99 or null"
+    )
+    assert allowed["dataset.stream"] == "true or false"
+
+
+def test_every_number_and_every_list_of_the_schema_is_bounded():
+    """So that an editor, `list keys` and the configuration itself refuse the same."""
+
+    def unbounded(schema, path):
+        if isinstance(schema, list):
+            schema = dict(enumerate(schema))
+        if not isinstance(schema, dict):
+            return
+        if schema.get("type") in ("integer", "number") and "const" not in schema:
+            low = schema.keys() & {"minimum", "exclusiveMinimum"}
+            if not low or not schema.keys() & {"maximum", "exclusiveMaximum"}:
+                yield path
+        if schema.get("type") == "array" and "maxItems" not in schema:
+            yield path
+        for name, part in schema.items():
+            yield from unbounded(part, f"{path}/{name}")
+
+    schema = json.loads((config_folder() / "schema.json").read_text())
+    assert list(unbounded(schema, "")) == []
 
 
 @pytest.mark.parametrize(
@@ -152,6 +186,9 @@ def test_every_key_is_documented():
         (["interaction=[5, 7]"], "config: interaction: no model has kernel_size 5"),
         (["interaction=[5, 4]"], "config: interaction"),
         (["name=../escape"], "config: name: expected letters, digits"),
+        (["name=bench_.."], "config: name: expected letters, digits"),  # else results/bench/..
+        (["name=a."], "config: name: expected letters, digits"),
+        (["models.0.prefix=a.."], "config: models.0.prefix: expected letters, digits"),
         (["schema=2"], "config: schema"),
         (["evaluation.num_images=-1"], "config: evaluation.num_images: "),
         (["training"], "-o training: expected key=value"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 import subprocess
 import sys
@@ -13,8 +14,11 @@ import torch
 from conftest import TINY_RUN, fashion_images, zoo_model
 from torch import Tensor, nn
 
-from attacks import foolbox_attack
-from robust_ham.catalogue import attack_options, check_attack
+from attacks import ATTACKS, foolbox_attack
+from attacks.foolbox_attacks import foolbox_parameters
+from robust_ham.api import evaluate
+from robust_ham.catalogue import attack_function, attack_options, check_attack
+from robust_ham.config import AttackConfig
 from robust_ham.config_files import parse_config
 from robust_ham.errors import RequestError
 
@@ -184,3 +188,76 @@ def test_a_run(run_cli, tmp_path) -> None:
     code, out, err = run_cli("run", config, "--out", tmp_path / "run")
     assert code == 0, err
     assert "ddn" in out
+
+
+# --- no option is a path, an object or a function ------------------------------------------------
+
+
+def names_of_attacks() -> list[str]:
+    everything = vars(foolbox.attacks)
+    classes = {n for n, c in everything.items() if isinstance(c, type)}
+    return sorted(n for n in classes if issubclass(everything[n], foolbox.Attack))
+
+
+CODE = ["/tmp/x", "", "os:system", print, foolbox.attacks.LinfPGD(), ["/tmp/x"], {"a": 1}, b"x"]
+
+
+def test_no_option_of_any_attack_takes_a_path_or_code() -> None:
+    attacks = [*ATTACKS, *map("foolbox:{}".format, names_of_attacks())]
+    assert len(attacks) > 70
+    tried = set()
+    for attack in attacks:
+        for option, parameter in attack_function(attack)[1].items():
+            if (option, str(parameter.annotation)) in tried:
+                continue
+            tried.add((option, str(parameter.annotation)))
+            for value in CODE:
+                asked = AttackConfig.model_construct(attack=attack)
+                object.__setattr__(asked, "__pydantic_extra__", {option: value})
+                with pytest.raises(RequestError, match=f"a.{option}: expected"):
+                    attack_options(asked, "a")
+    assert len(tried) > 60
+
+
+def test_what_is_not_offered_of_foolbox() -> None:
+    """By its type; a new one of a later version is looked at here first."""
+    withheld = set()
+    for name in names_of_attacks():
+        every = set(inspect.signature(getattr(foolbox.attacks, name)).parameters)
+        withheld |= every - {p.name for p in foolbox_parameters(name)}
+    assert withheld == {"distance", "init_attack", "tensorboard"}
+
+
+@pytest.mark.parametrize("option", ["tensorboard", "init_attack"])
+@pytest.mark.parametrize("value", ["/tmp/x", False, None])
+def test_withheld_options_are_refused_from_python(option: str, value: object) -> None:
+    images, labels = fashion_images(2)
+    message = f"{option}: not offered, as a path, an object or a function of foolbox's BoundaryAtt"
+    with pytest.raises(ValueError, match=message):
+        foolbox_attack(
+            zoo_model(3, "none"), images, labels, attack="BoundaryAttack", **{option: value}
+        )
+    with pytest.raises(RequestError, match=message):
+        evaluate(
+            zoo_model(3, "none"),
+            images,
+            labels,
+            "foolbox:BoundaryAttack",
+            progress=False,
+            **{option: value},
+        )
+
+
+@pytest.mark.parametrize("dry", [True, False])
+def test_tensorboard_writes_nothing(run_cli, tmp_path, monkeypatch, dry: bool) -> None:
+    monkeypatch.chdir(tmp_path)
+    before, _, after = TINY_RUN.partition("attacks:")
+    place = tmp_path / "elsewhere"
+    attacks = f"attacks:\n  h: {{attack: 'foolbox:HopSkipJumpAttack', tensorboard: {place}}}\n"
+    config = tmp_path / "tiny.yaml"
+    config.write_text(before + attacks + after[after.index("evaluation:") :])
+    code, _, errors = run_cli("run", config, *(["--dry-run"] if dry else []))
+    assert code == 2
+    assert errors.startswith("robust-ham: attacks.h.tensorboard: not offered, as a path")
+    assert errors.count("\n") == 1
+    assert list(tmp_path.iterdir()) == [config]

@@ -697,7 +697,11 @@ def test_files_that_do_not_fit_are_named(run_import, tmp_path):
         ("{normalize: true}", ["--mean", "1,1", "--std", "1"], "--mean: expected 1 numbers, got 2"),
         ("{normalize: true}", ["--mean", "a", "--std", "1"], "--mean: expected a number such as"),
         ("{normalize: true}", ["--mean", "1", "--std", "0"], "--std: expected numbers above 0"),
-        ("{normalize: true}", ["--mean", "1", "--std", "nan"], "--std: expected finite numbers"),
+        (
+            "{normalize: true}",
+            ["--mean", "1", "--std", "nan"],
+            "--std: expected a finite number, got 'nan'",
+        ),
         ("{widths: [4, 4, 4], depth: 2}", [], "--as: widths: expected at most depth"),
         ("resnet18", [], "--as: resnet18: expected colour images"),
         ("{factory: 'no_module:f'}", [], "factory no_module:f: ModuleNotFoundError"),

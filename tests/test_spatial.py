@@ -1,8 +1,14 @@
 """Spatial attacks against brute force over every candidate."""
 
+import time
+import tracemalloc
+
+import numpy as np
 import pytest
 import torch
 from conftest import fashion_images, zoo_model
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from attacks import (
@@ -13,7 +19,7 @@ from attacks import (
     spatial_shift,
     transformation_grid,
 )
-from attacks.transforms import search_order
+from attacks.search_order import search_order
 from attacks.warp import sampling_grids, shift, warp
 
 SMALL = {"num_rotations": 7, "num_translations": 3}
@@ -54,6 +60,63 @@ def test_search_order_starts_with_the_largest_and_spreads():
     assert second == [30, 3, 3]  # the opposite corner
     corners = {tuple(p) for p in grid[order[:22]].tolist() if abs(p[0]) == 30 and 0 not in p}
     assert len(corners) == 8
+
+
+def plain_search_order(grid):
+    """As the definition says it, in quadratic time."""
+    places = (grid / grid.abs().amax(0).clamp_min(1e-12) * torch.tensor([2.0, 1, 1])).numpy()
+    size = (places**2).sum(1)
+    order, distance = [int(size.argmax())], np.full(len(places), np.inf)
+    for _ in range(len(places) - 1):
+        distance = np.minimum(distance, ((places - places[order[-1]]) ** 2).sum(1))
+        distance[order[-1]] = -1.0
+        order.append(int((distance.round(9) + 1e-6 * size).argmax()))
+    return order
+
+
+COUNTS = st.integers(0, 15).map(lambda half: 2 * half + 1)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.floats(0, 180), st.floats(0, 30), COUNTS, st.integers(0, 4).map(lambda h: 2 * h + 1))
+@example(30.0, 3.0, 31, 5)  # of the studies
+@example(30.0, 1.5, 31, 5)
+@example(0.0, 3.0, 1, 7)
+@example(0.0, 0.0, 3, 3)  # nothing but equal transforms
+@example(30.0, 0.0, 2001, 1)  # size decides before distance
+@example(5.0, 16.0, 1, 33)  # squared distances halfway between two roundings
+def test_search_order_is_the_one_of_the_definition(rotation, translation, rotations, translations):
+    grid = transformation_grid(rotation, translation, rotations, translations)
+    assert search_order(grid).tolist() == plain_search_order(grid)
+
+
+def test_search_order_takes_little_more_for_many():
+    grid = transformation_grid(0, 3, 1, 301)
+    start = time.process_time()
+    order = search_order(grid)
+    assert time.process_time() - start < 10  # half a second; 150 s in quadratic time
+    assert sorted(order.tolist()) == list(range(301**2))
+
+
+@pytest.mark.parametrize(
+    ("attack", "options", "message"),
+    [
+        (spatial_grid, {"num_rotations": 10**9 + 1}, "at most 3,000,000 candidates, got"),
+        (spatial_grid, {"num_translations": 10**5 + 1}, "× 100,001² shifts = 310,006,200,031"),
+        (spatial_grid, {"num_rotations": 1001, "num_translations": 101}, "= 10,211,201"),
+        (spatial_grid, {"max_translation": 10**400}, "at most 4,096 pixels"),
+        (spatial_shift, {"max_translation": 866}, "max_translation: expected at most 865, got 866"),
+        (spatial_shift, {"max_translation": 10**12}, "at most 4,096 pixels"),
+        (spatial_random, {"num_draws": 10**9}, "num_draws: .* at most 100,000, got 1000000000"),
+    ],
+)
+def test_too_many_candidates_are_refused_before_they_are_made(attack, options, message):
+    empty = torch.zeros(0, 1, 28, 28), torch.zeros(0, dtype=torch.int64)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=message):
+        attack(lambda x: x.flatten(1), *empty, **options)
+    assert tracemalloc.get_traced_memory()[1] < 1e6
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize("window", ["none", "hamming"])
@@ -193,7 +256,11 @@ def test_no_rotation_needs_no_interpolation_between_equal_pixels():
         (spatial_grid, {"padding": "mirror"}, "padding: expected zeros, border, reflection"),
         (spatial_grid, {"max_rotation": 200}, "max_rotation: expected 0 … 180 degrees"),
         (spatial_grid, {"max_translation": -1}, "max_translation: expected at least 0"),
-        (spatial_random, {"num_draws": 0}, "num_draws: expected at least 1, got 0"),
+        (
+            spatial_random,
+            {"num_draws": 0},
+            "num_draws: expected at least 1 and at most 100,000, got 0",
+        ),
         (spatial_shift, {"max_translation": 1.5}, "max_translation: expected a whole number"),
     ],
 )

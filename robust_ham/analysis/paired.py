@@ -9,12 +9,14 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
+from pydantic import ValidationError
 
 from robust_ham.analysis.contrasts import ACCURACY_MARGIN, RATIO_MARGINS, possible_effects
 from robust_ham.analysis.curves import area_values, right_without_attack, still_right, survived
 from robust_ham.analysis.statistics import Values, ratio
 from robust_ham.analysis.verdicts import Margins, Verdict, judge_mean
 from robust_ham.config import AttackConfig
+from robust_ham.config_fields import first_error
 
 _MARGINS: dict[str, Margins] = {
     "robust_area": RATIO_MARGINS,
@@ -77,7 +79,7 @@ def compare(
 
     Raises:
         ValueError: the tables have other images or numbers of networks, no such metric, or no
-            distances where the metric needs them.
+            distances where the metric needs them, or ``budget`` is not above 0 and finite.
     """
     if metric not in _MARGINS:
         raise ValueError(f"metric: expected one of {', '.join(_MARGINS)}, got {metric!r}")
@@ -90,8 +92,11 @@ def compare(
     _check_images([*tables[0], *tables[1]])
     if metric == "robust_area" or (metric == "robust_accuracy" and budget is not None):
         _check_distances([*tables[0], *tables[1]], norm)
-    budgets = None if budget is None else (budget,)
-    attack = AttackConfig.model_validate({"attack": "deepfool", "norm": norm, "budgets": budgets})
+    given = {"norm": norm, "budget": budget, "budgets": None if budget is None else (budget,)}
+    try:
+        attack = AttackConfig.model_validate({"attack": "deepfool"} | given)
+    except ValidationError as error:
+        raise ValueError(first_error(error)) from None
     values = _values_of(metric, budget)
     one, two = (np.stack([values(t, attack) for t in table]) for table in tables)
     if metric == "robust_area":

@@ -8,6 +8,7 @@ from typing import Literal
 
 from torch import nn
 
+from robust_ham.bounds import MAX_KERNEL
 from robust_ham.layers import WindowedConv2d, copied, weight_parametrizations, window_name
 from robust_ham.models.applied import applies_its_weight, trial_of
 from robust_ham.models.kernels import (
@@ -62,6 +63,8 @@ def windowed(
     """
     if kernel_size is not None and (kernel_size < 1 or kernel_size % 2 == 0):
         raise ValueError(f"kernel_size: expected an odd number, got {kernel_size}")
+    if kernel_size is not None and kernel_size > MAX_KERNEL:
+        raise ValueError(f"kernel_size: expected at most {MAX_KERNEL}, got {kernel_size}")
     if resize not in ("pad", "draw"):
         raise ValueError(f"resize: expected pad or draw, got {resize!r}")
     window_2d(window, 1, 1)  # an unknown name is refused
