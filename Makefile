@@ -46,6 +46,7 @@ REFERENCE := mnist_cnn mnist14_cnn fashion_mnist_cnn cifar10_cnn cifar100_cnn ci
 EXPLAIN := tapering truncated-gabor fft-prediction kernels cost leakage convergence
 reference: $(INSTALLED)
 	for name in $(EXPLAIN); do \
+	  rm -rf results/reference/$$name; \
 	  $(BIN)/robust-ham explain $$name --out results/reference/$$name || exit $$?; done
 	for name in $(REFERENCE); do \
 	  $(BIN)/robust-ham run $${name}_laptop --out results/reference/$${name}_laptop $(if $(DATA),--data-root $(DATA)) || [ $$? -eq 4 ] || exit 1; done

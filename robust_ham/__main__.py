@@ -1,5 +1,17 @@
 """``python -m robust_ham`` is ``robust-ham``."""
 
-from robust_ham.cli import main
+from typing import NoReturn
 
-main()
+from robust_ham import stopping
+
+
+def main() -> NoReturn:
+    """Entry point: notes signals from the start, before everything else is imported."""
+    stopping.hold()
+    from robust_ham import cli
+
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()

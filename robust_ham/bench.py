@@ -55,10 +55,12 @@ def measure_all(
     rounds: int,
     monitor: Monitor | None = None,
     say: Say = lambda line: None,
+    source: Path | None = None,
 ) -> pd.DataFrame:
     """Obtain the plan's models, compare each of its attacks on each, write ``bench.csv``.
 
-    What has been measured before with the same key is not measured again.
+    What has been measured before with the same key is not measured again. ``source`` is the file
+    that the plan's configuration was read from.
 
     Returns:
         A row per model, attack and library.
@@ -73,7 +75,7 @@ def measure_all(
             have = ", ".join(versions)
             raise RequestError(f"--libraries: expected some of {have}, got {name!r}{hint}")
     chosen = [OURS, *(name for name in libraries if name != OURS)]
-    if run_plan(plan, folder, device, monitor).num_failed:
+    if run_plan(plan, folder, device, monitor, source=source).num_failed:
         raise RequestError(f"a model failed: {RunFolder(folder).failures}")
     context = Context(plan, RunFolder(folder), device)
     every: Rows = []

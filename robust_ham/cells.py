@@ -25,6 +25,7 @@ from robust_ham.progress import Progress
 from robust_ham.run_folder import RunFolder
 from robust_ham.splits import to_float
 from robust_ham.store import content_key, read_rows, write_csv, write_table
+from robust_ham.working_folder import check_unmoved
 
 log = logging.getLogger(__name__)
 
@@ -138,5 +139,6 @@ def write_timings(run: RunFolder, name: str, seconds: float) -> None:
 
 def note_failure(run: RunFolder, name: str, error: str, reason: str) -> None:
     """Add a line to ``failures.jsonl``."""
+    check_unmoved(run.failures)
     with run.failures.open("a", encoding="utf-8") as file:
         file.write(json.dumps({"cell": name, "error": error, "reason": reason}) + "\n")

@@ -45,7 +45,6 @@ def save(folder: Path, model: nn.Module, card: dict[str, Any], curve: pd.DataFra
     with writing_folder(folder) as temporary:
         weights = temporary / WEIGHTS
         save_file(_unshared(model.state_dict()), weights)
-        weights.chmod(0o644)
         write_json(temporary / CARD, card | {"weights_sha256": file_hash(weights)})
         if curve is not None:
             write_csv(temporary / CURVE, curve)

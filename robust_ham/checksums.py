@@ -7,6 +7,7 @@ changed, is missing or was added since. Results carry receipts as well (``receip
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import re
 from collections.abc import Iterable
@@ -16,6 +17,7 @@ from robust_ham.errors import RequestError
 from robust_ham.locks import locked
 from robust_ham.run_folder import RunFolder
 from robust_ham.store import MAX_TEXT_BYTES, check_size, file_hash, write_text
+from robust_ham.working_folder import check_unmoved
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +74,18 @@ def record_run(run: RunFolder, hashes: dict[str, str]) -> None:
     """Record what a run has written, and drop the lines of files that it has removed."""
     gone = {name for name in read_checksums(run) if not (run.root / name).is_file()}
     _update(run, gone, hashes)
+
+
+def check_present(run: RunFolder, names: Iterable[str]) -> None:
+    """Refuse a run folder that lacks files it should have; ``names``: their paths inside it.
+
+    Raises:
+        OSError: the folder is not the same any more, or a file has been removed.
+    """
+    check_unmoved(run.root)
+    for name in names:
+        if not (run.root / name).exists():
+            raise FileNotFoundError(errno.ENOENT, "removed during the run", str(run.root / name))
 
 
 def forget_files(run: RunFolder, files: Iterable[Path]) -> None:

@@ -176,11 +176,15 @@ def run(
     folder = out or Path("results") / loaded.name
     _check_attacks_package()
     from robust_ham import distributed
+    from robust_ham.checksums import check_present, read_checksums
     from robust_ham.executors import choose_device, run_plan
+    from robust_ham.ownership import refuse_strangers
     from robust_ham.plan import make_plan
+    from robust_ham.run_folder import RunFolder
 
     if as_json and not dry_run:
         raise RequestError("--json: with --dry-run; `robust-ham status --json` tells of a run")
+    refuse_strangers(folder)
     execute = _executor(executor, data_root, address, workers, gpus_per_cell)
     if distributed.launched() and stop_after != StopAfter.train:
         raise RequestError("torchrun is for training: add --stop-after train, then run without it")
@@ -195,20 +199,25 @@ def run(
         if distributed.rank() > 0:
             run_plan(plan, folder, own)
             return 0
-        folder.mkdir(parents=True, exist_ok=True)
-        with _log_file(folder / "run.log"), _monitor() as monitor:
-            outcome = run_plan(plan, folder, own, monitor, execute)
-    if outcome.num_failed:
-        failures = folder / "failures.jsonl"
-        _complain(f"{outcome.num_failed} of {len(plan.cells)} cells failed: {failures}")
-    for line in outcome.distrusted:
-        _complain(f"not to be trusted: {line}")
-    if stop_after is None:
-        try:
-            _report(folder)
-        except RequestError:
-            if not outcome.num_failed:  # else there is nothing to report, for the reason just given
-                raise
+        run_folder = RunFolder(folder)
+        with _work_folder(folder, loaded.name):
+            with _log_file(run_folder.log), _monitor() as monitor:
+                outcome = run_plan(plan, folder, own, monitor, execute, Path(config))
+            if outcome.num_failed:
+                failed = f"{outcome.num_failed} of {len(plan.cells)} cells failed"
+                _complain(f"{failed}: {run_folder.failures}")
+            for line in outcome.distrusted:
+                _complain(f"not to be trusted: {line}")
+            try:
+                if stop_after is None:
+                    _report(folder)
+            except RequestError:
+                if not outcome.num_failed:  # else there is nothing to report, as just said
+                    raise
+            finally:
+                check_present(
+                    RunFolder(folder), ["config.yaml", *read_checksums(RunFolder(folder))]
+                )
     if outcome.num_failed:
         return EXIT_CELLS
     return EXIT_GATE if outcome.distrusted else 0
@@ -438,12 +447,14 @@ def bench(
         if name not in versions and not libraries:
             _say(f"{name} is not installed, left out: {hint}")
     plan = make_plan(loaded, data_root, attack=False)
-    folder.mkdir(parents=True, exist_ok=True)
-    with _log_file(folder / "run.log"), _monitor() as monitor:
-        table = measure_all(plan, folder, chosen_device, chosen, rounds, monitor, _say)
-    from robust_ham.report.benchmark import build_benchmark
+    with _work_folder(folder, loaded.name):
+        with _log_file(folder / "run.log"), _monitor() as monitor:
+            table = measure_all(
+                plan, folder, chosen_device, chosen, rounds, monitor, _say, Path(config)
+            )
+        from robust_ham.report.benchmark import build_benchmark
 
-    made = build_benchmark(folder, table)
+        made = build_benchmark(folder, table)
     _print_table(made.table.header, made.table.rows)
     _say("", f"benchmark: {made.page}")
 
@@ -543,14 +554,21 @@ def main() -> NoReturn:
     prepare_streams()
     logging.raiseExceptions = False  # a log that cannot be written does not end in a traceback
     show_lines_of_others()
-    stopping.listen()
     try:
-        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
-    except stopping.Stopped as stopped:
-        _complain("stopped; nothing finished is lost, the same command goes on")
-        code = stopped.code
-    except Exception as error:
-        code = _explain(error)
+        stopping.listen()
+        try:
+            code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+        except Exception as error:
+            if stopping.exit_code() is not None:  # a library has turned a signal into an error
+                raise
+            code = _explain(error)
+    except BaseException as error:
+        code = error.code if isinstance(error, stopping.Stopped) else stopping.exit_code()
+        if code is None:
+            raise
+        stopping.end()
+        _complain(stopping.STOPPED)
+    stopping.end()
     code = code if isinstance(code, int) else 0
     if not flush_streams():
         code = code or EXIT_ENVIRONMENT
@@ -673,9 +691,12 @@ def _report(folder: Path, form: str | None = None, width: float | None = None) -
     from robust_ham.report.export import export
     from robust_ham.report.page import write_page
     from robust_ham.report.verdict_table import claim_table
+    from robust_ham.working_folder import working_in
 
-    tables = write_tables(folder)
-    made = write_page(tables)
+    with working_in(folder):
+        tables = write_tables(folder)
+        made = write_page(tables)
+        exported = export(tables, form, width) if form is not None else []
     _print_table(made.header, made.rows)
     answers = [[claim["answer"], claim["statement"]] for claim in claim_table(tables.claims)]
     if answered := [row for row in answers if row[0] != "not run"]:
@@ -683,7 +704,7 @@ def _report(folder: Path, form: str | None = None, width: float | None = None) -
         _print_table(["answer", "statement"], answered)
     _say("", f"report: {made.page}")
     if form is not None:
-        _say(f"export: {len(export(tables, form, width))} files in {folder / 'export'}")
+        _say(f"export: {len(exported)} files in {folder / 'export'}")
 
 
 _WORDS = (
@@ -715,11 +736,19 @@ def _print_table(header: list[str], rows: list[list[str]]) -> None:
 
 
 @contextlib.contextmanager
+def _work_folder(folder: Path, name: str) -> Iterator[None]:
+    """Make a folder ours, unless it is somebody else's; it must stay the same one."""
+    from robust_ham.ownership import claim
+    from robust_ham.working_folder import working_in
+
+    claim(folder, name)
+    with working_in(folder):
+        yield
+
+
+@contextlib.contextmanager
 def _log_file(path: Path) -> Iterator[None]:
     """Append what both packages log to a file of a run folder."""
-    from robust_ham.run_folder import RunFolder
-
-    RunFolder(path.parent).refuse_links()
     handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(message)s"))
     loggers = logging.getLogger("robust_ham"), logging.getLogger("attacks")

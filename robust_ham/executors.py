@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -26,7 +27,13 @@ from robust_ham.cells import (
     write_inputs,
     write_timings,
 )
-from robust_ham.checksums import forget_files, hash_files, record_run
+from robust_ham.checksums import (
+    check_present,
+    forget_files,
+    hash_files,
+    read_checksums,
+    record_run,
+)
 from robust_ham.context import Context
 from robust_ham.errors import RequestError
 from robust_ham.gate import write_gate
@@ -35,17 +42,21 @@ from robust_ham.locks import locked, remove_dead, try_lock
 from robust_ham.manifest import write_manifest
 from robust_ham.model_cells import help_train
 from robust_ham.monitor import Monitor, Silent
+from robust_ham.ownership import claim, is_source, refuse_unusable, write_config
 from robust_ham.plan import Plan
 from robust_ham.receipts import signed_hashes
-from robust_ham.run_folder import RunFolder
+from robust_ham.run_folder import FILES, FOLDERS, RunFolder
 from robust_ham.stale import set_aside_stale
 from robust_ham.status import PROCESS, num_processes
 from robust_ham.store import remove_leftovers, write_text
 from robust_ham.transfer import write_transfer
+from robust_ham.working_folder import working_in
 
 log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.2
+_STEP_LOCKS = re.compile(r"(start|tables|timings|(process|ray)-[0-9a-f]+)\.lock")
+"""Names of all locks of a run but those of cells."""
 
 
 def choose_device(name: str) -> torch.device:
@@ -153,6 +164,7 @@ def run_plan(
     device: torch.device,
     monitor: Monitor | None = None,
     executor: Executor = inline,
+    source: Path | None = None,
 ) -> Outcome:
     """Run every cell whose result is not there yet.
 
@@ -162,9 +174,18 @@ def run_plan(
     Where there are attacks, what is finished is measured for transfer and checked by the gate at
     the end, as the configuration asks for.
 
+    Args:
+        plan: what to do.
+        folder: of the run; made where it is missing.
+        device: that computes.
+        monitor: is told how far the run is.
+        executor: sees to it that every cell ends.
+        source: the file that the plan's configuration was read from; it is never written.
+
     Raises:
-        RequestError: a checkpoint or an option is not what was asked for.
-        OSError: the folder cannot be written.
+        RequestError: a checkpoint or an option is not what was asked for, or the folder holds
+            files of others.
+        OSError: the folder cannot be written, or is not as it was any more.
     """
     monitor = monitor or Silent()
     context = Context(plan, RunFolder(folder), device)
@@ -172,11 +193,24 @@ def run_plan(
     if distributed.rank() > 0:
         help_train(context)
         return Outcome()
-    context.run.refuse_links()
-    begin = time.monotonic()
+    keeps_config = is_source(context.run, plan.config, source)
+    claim(folder, plan.config.name)
     ledger = Ledger(context, monitor)
-    with _joined(context, monitor):
-        forget_files(context.run, context.run.written_by_run)
+    with working_in(folder):
+        try:
+            return _run(ledger, executor, keeps_config=keeps_config)
+        except RequestError:  # because of a file that somebody has just removed?
+            failed = {name for name, attempt in ledger.ended.items() if attempt.error is not None}
+            check_present(context.run, [*_results(ledger, failed), *signed_hashes(context.run)])
+            raise
+
+
+def _run(ledger: Ledger, executor: Executor, *, keeps_config: bool) -> Outcome:
+    """Run every cell, then write what is known once all have ended."""
+    context, monitor, begin = ledger.context, ledger.monitor, time.monotonic()
+    plan, run = context.plan, context.run
+    with _joined(context, monitor, keeps_config=keeps_config):
+        forget_files(run, run.written_by_run)
         write_inputs(context)
         write_manifest(context)
         attacked = any(cell.attack_id is not None for cell in plan.cells)
@@ -184,17 +218,32 @@ def run_plan(
         monitor.started(len(plan.cells) + num_last)
         executor(context, ledger)
         _tell_overhead(ledger, time.monotonic() - begin)
-        with locked(context.run.lock("tables"), stopping.check):
+        with locked(run.lock("tables"), stopping.check):
             failed = ledger.still_failed()
             distrusted = _write_tables(context, monitor, failed, attacked)
             write_manifest(context, time.monotonic() - begin)
-            written = hash_files(context.run, context.run.written_by_run)
-            record_run(context.run, signed_hashes(context.run) | written)
+            written = hash_files(run, run.written_by_run)
+            record_run(run, signed_hashes(run) | written)
+            check_present(run, [*_results(ledger, failed), *read_checksums(run)])
     return Outcome(len(failed), distrusted)
 
 
+def _results(ledger: Ledger, failed: set[str]) -> Iterator[str]:
+    """Paths inside the run folder that must be there once the cells that ended well have ended."""
+    run, places = ledger.context.run, dict[Path, None]()
+    left = set[Path]()  # of several shards, one that failed is enough
+    for cell in ledger.context.plan.cells:
+        signed = run.predictions(cell.spec.model_id) if cell.attack_id is None else cell.result(run)
+        made = [cell.result(run), run.receipt(signed)]
+        if cell.name in failed or cell.name not in ledger.ended:
+            left.update(made)
+        places |= dict.fromkeys(made)
+    for path in (run.config, run.inputs, *(path for path in places if path not in left)):
+        yield path.relative_to(run.root).as_posix()
+
+
 @contextlib.contextmanager
-def _joined(context: Context, monitor: Monitor) -> Iterator[None]:
+def _joined(context: Context, monitor: Monitor, *, keeps_config: bool) -> Iterator[None]:
     """Take part in the run of a folder; who finds nobody there puts it in order first.
 
     Raises:
@@ -204,18 +253,20 @@ def _joined(context: Context, monitor: Monitor) -> Iterator[None]:
     with contextlib.ExitStack() as starting:
         starting.enter_context(locked(run.lock("start"), stopping.check))
         if not num_processes(run):
-            remove_leftovers(run.root)
-            remove_dead(run.locks)
+            remove_leftovers(run.root, FOLDERS, FILES)
+            remove_dead(run.locks, _STEP_LOCKS)
             run.failures.unlink(missing_ok=True)
             for line in set_aside_stale(context):
                 monitor.note(f"{line}: computed again")
-            write_text(run.config, context.plan.config.to_yaml())
+            if not keeps_config and (aside := write_config(run, context.plan.config)):
+                monitor.note(f"{run.config}: was edited, and is kept as {aside}")
             write_text(asked, key)
         elif asked.read_text() != key:
             raise RequestError(
                 f"{run.root}: another process runs another configuration there, or other data, "
                 "code or precision"
             )
+        refuse_unusable(run)  # others may have begun just now
         with locked(run.lock(f"{PROCESS}{secrets.token_hex(4)}")):
             if distributed.num_processes() == 1:  # else nobody may join
                 starting.close()
@@ -225,8 +276,8 @@ def _joined(context: Context, monitor: Monitor) -> Iterator[None]:
             return
         time.sleep(_POLL_SECONDS)
     if not num_processes(run):
-        remove_leftovers(run.root)  # of others that were killed meanwhile
-        remove_dead(run.locks)
+        remove_leftovers(run.root, FOLDERS, FILES)  # of others that were killed meanwhile
+        remove_dead(run.locks, _STEP_LOCKS)
         asked.unlink(missing_ok=True)
     last.release()
     with contextlib.suppress(OSError):  # others are there

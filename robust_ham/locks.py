@@ -11,6 +11,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import secrets
 import socket
 import threading
@@ -19,8 +20,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from robust_ham.errors import RequestError
+from robust_ham.regular_files import read_bytes
+from robust_ham.working_folder import make_folder
+
 HEARTBEAT_SECONDS, SILENT_SECONDS = 5.0, 60.0
 _TRIES = 100
+_MAX_BYTES = 10_000
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 _held: set[int] = set()
 
@@ -69,7 +75,8 @@ def try_lock(path: Path) -> Lock | None:
     _held.add(descriptor)
 
     def release() -> None:
-        path.unlink(missing_ok=True)  # before it is free: nobody can hold what is not there
+        if _is_file(descriptor, path):  # else its folder is not the same any more
+            path.unlink(missing_ok=True)  # before it is free: nobody can hold what is not there
         _held.discard(descriptor)
         os.close(descriptor)
 
@@ -86,8 +93,8 @@ def _open(path: Path) -> int:
     """A descriptor of a file; its folder is made, and again where others just remove it."""
     for i in range(_TRIES):
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            return os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            make_folder(path.parent)
+            return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # less what the umask takes
         except (FileNotFoundError, FileExistsError):
             if i == _TRIES - 1:
                 raise
@@ -97,7 +104,7 @@ def _open(path: Path) -> int:
 def _is_file(descriptor: int, path: Path) -> bool:
     try:
         there = path.stat()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     return os.path.samestat(os.fstat(descriptor), there)
 
@@ -140,12 +147,26 @@ def owner(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def remove_dead(folder: Path) -> None:
-    """Remove the locks of a folder that nobody holds."""
+def remove_dead(folder: Path, names: re.Pattern[str]) -> None:
+    """Remove the locks of a folder that nobody holds: those that say who held them.
+
+    One that was killed before it could write that leaves an empty file, which is removed where
+    ``names`` matches its whole name; other people's files stay.
+    """
     for path in list(folder.glob("*.lock")):
-        if owner(path) is None:
-            _heartbeat_file(path).unlink(missing_ok=True)
+        heartbeat = _heartbeat_file(path)
+        ours = names.fullmatch(path.name) or _says_owner(path) or _says_owner(heartbeat)
+        if ours and owner(path) is None:
+            heartbeat.unlink(missing_ok=True)
             path.unlink(missing_ok=True)
+
+
+def _says_owner(path: Path) -> bool:
+    try:
+        about = _parsed(read_bytes(path, _MAX_BYTES).decode())
+    except (OSError, ValueError, RequestError):
+        return False
+    return set(about) == set(json.loads(_about()))
 
 
 def _parsed(text: str) -> dict[str, Any]:
@@ -178,7 +199,7 @@ def _try_heartbeat(path: Path) -> Lock | None:
     place = _heartbeat_file(path)
     mine = _about()
     try:
-        descriptor = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        descriptor = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     except FileExistsError:
         _remove_if_silent(place)
         return None  # free from now on, perhaps

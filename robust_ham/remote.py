@@ -25,6 +25,7 @@ from robust_ham.plan import make_plan
 from robust_ham.progress import Progress
 from robust_ham.receipts import read_signed, write_signed
 from robust_ham.run_folder import RunFolder
+from robust_ham.working_folder import working_in
 
 Files = dict[str, bytes]
 """Path inside a run folder to content."""
@@ -83,7 +84,8 @@ def run_there(
     """
     context = _context(job)
     if (context.run.locks / job.token).is_file():
-        return attempt_cell(context, cell, lambda _: progress), {}
+        with working_in(context.run.root):
+            return attempt_cell(context, cell, lambda _: progress), {}
     with tempfile.TemporaryDirectory(prefix="robust-ham-") as folder:
         own = dataclasses.replace(context, run=RunFolder(Path(folder)))
         fetched = fetch_models()

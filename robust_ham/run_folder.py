@@ -10,8 +10,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from robust_ham.errors import RequestError
+from robust_ham.working_folder import make_folder
 
 log = logging.getLogger(__name__)
+
+
+FOLDERS = (
+    *("models", "unfinished", "predictions", "samples", "gallery", "margins", "grids", "spectra"),
+    *("adversarials", "shards", "receipts", "locks", "superseded", "figures", "export", "bench"),
+)
+"""Folders of a run in which files are written."""
+FILES = (
+    *("config.yaml", "manifest.json", "run.log", "timings.csv", "failures.jsonl", "SHA256SUMS"),
+    *("inputs.parquet", "summary.csv", "curves.csv", "kernels.csv", "contrasts.csv", "gate.csv"),
+    *("checkpoints.csv", "claims.csv", "mechanisms.csv", "transfer.csv", "report.html"),
+    *("bench.csv", "bench.md"),
+)
+"""Files that are written beside those folders."""
 
 
 def files_below(folder: Path) -> Iterator[Path]:
@@ -211,12 +226,13 @@ class RunFolder:
         """Lock of a cell or of a step of the run."""
         return self.locks / f"{name.replace('/', '+')}.lock"
 
-    def set_aside(self, path: Path) -> None:
+    def set_aside(self, path: Path) -> Path:
         """Move a file or folder of the run to the first free place under ``superseded/``."""
         place = self.root / "superseded" / path.relative_to(self.root)
         free = (place.with_name(f"{place.name}.{i}") for i in itertools.count(1))
         target = next(p for p in free if not p.exists())
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         path.replace(target)
         self.receipt(path).unlink(missing_ok=True)
         log.warning("%s: moved to %s", path.relative_to(self.root), target)
+        return target

@@ -79,7 +79,8 @@ def _set_aside_attack(
         _remove(run.receipt(path), *(place(model_id, attack_id) for place in made))
     joined, shards = receipt_of(run, path) is not None, run.shard(model_id, attack_id, 0).parent
     signed = (shards / path.stem for path in run.receipt(shards / "0").parent.glob("*.json"))
-    for shard in sorted({*shards.glob("[!.]*"), *signed}):
+    numbered = (path for path in shards.glob("*") if path.name.isdecimal())
+    for shard in sorted({*numbered, *signed}):
         wanted = not joined and recipe is not None and _recipe_of(run, shard) == recipe
         damage = _damage(run, shard) if wanted else None
         if damage:

@@ -13,11 +13,13 @@ import json
 import logging
 import math
 import os
+import re
 import secrets
 import shutil
+import stat
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -31,6 +33,7 @@ from robust_ham.errors import RequestError
 from robust_ham.locks import locked, owner
 from robust_ham.spreadsheets import guard_table, restore_table
 from robust_ham.stopping import uninterrupted
+from robust_ham.working_folder import check_unmoved
 
 log = logging.getLogger(__name__)
 
@@ -94,10 +97,12 @@ def check_size(path: Path, limit: int) -> None:
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path`` that becomes ``path`` if nothing raises."""
-    with uninterrupted(), _temporary(path, path.suffix) as temporary:
+    with uninterrupted(), _temporary(path, path.suffix) as (temporary, mode):
         try:
             yield temporary
+            _set_mode(temporary, mode)
             _flush(temporary)
+            check_unmoved(path)
             temporary.replace(path)
             _flush(path.parent)
         finally:
@@ -107,13 +112,16 @@ def writing(path: Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def writing_folder(folder: Path) -> Iterator[Path]:
     """Like ``writing`` for a folder, which must not be there yet."""
-    with uninterrupted(), _temporary(folder) as temporary:
+    with uninterrupted(), _temporary(folder) as (temporary, mode):
         temporary.mkdir()
         try:
             yield temporary
             for path in temporary.iterdir():
+                if path.is_file():
+                    _set_mode(path, mode)
                 _flush(path)
             _flush(temporary)
+            check_unmoved(folder)
             temporary.replace(folder)
             _flush(folder.parent)
         finally:
@@ -121,30 +129,68 @@ def writing_folder(folder: Path) -> Iterator[Path]:
 
 
 _LOCK = ".tmp.lock"
+_TEMPORARY = re.compile(
+    r"(?P<stem>\.(?P<name>.+)\.[0-9a-f]{8})\.tmp(?P<ending>(\.[^.]+)?|\.lock\.held)"
+)
 
 
 @contextlib.contextmanager
-def _temporary(path: Path, suffix: str = "") -> Iterator[Path]:
-    """A name beside ``path``, in a folder that is there, locked as long as its owner lives."""
+def _temporary(path: Path, suffix: str = "") -> Iterator[tuple[Path, int]]:
+    """A name beside ``path``, locked as long as its owner lives, and the mode of new files there.
+
+    That of the lock: what the umask, or the folder's access control list, leaves of ``rw-rw-rw-``.
+    """
     stem = f".{path.name}.{secrets.token_hex(4)}"
-    with locked(path.with_name(f"{stem}{_LOCK}")):
-        yield path.with_name(f"{stem}.tmp{suffix}")
+    lock = path.with_name(f"{stem}{_LOCK}")
+    with locked(lock):
+        yield path.with_name(f"{stem}.tmp{suffix}"), stat.S_IMODE(lock.stat().st_mode)
 
 
-def remove_leftovers(root: Path) -> None:
-    """Remove what killed processes had half-written below a folder; what others write stays."""
-    for folder, folders, files in os.walk(root):  # passes over what disappears meanwhile
-        for name in folders + files:
-            stem, ending, _ = name.rpartition(".tmp")
-            if not name.startswith(".") or not ending:
-                continue
-            if owner(Path(folder, f"{stem}{_LOCK}")) is not None:
-                continue
-            path = Path(folder, name)
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+def _set_mode(path: Path, mode: int) -> None:
+    """Give a file the mode of new files; some libraries make theirs for one user alone."""
+    if stat.S_IMODE(path.stat().st_mode) != mode:
+        path.chmod(mode)
+
+
+def being_written(name: str) -> str | None:
+    """What a temporary file or folder, or its lock, is for; None: the name is of another kind."""
+    found = _TEMPORARY.fullmatch(name)
+    if found is None:
+        return None
+    target = found["name"]
+    if found["ending"] not in ("", ".lock", ".lock.held", Path(target).suffix):
+        return None
+    return being_written(target) or target  # of a lock beside a temporary file, too
+
+
+def remove_leftovers(root: Path, folders: Collection[str], files: Collection[str]) -> None:
+    """Remove what killed processes had half-written; what others write stays.
+
+    Looked at are ``folders`` of ``root``, with all that lies below them, and beside them the
+    temporary names of ``files``. Links are not followed.
+    """
+    for name in os.listdir(root):
+        if being_written(name) in files:
+            _remove_leftover(root / name)
+    for place in folders:
+        if (root / place).is_symlink():
+            continue
+        for folder, below, names in os.walk(root / place):  # passes over what disappears meanwhile
+            for name in (*below, *names):
+                if being_written(name) is not None:
+                    _remove_leftover(Path(folder, name))
+            below[:] = (name for name in below if not name.startswith("."))
+
+
+def _remove_leftover(path: Path) -> None:
+    found = _TEMPORARY.fullmatch(path.name)
+    assert found is not None
+    if path.is_symlink() or owner(path.with_name(f"{found['stem']}{_LOCK}")) is not None:
+        return
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def remove_empty(path: Path, root: Path) -> None:

@@ -7,12 +7,13 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [  # each may import what stands before it
-    {"errors", "stopping", "progress", "locks", "bounds"},
-    {"config_fields", "yaml_reader", "streams", "regular_files", "spreadsheets"},
+    {"errors", "stopping", "progress", "working_folder", "bounds"},
+    {"regular_files", "spreadsheets"},
+    {"locks", "config_fields", "yaml_reader", "streams"},
     {"model_groups", "monitor"},
     {"config"},
     {"run_folder", "store", "windows", "config_files", "splits", "renaming"},
-    {"checksums"},
+    {"checksums", "ownership"},
     {"receipts", "cell"},
     {"layers", "analysis", "layouts", "foreign", "own_code", "distributed", "unfinished"},
     {"models", "normalisation", "data", "report", "batches", "status", "foreign_tables", "given"},
@@ -42,6 +43,8 @@ TORCHLESS = {
     "bounds",
     "config",
     "errors",
+    "working_folder",
+    "ownership",
     "regular_files",
     "spreadsheets",
     "config_fields",

@@ -57,7 +57,8 @@ def test_table_and_figure_of_an_experiment(run_cli, tmp_path, monkeypatch, name)
     code, printed, errors = run_cli("explain", name, "--out", out)
     assert (code, errors) == (0, "")
     assert f"table and figure: {out / name}.csv" in printed
-    assert {path.name for path in out.iterdir()} == {f"{name}.{s}" for s in ("csv", "svg", "png")}
+    made = {f"{name}.{s}" for s in ("csv", "svg", "png")}
+    assert {path.name for path in out.iterdir()} == made | {"manifest.json"}
     table = pd.read_csv(out / f"{name}.csv")
     assert list(table.columns) == TABLES[name]
     before = {path.name: path.read_bytes() for path in out.iterdir()}

@@ -335,7 +335,7 @@ def test_another_configuration_is_refused_while_one_is_run(data, tmp_path, child
     folder = tmp_path / "run"
     process = children(run_until_killed, folder, data)
     try:
-        while not (folder / "manifest.json").exists():
+        while not (folder / "inputs.parquet").exists():
             time.sleep(0.01)
         os.kill(process.pid, signal.SIGSTOP)
         assert len(read_status(folder).running) <= 1

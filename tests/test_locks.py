@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -137,12 +138,17 @@ def test_a_folder_that_others_remove_meanwhile_is_made_again(tmp_path, monkeypat
 
 
 def test_locks_of_the_dead_are_removed_and_others_stay(kind, tmp_path):
+    said = json.dumps({"host": "gone", "pid": 1, "since": 0})
     (tmp_path / "dead.lock").touch()
+    (tmp_path / "cell.lock").write_text(said)
+    theirs = {"mine.lock": "", "yarn.lock": "left-pad@1.0", "Gemfile.lock": "{}", "a.txt": said}
+    for name, content in theirs.items():
+        (tmp_path / name).write_text(content)
     lock = try_lock(tmp_path / "held.lock")
-    remove_dead(tmp_path)
+    remove_dead(tmp_path, re.compile(r"dead\.lock"))
     assert owner(tmp_path / "held.lock") is not None
-    assert not (tmp_path / "dead.lock").exists()
     lock.release()
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == theirs
 
 
 def test_no_space_for_what_a_lock_says_leaves_it_free(tmp_path, monkeypatch):

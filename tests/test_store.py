@@ -54,23 +54,51 @@ def test_a_failing_rename_loses_nothing(tmp_path, monkeypatch):
 
 def test_leftovers_go_and_what_is_being_written_stays(tmp_path):
     def sweep():
-        remove_leftovers(tmp_path)
+        remove_leftovers(tmp_path, ["deep"], [])
         return sorted(p.name.rpartition(".tmp")[2] for p in tmp_path.rglob(".*.tmp*"))
 
+    deep = tmp_path / "deep" / "er"
     for name in (".a.csv.01234567.tmp.csv", ".b.23456789.tmp/c", ".b.23456789.tmp.lock"):
-        (tmp_path / "deep" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "deep" / name).touch()
-    with writing(tmp_path / "file.csv") as temporary:
+        (deep / name).parent.mkdir(parents=True, exist_ok=True)
+        (deep / name).touch()
+    with writing(deep / "file.csv") as temporary:
         temporary.write_text("whole")
         assert sweep() == [".csv", ".lock"]
-    with writing_folder(tmp_path / "folder") as temporary:
+    with writing_folder(deep / "folder") as temporary:
         with writing(temporary / "file") as inner:
             inner.touch()
             assert sweep() == ["", "", ".lock", ".lock"]
         assert sweep() == ["", ".lock"]
     assert sweep() == []
-    there = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*"))
-    assert there == ["deep", "file.csv", "folder", "folder/file"]
+    there = sorted(str(path.relative_to(deep)) for path in deep.rglob("*"))
+    assert there == ["file.csv", "folder", "folder/file"]
+
+
+NOT_OURS = """
+.a.csv.0123456.tmp.csv .a.csv.0123456789.tmp.csv .a.csv.0123456g.tmp.csv a.csv.01234567.tmp.csv
+.a.csv.01234567.tmp.txt .a.csv.01234567.tmp.csv.bak .a.csv.tmp.csv .tmp-objects .tmp.lock
+.01234567.tmp .a.01234567.tmpx .a.csv.01234567.temp .git/.a.csv.01234567.tmp.csv
+.tmp/.a.csv.01234567.tmp.csv
+""".split()
+
+
+def test_leftovers_of_others_stay(tmp_path):
+    """Names that differ in one place, our names elsewhere, and what a link leads to."""
+    ours = [".a.csv.01234567.tmp.csv", ".m.k7-lr0.1.01234567.tmp", ".c.parquet.89abcdef.tmp.lock"]
+    theirs = [f"{place}{name}" for name in NOT_OURS for place in ("", "ours/", "ours/er/")]
+    theirs += [f"{place}/{name}" for name in ours for place in ("theirs", "elsewhere")]
+    theirs += [".thesis.tex.01234567.tmp.tex"]
+    removed = [f"{place}/{name}" for name in ours for place in ("ours", "ours/er")]
+    removed += [".a.csv.fedcba98.tmp.csv"]
+    for name in (*theirs, *removed):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("text")
+    for link in ("ours/link", "linked", "ours/.l.01234567.tmp"):
+        (tmp_path / link).symlink_to(tmp_path / "elsewhere")
+    remove_leftovers(tmp_path, ["ours", "linked", "missing"], ["a.csv", "b.csv"])
+    left = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
+    assert {name for name in left if not name.startswith(("linked/", "ours/link/"))} == set(theirs)
+    assert len(list((tmp_path / "elsewhere").iterdir())) == len(ours)
 
 
 def test_a_killed_writer_leaves_nothing_for_long(tmp_path):
@@ -83,7 +111,7 @@ with writing(pathlib.Path({str(tmp_path / "file.csv")!r})) as temporary:
 """
     assert subprocess.run([sys.executable, "-c", write], check=False).returncode == -9
     assert len(os.listdir(tmp_path)) == 2
-    remove_leftovers(tmp_path)
+    remove_leftovers(tmp_path, [], ["file.csv"])
     assert os.listdir(tmp_path) == []
 
 

@@ -74,16 +74,19 @@ def explain(name: str, folder: Path, run: Path | None = None) -> Explained:
         run: a run folder whose networks are looked at; None: those of the zoo.
 
     Raises:
-        RequestError: as ``check``, or a run folder that is not one, is damaged, or holds nothing
-            to look at.
+        RequestError: as ``check``; a run folder that is not one, is damaged, or holds nothing to
+            look at; or ``folder`` holds files of others.
     """
     check(name, run)
     from robust_ham.analysis.claims import answer_experiment
+    from robust_ham.ownership import claim, refuse_strangers
     from robust_ham.report.style import save_figure
     from robust_ham.store import write_csv
 
+    refuse_strangers(folder, "explain")
     module = importlib.import_module(f"robust_ham.explain.{name.replace('-', '_')}")
     made: Explained = module.explain(run) if EXPERIMENTS[name].takes_run else module.explain()
+    claim(folder, name, "explain")
     write_csv(folder / f"{name}.csv", made.table)
     save_figure(made.figure, folder, name)
     answers = answer_experiment(name, made.table)

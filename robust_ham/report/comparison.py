@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from robust_ham.analysis.run import Run
 from robust_ham.analysis.run_pairs import changed_keys, compared_results, run_names
 from robust_ham.errors import RequestError
+from robust_ham.ownership import claim, refuse_strangers
 from robust_ham.report.figures import METRIC_NAMES
 from robust_ham.report.html import render_page
 from robust_ham.report.inline import inline_svg
@@ -27,13 +28,15 @@ def write_comparison(folders: list[Path], out: Path) -> Report:
     """Compare runs with the first of them.
 
     Raises:
-        RequestError: fewer than two runs, or nothing in common.
+        RequestError: fewer than two runs, nothing in common, or ``out`` holds files of others.
     """
     if len(folders) < 2:
         raise RequestError("compare: expected two or more run folders")
+    refuse_strangers(out, "compare")
     runs = [Run(RunFolder(folder)) for folder in folders]
     changes, results = changed_keys(runs), compared_results(runs)
     header, rows = _table(results)
+    claim(out, " ".join(run_names(runs)), "compare")
     write_csv(out / "comparison.csv", results)
     write_csv(out / "configurations.csv", changes)
     with figure_style():
