@@ -18,15 +18,14 @@ from robust_ham.evaluation import VERSION, Evaluation, evaluate
 from robust_ham.locks import locked
 from robust_ham.model_cells import load_model
 from robust_ham.model_groups import ModelGroup
+from robust_ham.parquet_tables import read_table, write_table
 from robust_ham.progress import Progress
 from robust_ham.receipts import check, is_finished, sign
 from robust_ham.store import (
     content_key,
     read_arrays,
-    read_table,
     remove_empty,
     write_csv,
-    write_table,
     writing,
     writing_folder,
 )

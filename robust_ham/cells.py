@@ -20,11 +20,13 @@ from robust_ham.context import Context, Done
 from robust_ham.errors import RequestError
 from robust_ham.locks import locked, try_lock
 from robust_ham.model_cells import is_obtained, model_key, obtain_model
+from robust_ham.parquet_tables import write_table
 from robust_ham.perturbations import high_frequency_share
 from robust_ham.progress import Progress
+from robust_ham.regular_files import append_text
 from robust_ham.run_folder import RunFolder
 from robust_ham.splits import to_float
-from robust_ham.store import content_key, read_rows, write_csv, write_table
+from robust_ham.store import content_key, read_rows, write_csv
 from robust_ham.working_folder import check_unmoved
 
 log = logging.getLogger(__name__)
@@ -140,5 +142,5 @@ def write_timings(run: RunFolder, name: str, seconds: float) -> None:
 def note_failure(run: RunFolder, name: str, error: str, reason: str) -> None:
     """Add a line to ``failures.jsonl``."""
     check_unmoved(run.failures)
-    with run.failures.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"cell": name, "error": error, "reason": reason}) + "\n")
+    line = json.dumps({"cell": name, "error": error, "reason": reason})
+    append_text(run.failures, f"{line}\n")

@@ -21,8 +21,8 @@ from robust_ham.context import Context
 from robust_ham.judging import judge
 from robust_ham.model_cells import load_model
 from robust_ham.model_groups import ModelGroup
+from robust_ham.parquet_tables import read_table
 from robust_ham.receipts import check, receipt_of
-from robust_ham.store import read_table
 
 DDN, DDN_STEPS = "foolbox:DDNAttack", 100
 PGD_STEPS = 20

@@ -26,6 +26,7 @@ from robust_ham.model_groups import FactoryGroup, ModelGroup, TableGroup, model_
 from robust_ham.models import MODELS, Normalize, build
 from robust_ham.models.applied import OWN_WINDOW, windows_of
 from robust_ham.own_code import import_function, one_line_for
+from robust_ham.regular_files import is_regular
 from robust_ham.splits import MAX_CLASSES
 from robust_ham.store import file_hash, read_json, write_csv, write_json, writing_folder
 
@@ -70,7 +71,7 @@ def read_card(folder: Path) -> dict[str, Any]:
     """
     path = folder / CARD
     try:
-        card = read_json(path)
+        card = read_json(path, follow_links=True)
     except FileNotFoundError:
         raise RequestError(f"{path}: no such model card") from None
     except ValueError as error:
@@ -92,7 +93,8 @@ def read_card(folder: Path) -> dict[str, Any]:
 
 def described(folder: Path) -> list[Path]:
     """Files that say what a model is: its card and, unless it was imported, its training curve."""
-    return [folder / name for name in (CARD, CURVE) if name == CARD or (folder / name).is_file()]
+    curve = folder / CURVE
+    return [folder / CARD, *([curve] if is_regular(curve, follow_links=True) else [])]
 
 
 def load(folder: Path, factory: str | None = None) -> tuple[nn.Module, dict[str, Any]]:
@@ -109,9 +111,9 @@ def load(folder: Path, factory: str | None = None) -> tuple[nn.Module, dict[str,
     if isinstance(spec, FactoryGroup) and spec.factory != factory:
         raise RequestError(f"{folder / CARD}: names a function that the configuration does not")
     path = folder / WEIGHTS
-    if not path.is_file():
+    if not path.exists():
         raise RequestError(f"{path}: no such file")
-    if file_hash(path) != card["weights_sha256"]:
+    if file_hash(path, follow_links=True) != card["weights_sha256"]:
         raise RequestError(f"{path}: not the weights that the card names (SHA-256 differs)")
     state = read_safetensors(path)
     if not isinstance(spec, FactoryGroup):
@@ -211,7 +213,7 @@ def import_factory(spec: FactoryGroup) -> Callable[[], nn.Module]:
         RequestError: no such module or function, or no such weights file.
     """
     factory: Callable[[], nn.Module] = import_function(spec.factory, "factory")
-    if spec.weights is not None and not Path(spec.weights).is_file():
+    if spec.weights is not None and not is_regular(Path(spec.weights), follow_links=True):
         raise RequestError(f"weights {spec.weights}: no such file")
     return factory
 

@@ -15,8 +15,9 @@ from pathlib import Path
 
 from robust_ham.errors import RequestError
 from robust_ham.locks import locked
+from robust_ham.regular_files import is_regular, read_text
 from robust_ham.run_folder import RunFolder
-from robust_ham.store import MAX_TEXT_BYTES, check_size, file_hash, write_text
+from robust_ham.store import MAX_TEXT_BYTES, file_hash, write_text
 from robust_ham.working_folder import check_unmoved
 
 log = logging.getLogger(__name__)
@@ -40,8 +41,7 @@ def read_checksums(run: RunFolder) -> dict[str, str]:
         RequestError: a line is not one of ``sha256sum``.
     """
     try:
-        check_size(run.checksums, MAX_TEXT_BYTES)
-        lines = run.checksums.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = read_text(run.checksums, MAX_TEXT_BYTES, errors="replace").splitlines()
     except FileNotFoundError:
         return {}
     found = dict[str, str]()
@@ -72,7 +72,7 @@ def record_files(run: RunFolder, files: Iterable[Path]) -> None:
 
 def record_run(run: RunFolder, hashes: dict[str, str]) -> None:
     """Record what a run has written, and drop the lines of files that it has removed."""
-    gone = {name for name in read_checksums(run) if not (run.root / name).is_file()}
+    gone = {name for name in read_checksums(run) if not is_regular(run.root / name)}
     _update(run, gone, hashes)
 
 

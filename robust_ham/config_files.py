@@ -29,6 +29,7 @@ from robust_ham.model_groups import (
     TableGroup,
     model_group,
 )
+from robust_ham.regular_files import is_regular, read_text
 from robust_ham.yaml_reader import NOT_YAML, RefusedError, read_yaml, why
 
 MAX_CONFIG_BYTES = 1_000_000
@@ -184,12 +185,12 @@ def load_config(name_or_path: str, overrides: list[str] | None = None) -> Config
     """
     shipped = shipped_configs()
     path = Path(name_or_path)
-    if not path.is_file():
-        if name_or_path not in shipped:
-            raise RequestError(
-                f"{name_or_path}: no such file and no shipped config ({', '.join(shipped)})"
-            )
+    if name_or_path in shipped and not is_regular(path, follow_links=True):
         path = shipped[name_or_path]
+    elif not path.exists():
+        raise RequestError(
+            f"{name_or_path}: no such file and no shipped config ({', '.join(shipped)})"
+        )
     return parse_config(config_text(path), overrides, origin=str(name_or_path))
 
 
@@ -197,12 +198,10 @@ def config_text(path: Path) -> str:
     """The text of a configuration file.
 
     Raises:
-        RequestError: too large, or no text.
+        RequestError: no regular file, too large, or no text.
     """
-    if path.stat().st_size > MAX_CONFIG_BYTES:
-        raise RequestError(f"{path}: expected a config below 1 MB")
     try:
-        return path.read_text(encoding="utf-8")
+        return read_text(path, MAX_CONFIG_BYTES, follow_links=True)
     except UnicodeDecodeError:
         raise RequestError(f"{path}: not a text file") from None
 

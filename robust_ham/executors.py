@@ -45,10 +45,11 @@ from robust_ham.monitor import Monitor, Silent
 from robust_ham.ownership import claim, is_source, refuse_unusable, write_config
 from robust_ham.plan import Plan
 from robust_ham.receipts import signed_hashes
+from robust_ham.regular_files import read_text
 from robust_ham.run_folder import FILES, FOLDERS, RunFolder
 from robust_ham.stale import set_aside_stale
 from robust_ham.status import PROCESS, num_processes
-from robust_ham.store import remove_leftovers, write_text
+from robust_ham.store import MAX_TEXT_BYTES, remove_leftovers, write_text
 from robust_ham.transfer import write_transfer
 from robust_ham.working_folder import working_in
 
@@ -261,7 +262,7 @@ def _joined(context: Context, monitor: Monitor, *, keeps_config: bool) -> Iterat
             if not keeps_config and (aside := write_config(run, context.plan.config)):
                 monitor.note(f"{run.config}: was edited, and is kept as {aside}")
             write_text(asked, key)
-        elif asked.read_text() != key:
+        elif read_text(asked, MAX_TEXT_BYTES) != key:
             raise RequestError(
                 f"{run.root}: another process runs another configuration there, or other data, "
                 "code or precision"

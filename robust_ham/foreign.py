@@ -9,7 +9,9 @@ NumPy arrays; PyTorch Lightning's checkpoints, and any file that holds state dic
 from __future__ import annotations
 
 import argparse
+import io
 import math
+import os
 import re
 import warnings
 import zipfile
@@ -17,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -27,6 +29,8 @@ from safetensors.torch import load, load_file
 from torch import Tensor
 
 from robust_ham.errors import RequestError
+from robust_ham.pickle_check import MAX_PICKLE_BYTES, PickleCheck, RefusedError
+from robust_ham.regular_files import check_memory, open_regular, read_bytes
 from robust_ham.renaming import listed
 
 # --- what a file may name --------------------------------------------------------------------
@@ -92,56 +96,97 @@ _STAND_INS: list[Any] = [
 ``argparse.Namespace`` is what the file believes it is, so nothing that it names is ever run."""
 
 
+_STAND_IN_NAMES = [name for _, name in _STAND_INS]
+_OLD_PICKLES = 5
+"""Of torch's older layout: a magic number, a version, sizes of types, the content, keys."""
 _REMEDY = "where its origin is trusted, save the model's state_dict() by itself"
 
 
 _MAX_GAIN = 20
 """By how much a packed ``.pth`` may grow; ``torch.save`` does not pack at all."""
+_MAX_REPEATED_BYTES = 1_000_000
+"""Of a tensor that repeats what is stored of it, beyond the size of the file."""
 _MAX_HEADER_BYTES = 10_000_000
 _MAX_KEYS = 1_000_000
 """Of all mappings in a file; one that stands in several places counts in each."""
-
-
-def check_packing(path: Path) -> None:
-    """Refuse a ``torch.save`` file that would unpack to much more than its size, or is a program.
-
-    Raises:
-        RequestError: it would.
-    """
-    if not zipfile.is_zipfile(path):
-        return  # torch's older layout, which is not packed
-    try:
-        with zipfile.ZipFile(path) as archive:
-            unpacked = sum(member.file_size for member in archive.infolist())
-            is_script = any(name.endswith("/constants.pkl") for name in archive.namelist())
-    except Exception:  # zipfile raises many kinds for a damaged file
-        raise RequestError(f"{path}: damaged, or not a checkpoint of torch") from None
-    if unpacked > _MAX_GAIN * path.stat().st_size:
-        raise RequestError(f"{path}: refused, for it unpacks to {_MAX_GAIN} times its size or more")
-    if is_script:
-        raise RequestError(f"{path}: a TorchScript program, which is code; {_REMEDY}")
 
 
 def _load(path: Path) -> Any:  # noqa: ANN401
     """Content of a ``torch.save`` file, by torch's restricted unpickler.
 
     Raises:
-        RequestError: damaged, or it names what is not on the list above.
+        RequestError: no regular file, damaged, too large, or it names or does what is not on a
+            list.
     """
-    check_packing(path)
     try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals(_STAND_INS):
-            warnings.simplefilter("ignore")  # of old layouts, which are read all the same
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError as error:
-        named = re.search(r"GLOBAL (\S+)", str(error))
-        if named:
-            raise RequestError(
-                f"{path}: refused, for it names {named[1]}, which no weights need; {_REMEDY}"
-            ) from None
+        with open_regular(path, follow_links=True) as file:
+            check_memory(str(path), _size_of(file), part=2)
+            if zipfile.is_zipfile(file):
+                _check_archive(path, file)
+            else:
+                _check_old_layout(file)
+            file.seek(0)
+            with warnings.catch_warnings(), torch.serialization.safe_globals(_STAND_INS):
+                warnings.simplefilter("ignore")  # of old layouts, which are read all the same
+                return torch.load(file, map_location="cpu", weights_only=True)
+    except (RequestError, FileNotFoundError, PermissionError):
+        raise
+    except RefusedError as error:
+        raise RequestError(f"{path}: refused, for {error}; {_REMEDY}") from None
+    except UnpicklingError:
         raise RequestError(f"{path}: damaged, or not safe to read; {_REMEDY}") from None
-    except Exception:  # torch raises many kinds for a damaged file
+    except Exception:  # zipfile and torch raise many kinds for a damaged file
         raise RequestError(f"{path}: damaged, or not a checkpoint of torch") from None
+
+
+def _size_of(file: BinaryIO) -> int:
+    return os.fstat(file.fileno()).st_size
+
+
+def _check_archive(path: Path, file: BinaryIO) -> None:
+    """Refuse an archive that is a program, unpacks to much more than its size, or reads two ways.
+
+    Raises:
+        RequestError, RefusedError, NotPickleError: it is, or its pickle is not one of weights.
+    """
+    with zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+        names = [member.filename for member in members]
+        if any(name.endswith("/constants.pkl") for name in names):
+            raise RequestError(f"{path}: a TorchScript program, which is code; {_REMEDY}")
+        unpacked = sum(member.file_size for member in members)
+        if unpacked > _MAX_GAIN * _size_of(file):
+            raise RequestError(
+                f"{path}: refused, for it unpacks to {_MAX_GAIN} times its size or more"
+            )
+        check_memory(str(path), unpacked, part=2)
+        is_plain = min(member.header_offset for member in members) == 0
+        if not is_plain or len({name.lower() for name in names}) < len(names):
+            raise RefusedError("it is an archive that programs read differently")
+        folder = f"{names[0].partition('/')[0]}/"
+        sizes = {member.filename: member.file_size for member in members}
+        if sizes[f"{folder}data.pkl"] > MAX_PICKLE_BYTES:
+            raise RefusedError(f"its pickle has more than {MAX_PICKLE_BYTES:,} bytes")
+        content = archive.read(f"{folder}data.pkl")
+    PickleCheck(_STAND_IN_NAMES, lambda key: sizes.get(f"{folder}data/{key}", 0), unpacked).walk(
+        io.BytesIO(content)
+    )
+
+
+def _check_old_layout(file: BinaryIO) -> None:
+    """Refuse what is not five pickles, the fourth of which is one of weights, and then numbers.
+
+    Raises:
+        RefusedError, NotPickleError: it is not.
+    """
+    size = _size_of(file)
+    file.seek(0)
+    content = io.BytesIO(file.read(MAX_PICKLE_BYTES))
+    check = PickleCheck(_STAND_IN_NAMES, lambda _: size, size)
+    for _ in range(_OLD_PICKLES):
+        check.walk(content)
+    if sum(check.storages.values()) > size:
+        raise RefusedError("it asks for more bytes of storage than there are")
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -150,9 +195,10 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     Raises:
         RequestError: damaged, or its header is too long.
     """
-    with path.open("rb") as file:
-        header = int.from_bytes(file.read(8), "little")
-    if header > min(_MAX_HEADER_BYTES, path.stat().st_size):
+    with open_regular(path, follow_links=True) as file:
+        header, size = int.from_bytes(file.read(8), "little"), _size_of(file)
+    check_memory(str(path), size, part=2)
+    if header > min(_MAX_HEADER_BYTES, size):
         raise RequestError(
             f"{path}: damaged or not a safetensors file: expected a header of at most "
             f"{_MAX_HEADER_BYTES:,} bytes, inside the file"
@@ -161,7 +207,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         if str(path).isprintable():
             tensors: dict[str, Tensor] = load_file(path)
         else:  # load_file takes only paths in UTF-8
-            tensors = load(path.read_bytes())
+            tensors = load(read_bytes(path, size, follow_links=True))
     except (SafetensorError, OSError, ValueError, LookupError, TypeError, RuntimeError):
         raise RequestError(f"{path}: damaged or not a safetensors file") from None
     return tensors
@@ -199,7 +245,7 @@ def read_network(path: Path, key: str | None = None, option: str = "--key") -> F
     Raises:
         RequestError: not found, damaged, unsafe, no network or several; the message names them.
     """
-    if not path.is_file():
+    if not path.exists():
         raise RequestError(f"{path}: no such file")
     ordered = path.suffix.lower() != ".safetensors"
     content = _load(path) if ordered else read_safetensors(path)
@@ -217,6 +263,11 @@ def read_network(path: Path, key: str | None = None, option: str = "--key") -> F
     for name, tensor in tensors.items():
         if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
             raise RequestError(f"{path}: {name} is not a plain tensor")
+        if tensor.nbytes > path.stat().st_size + _MAX_REPEATED_BYTES:
+            raise RequestError(
+                f"{path}: {name}: expected at most the bytes of the file, got {tensor.nbytes:,}: "
+                "it repeats what is stored"
+            )
     content = content if isinstance(content, Mapping) else {}
     hyper_parameters = content.get("hyper_parameters")
     return ForeignNetwork(

@@ -93,7 +93,7 @@ def import_checkpoint(
     network = read_network(path, request.key)
     source = {
         "file": path.name,
-        "sha256": file_hash(path),
+        "sha256": file_hash(path, follow_links=True),
         "key": network.key or None,
         "mean": request.mean and list(request.mean),
         "std": request.std and list(request.std),

@@ -49,10 +49,10 @@ def _datasets() -> Rows:
 
 
 def _configs() -> Rows:
-    from robust_ham.config_files import shipped_configs
+    from robust_ham.config_files import config_text, shipped_configs
 
     return [
-        (name, path.read_text(encoding="utf-8").splitlines()[0].lstrip("# "))
+        (name, config_text(path).splitlines()[0].lstrip("# "))
         for name, path in shipped_configs().items()
     ]
 

@@ -21,12 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from robust_ham.errors import RequestError
-from robust_ham.regular_files import read_bytes
+from robust_ham.regular_files import open_descriptor, open_regular, read_text
 from robust_ham.working_folder import make_folder
 
 HEARTBEAT_SECONDS, SILENT_SECONDS = 5.0, 60.0
 _TRIES = 100
 _MAX_BYTES = 10_000
+"""Of what a lock says of its owner."""
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 _held: set[int] = set()
 
@@ -94,7 +95,7 @@ def _open(path: Path) -> int:
     for i in range(_TRIES):
         try:
             make_folder(path.parent)
-            return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # less what the umask takes
+            return open_descriptor(path, os.O_RDWR | os.O_CREAT)
         except (FileNotFoundError, FileExistsError):
             if i == _TRIES - 1:
                 raise
@@ -128,8 +129,8 @@ def locked(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[N
 def owner(path: Path) -> dict[str, Any] | None:
     """Who holds a lock: ``host pid since``; None: nobody. The lock is left as it is."""
     try:
-        with path.open() as file:
-            text = file.read()
+        with open_regular(path) as file:
+            text = file.read(_MAX_BYTES).decode(errors="replace")
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -142,7 +143,7 @@ def owner(path: Path) -> dict[str, Any] | None:
     place = _heartbeat_file(path)
     try:
         silent = _silence(place)
-        return _parsed(place.read_text()) if silent < SILENT_SECONDS else None
+        return _parsed(_text(place)) if silent < SILENT_SECONDS else None
     except FileNotFoundError:
         return None
 
@@ -163,10 +164,14 @@ def remove_dead(folder: Path, names: re.Pattern[str]) -> None:
 
 def _says_owner(path: Path) -> bool:
     try:
-        about = _parsed(read_bytes(path, _MAX_BYTES).decode())
+        about = _parsed(_text(path))
     except (OSError, ValueError, RequestError):
         return False
     return set(about) == set(json.loads(_about()))
+
+
+def _text(path: Path) -> str:
+    return read_text(path, _MAX_BYTES, errors="replace")
 
 
 def _parsed(text: str) -> dict[str, Any]:
@@ -210,7 +215,7 @@ def _try_heartbeat(path: Path) -> Lock | None:
     def beat() -> None:
         while not ended.wait(HEARTBEAT_SECONDS):
             try:
-                if place.read_text() != mine:
+                if _text(place) != mine:
                     return  # taken over: this process was thought dead
                 os.utime(place)
             except OSError:
@@ -223,7 +228,7 @@ def _try_heartbeat(path: Path) -> Lock | None:
         ended.set()
         thread.join()
         with contextlib.suppress(OSError):
-            if place.read_text() == mine:
+            if _text(place) == mine:
                 place.unlink()
         path.unlink(missing_ok=True)
 
@@ -234,11 +239,11 @@ def _remove_if_silent(place: Path) -> None:
     """Remove the file of an owner that is dead; of several that try, one does."""
     grave = place.with_name(f".{place.name}.{secrets.token_hex(4)}.tmp")
     with contextlib.suppress(FileNotFoundError):
-        before = place.read_text()
+        before = _text(place)
         if _silence(place) < SILENT_SECONDS:
             return
         place.rename(grave)
-        if grave.read_text() != before:  # another was quicker, and a third has it already
+        if _text(grave) != before:  # another was quicker, and a third has it already
             with contextlib.suppress(FileExistsError):
                 os.link(grave, place)
         grave.unlink()

@@ -15,16 +15,18 @@ from robust_ham.context import Context, Done
 from robust_ham.errors import RequestError
 from robust_ham.model_groups import FactoryGroup, ModelGroup
 from robust_ham.own_code import one_line_for
+from robust_ham.parquet_tables import write_table
 from robust_ham.plan import source_folder
 from robust_ham.progress import Progress, unseen
 from robust_ham.receipts import is_finished, receipt_of, sign
+from robust_ham.regular_files import is_regular, read_bytes
 from robust_ham.store import (
+    MAX_CSV_BYTES,
     content_key,
     file_hash,
     read_csv,
     reading,
     write_json,
-    write_table,
     writing_folder,
 )
 from robust_ham.unfinished import Unfinished
@@ -62,7 +64,7 @@ def model_key(context: Context, spec: ModelGroup) -> str | None:
 
 def key_of_files(paths: Iterable[Path]) -> str:
     """Hash of files by name and content: the key of a model made elsewhere."""
-    return content_key({path.name: file_hash(path) for path in paths})
+    return content_key({path.name: file_hash(path, follow_links=True) for path in paths})
 
 
 def _sign_model(context: Context, spec: ModelGroup, key: str) -> None:
@@ -90,7 +92,8 @@ def _key_of_unsigned(context: Context, spec: ModelGroup, folder: Path) -> str | 
     except RequestError:
         return None
     weights, curve = folder / checkpoints.WEIGHTS, folder / checkpoints.CURVE
-    whole = weights.is_file() and file_hash(weights) == card["weights_sha256"] and curve.is_file()
+    whole = is_regular(weights) and file_hash(weights) == card["weights_sha256"]
+    whole = whole and is_regular(curve)
     return str(card.get("key")) if whole else None
 
 
@@ -172,7 +175,7 @@ def _epoch_like_twin(context: Context, spec: ModelGroup) -> int | None:
     curves = []
     for twin in spec.accuracy_twins():
         path = context.run.model(twin.model_id) / checkpoints.CURVE
-        if not path.is_file():
+        if not is_regular(path):
             raise training.TrainingError(f"its twin {twin.model_id} was not trained")
         with reading(path):
             curves.append(read_csv(path)["validation_accuracy"].astype(float))
@@ -217,13 +220,13 @@ def _copy_card(context: Context, spec: ModelGroup, source: Path) -> Done:
     if is_finished(context.run, target, key):
         return "already there"
     curve = source / checkpoints.CURVE
-    if curve.is_file():
+    if is_regular(curve, follow_links=True):
         with reading(curve):
-            read_csv(curve).astype(float)["epoch"]
+            read_csv(curve, follow_links=True).astype(float)["epoch"]
     _make_room(context, target)
     with writing_folder(target) as temporary:
         for path in checkpoints.described(source):
-            (temporary / path.name).write_bytes(path.read_bytes())
+            (temporary / path.name).write_bytes(read_bytes(path, MAX_CSV_BYTES, follow_links=True))
     _sign_model(context, spec, key)
     return "done"
 
@@ -261,7 +264,7 @@ def finished_models(context: Context, failed: Collection[str]) -> list[ModelGrou
         spec
         for spec in context.plan.config.model_specs()
         if spec.model_id not in failed
-        and (context.run.model(spec.model_id) / checkpoints.CARD).is_file()
+        and is_regular(context.run.model(spec.model_id) / checkpoints.CARD)
     ]
 
 

@@ -7,6 +7,7 @@ that is not as its receipt says is never believed.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import sha256
@@ -17,8 +18,10 @@ import pandas as pd
 
 from robust_ham.checksums import hash_files, read_checksums
 from robust_ham.errors import RequestError
+from robust_ham.regular_files import is_regular, memory_share, read_bytes
 from robust_ham.run_folder import RunFolder, files_below
 from robust_ham.store import (
+    MAX_TEXT_BYTES,
     csv_text,
     file_hash,
     read_json,
@@ -100,8 +103,8 @@ def fault(run: RunFolder, receipt: Receipt) -> str | None:
 def file_fault(run: RunFolder, receipt: Receipt, name: str) -> str | None:
     """What is wrong with one file of a receipt; None: nothing."""
     path = run.root / name
-    if not path.is_file():
-        return f"{name} is missing"
+    if not is_regular(path):
+        return f"{name} is {'no regular file' if os.path.lexists(path) else 'missing'}"
     if file_hash(path) not in (receipt.files[name], receipt.about.get(BEFORE)):
         return f"{name} is not as it was written (SHA-256 differs)"
     return None
@@ -142,9 +145,9 @@ def read_signed(run: RunFolder, made: Iterable[Path]) -> dict[str, bytes]:
         receipt = receipt_of(run, path)
         if receipt is not None:
             for name in receipt.files:
-                found[name] = (run.root / name).read_bytes()
+                found[name] = read_bytes(run.root / name, memory_share(0.25))
             place = run.receipt(path)
-            found[place.relative_to(run.root).as_posix()] = place.read_bytes()
+            found[place.relative_to(run.root).as_posix()] = read_bytes(place, MAX_TEXT_BYTES)
     return found
 
 
@@ -183,7 +186,7 @@ def kept_rows(run: RunFolder, path: Path, columns: list[str]) -> pd.DataFrame:
 def write_kept(run: RunFolder, path: Path, table: pd.DataFrame) -> None:
     """Write a table that is kept up to date; at any moment its receipt knows what is there."""
     text = csv_text(table)
-    if receipt_of(run, path) is not None and path.is_file():
+    if receipt_of(run, path) is not None and is_regular(path):
         hashes = {path.relative_to(run.root).as_posix(): sha256(text.encode()).hexdigest()}
         write_json(run.receipt(path), {"key": "", "files": hashes, BEFORE: file_hash(path)})
     write_text(path, text)

@@ -1,7 +1,8 @@
 """Open files that other people or programs may have written: regular files only, within a limit.
 
 A leaf. Every reader of the suite opens files here, so that a pipe, a device or an endless file in
-a folder cannot hang it or fill the memory.
+a folder cannot hang it or fill the memory. What a file unpacks to is limited to a share of this
+machine's memory.
 """
 
 from __future__ import annotations
@@ -28,32 +29,50 @@ def open_regular(path: Path, limit: int | None = None, *, follow_links: bool = F
         RequestError: a link, a folder, a pipe, a socket or a device; or larger than ``limit``.
         OSError: missing, or not readable.
     """
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-    if not follow_links:
-        flags |= getattr(os, "O_NOFOLLOW", 0)
+    descriptor = open_descriptor(path, os.O_RDONLY, follow_links=follow_links)
     try:
-        descriptor = os.open(path, flags)
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise RequestError(f"{path}: expected a file, got a symbolic link") from None
-        if error.errno == errno.ENXIO:  # a socket
-            raise RequestError(f"{path}: expected a file, got a socket or device") from None
-        raise
-    try:
-        about = os.fstat(descriptor)
-        if not stat.S_ISREG(about.st_mode):
-            raise RequestError(f"{path}: expected a file, got a {_kind(about.st_mode)}")
-        if limit is not None and about.st_size > limit:
-            raise RequestError(f"{path}: expected at most {limit:,} bytes, got {about.st_size:,}")
+        size = os.fstat(descriptor).st_size
+        if limit is not None and size > limit:
+            raise RequestError(f"{path}: expected at most {limit:,} bytes, got {size:,}")
     except BaseException:
         os.close(descriptor)
         raise
     return os.fdopen(descriptor, "rb")
 
 
-def _kind(mode: int) -> str:
+def open_descriptor(path: Path, flags: int, *, follow_links: bool = False) -> int:
+    """A descriptor of a regular file, which is made where it is missing and ``flags`` say so.
+
+    Raises:
+        RequestError: a link, a folder, a pipe, a socket or a device.
+        OSError: missing, or not to be opened.
+    """
+    flags |= getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    if not follow_links:
+        flags |= getattr(os, "O_NOFOLLOW", 0)
+    try:
+        descriptor = os.open(path, flags, 0o666)
+    except IsADirectoryError:
+        raise RequestError(f"{path}: expected a file, got a folder") from None
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            got = "a loop of symbolic links" if follow_links else "a symbolic link"
+            raise RequestError(f"{path}: expected a file, got {got}") from None
+        if error.errno in (errno.ENXIO, errno.ENODEV):  # a socket, or a pipe without a reader
+            raise RequestError(f"{path}: expected a file, got a pipe, socket or device") from None
+        raise
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        raise RequestError(f"{path}: expected a file, got a {kind_of(mode)}")
+    return descriptor
+
+
+def kind_of(mode: int) -> str:
+    """What a file that is not regular is called."""
     kinds = {
         stat.S_IFDIR: "folder",
+        stat.S_IFLNK: "symbolic link",
         stat.S_IFIFO: "pipe (FIFO)",
         stat.S_IFSOCK: "socket",
         stat.S_IFCHR: "device",
@@ -76,6 +95,27 @@ def read_bytes(path: Path, limit: int, *, follow_links: bool = False) -> bytes:
     return content
 
 
+def read_text(path: Path, limit: int, *, follow_links: bool = False, errors: str = "strict") -> str:
+    """The content of a text file in UTF-8; see ``read_bytes``.
+
+    Raises:
+        UnicodeDecodeError: it is none, unless ``errors`` says what to do with other bytes.
+    """
+    text = read_bytes(path, limit, follow_links=follow_links).decode("utf-8", errors)
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def append_text(path: Path, text: str) -> None:
+    """Add text in UTF-8 to the end of a file, which is made where it is missing.
+
+    Raises:
+        RequestError: a link, a folder, a pipe, a socket or a device.
+        OSError: not writable, or no space left.
+    """
+    with os.fdopen(open_descriptor(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab") as file:
+        file.write(text.encode())
+
+
 def is_regular(path: Path, *, follow_links: bool = False) -> bool:
     """Whether a regular file is there; what cannot be looked at is none."""
     try:
@@ -85,15 +125,51 @@ def is_regular(path: Path, *, follow_links: bool = False) -> bool:
     return stat.S_ISREG(about.st_mode)
 
 
-def memory_share(share: float) -> int:
-    """That share of the memory of this machine, in bytes: the limit for what one file unpacks to.
+# --- memory --------------------------------------------------------------------------------------
 
-    The smaller of the physical memory and the limit of the control group, where there is one.
-    """
+_SHARES = {2: "half", 3: "a third", 4: "a quarter", 8: "an eighth"}
+
+
+def total_memory() -> int:
+    """The memory of this machine, in bytes, or the limit of the control group, if it is smaller."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for place in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         try:
             total = min(total, int(Path(place).read_text(encoding="ascii")))
         except (OSError, ValueError):  # none, or "max"
             continue
-    return int(share * total)
+    return total
+
+
+def memory_share(share: float) -> int:
+    """That share of the memory of this machine, in bytes."""
+    return int(share * total_memory())
+
+
+def check_memory(what: str, num_bytes: int, *, part: int = 4, so_far: bool = False) -> None:
+    """Refuse what would unpack to more than one ``part``-th of this machine's memory.
+
+    Args:
+        what: file or folder, for the message.
+        num_bytes: that it takes when unpacked.
+        part: 2, 3, 4 or 8.
+        so_far: whether ``num_bytes`` is what has been unpacked up to now, and not yet all.
+
+    Raises:
+        RequestError: it would; the message says the limit.
+    """
+    limit = memory_share(1 / part)
+    if num_bytes > limit:
+        got = "more" if so_far else in_bytes(num_bytes)
+        raise RequestError(
+            f"{what}: expected at most {in_bytes(limit)} when unpacked ({_SHARES[part]} of this "
+            f"machine's memory), got {got}"
+        )
+
+
+def in_bytes(count: int) -> str:
+    """A number of bytes for people: ``12.5 GB``."""
+    for unit, size in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count:,} bytes"

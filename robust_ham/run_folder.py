@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from robust_ham.errors import RequestError
+from robust_ham.regular_files import kind_of
 from robust_ham.working_folder import make_folder
 
 log = logging.getLogger(__name__)
@@ -156,16 +158,23 @@ class RunFolder:
         return self.root / "report.html"
 
     def refuse_links(self) -> None:
-        """Nothing that is written into the folder may end up elsewhere.
+        """Refuse what is neither a regular file nor a folder, below the folder of the run.
+
+        Through a link, what is written would end up elsewhere; a pipe is waited for.
 
         Raises:
-            RequestError: the folder holds a symbolic link; it may be one itself.
+            RequestError: the first link, pipe, socket or device; the folder itself may be a link.
         """
         for folder, folders, files in os.walk(self.root):
             for name in (*folders, *files):
                 path = Path(folder, name)
-                if path.is_symlink():
-                    raise RequestError(f"{path}: a symbolic link; a run folder must not hold any")
+                try:
+                    mode = path.lstat().st_mode
+                except OSError:  # another process has just removed it
+                    continue
+                if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+                    kind = kind_of(mode)
+                    raise RequestError(f"{path}: a {kind}; a run folder must not hold any")
 
     def model(self, model_id: str) -> Path:
         """Folder of a model's weights, card and training curve."""

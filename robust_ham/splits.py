@@ -83,8 +83,8 @@ class Split:
     def hash(self) -> str:
         """SHA-256 over shape, decoded pixels and labels: equal for equal data in any layout."""
         digest = hashlib.sha256(str(tuple(self.images.shape)).encode())
-        digest.update(self.images.contiguous().numpy().tobytes())
-        digest.update(self.labels.contiguous().numpy().tobytes())
+        digest.update(self.images.contiguous().numpy().data)
+        digest.update(self.labels.contiguous().numpy().data)
         return digest.hexdigest()
 
 

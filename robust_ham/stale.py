@@ -10,10 +10,11 @@ from robust_ham.attack_cells import attack_recipe
 from robust_ham.context import Context
 from robust_ham.model_cells import adopt_model, model_key
 from robust_ham.model_groups import ModelGroup
+from robust_ham.parquet_tables import read_metadata
 from robust_ham.plan import source_folder
 from robust_ham.receipts import fault, receipt_of
 from robust_ham.run_folder import RunFolder
-from robust_ham.store import read_metadata, remove_empty
+from robust_ham.store import remove_empty
 
 
 def set_aside_stale(context: Context) -> list[str]:

@@ -20,8 +20,9 @@ from robust_ham.locks import owner
 from robust_ham.model_groups import TableGroup
 from robust_ham.progress import in_words
 from robust_ham.receipts import receipt_of
+from robust_ham.regular_files import read_text
 from robust_ham.run_folder import RunFolder
-from robust_ham.store import MAX_TEXT_BYTES, check_size, read_rows
+from robust_ham.store import MAX_TEXT_BYTES, read_rows
 
 
 @dataclass(frozen=True)
@@ -75,9 +76,10 @@ def read_status(root: Path) -> Status:
     """How far the run of a folder is.
 
     Raises:
-        RequestError: not a run folder.
+        RequestError: not a run folder, or a link, a pipe or a device in it.
     """
     folder = RunFolder(root)
+    folder.refuse_links()
     cells = list_cells(Run(folder).config)
     failures = _failures(folder)
     done, left = list[str](), list[str]()
@@ -124,8 +126,7 @@ def _failures(folder: RunFolder) -> dict[str, str]:
     """Name of a cell to why it failed; a line that makes no sense is passed over."""
     found = {}
     try:
-        check_size(folder.failures, MAX_TEXT_BYTES)
-        lines = folder.failures.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = read_text(folder.failures, MAX_TEXT_BYTES, errors="replace").splitlines()
     except FileNotFoundError:
         return {}
     for line in lines:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import logging
 import math
@@ -26,11 +27,11 @@ from typing import IO, Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from robust_ham.config import SCHEMA
 from robust_ham.errors import RequestError
 from robust_ham.locks import locked, owner
+from robust_ham.regular_files import check_memory, open_regular, read_bytes, read_text
 from robust_ham.spreadsheets import guard_table, restore_table
 from robust_ham.stopping import uninterrupted
 from robust_ham.working_folder import check_unmoved
@@ -40,11 +41,12 @@ log = logging.getLogger(__name__)
 MAX_TEXT_BYTES = 10_000_000
 """Of a card, a manifest, a list of failures."""
 MAX_CSV_BYTES = 100_000_000
+_CHUNK_BYTES = 1 << 20
+ARRAY_HEADER_BYTES = 10_000
+"""What the arrays of an .npz file take beside their numbers, at most."""
 MAX_ROWS, MAX_COLUMNS = 10_000_000, 1_000
-MAX_TABLE_BYTES = 1 << 33
-"""Of a parquet file, unpacked, as it says itself."""
-MAX_ARRAY_BYTES = 1 << 34
-"""Of all arrays of an .npz file, unpacked."""
+_MAX_CONTAINERS = 1_000_000
+"""Lists and objects of a JSON text, each of which takes 20 times its length in memory."""
 
 
 def content_key(content: Any) -> str:  # noqa: ANN401
@@ -53,10 +55,21 @@ def content_key(content: Any) -> str:  # noqa: ANN401
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def file_hash(path: Path, *, follow_links: bool = False) -> str:
+    """SHA-256 of a file's bytes.
+
+    Raises:
+        RequestError: not a regular file, or one that grows while it is read.
+    """
+    digest = hashlib.sha256()
+    with open_regular(path, follow_links=follow_links) as file:
+        left = os.fstat(file.fileno()).st_size
+        while content := file.read(_CHUNK_BYTES):
+            left -= len(content)
+            if left < 0:
+                raise RequestError(f"{path}: expected a file at rest, got one that grows")
+            digest.update(content)
+    return digest.hexdigest()
 
 
 def _flush(path: Path) -> None:
@@ -81,17 +94,6 @@ _DAMAGED = (
     *(zipfile.BadZipFile, zlib.error, pa.ArrowException),
 )
 """What readers raise for contents that make no sense; ``RecursionError`` is a ``RuntimeError``."""
-
-
-def check_size(path: Path, limit: int) -> None:
-    """Refuse a file before it is read.
-
-    Raises:
-        RequestError: larger than ``limit`` bytes.
-    """
-    size = path.stat().st_size
-    if size > limit:
-        raise RequestError(f"{path}: expected at most {limit:,} bytes, got {size:,}")
 
 
 @contextlib.contextmanager
@@ -213,16 +215,15 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     write_text(path, json.dumps({"schema": SCHEMA} | content, indent=2, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, *, follow_links: bool = False) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
         ValueError: not a JSON object of this schema, or it holds NaN or ∞.
-        RequestError: too large.
+        RequestError: too large, or no regular file.
     """
-    check_size(path, MAX_TEXT_BYTES)
     try:
-        content = parse_json(path.read_text(encoding="utf-8"))
+        content = parse_json(read_text(path, MAX_TEXT_BYTES, follow_links=follow_links))
     except (ValueError, RecursionError):
         raise ValueError(f"{path}: not a JSON file") from None
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
@@ -230,13 +231,19 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def parse_json(text: str) -> Any:  # noqa: ANN401
-    """A JSON value without NaN and ∞, which only some programs write, and no others read.
+def parse_json(text: str, *, finite: bool = True) -> Any:  # noqa: ANN401
+    """A JSON value, without NaN and ∞ unless ``finite`` is off.
+
+    Only some programs write NaN and ∞, and no others read them.
 
     Raises:
-        ValueError: not such a value.
+        ValueError: not such a value, or one of more lists and objects than any file here has.
         RecursionError: too deep.
     """
+    if text.count("[") + text.count("{") > _MAX_CONTAINERS:
+        raise ValueError(f"expected at most {_MAX_CONTAINERS:,} lists and objects")
+    if not finite:
+        return json.loads(text)
     return json.loads(text, parse_constant=_finite, parse_float=_finite)
 
 
@@ -247,87 +254,30 @@ def _finite(text: str) -> float:
     return value
 
 
-def write_table(path: Path, table: pd.DataFrame, metadata: dict[str, Any]) -> None:
-    """Write a table as parquet (zstd) with ``metadata`` in its schema."""
-    arrow = pa.Table.from_pandas(table, preserve_index=False)
-    content = json.dumps({"schema": SCHEMA} | metadata, sort_keys=True)
-    arrow = arrow.replace_schema_metadata(
-        {**(arrow.schema.metadata or {}), b"robust_ham": content.encode()}
-    )
-    with writing(path) as temporary, temporary.open("wb") as file:  # pyarrow needs UTF-8 names
-        pq.write_table(arrow, file, compression="zstd")
-
-
-def read_metadata(path: Path) -> dict[str, Any] | None:
-    """Metadata of a table of ours; None if there is no such table or it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            metadata = pq.read_schema(file).metadata or {}
-        content = json.loads(metadata[b"robust_ham"])
-    except (OSError, pa.ArrowException, KeyError, ValueError, RecursionError):
-        return None
-    return content if isinstance(content, dict) else None
-
-
-def read_table(path: Path) -> pd.DataFrame:
-    """Read a parquet table.
-
-    Raises:
-        ValueError: the file is damaged.
-        RequestError: it is too large.
-    """
-    try:
-        check_table(path)
-        with path.open("rb") as file:
-            frame: pd.DataFrame = pq.read_table(file).to_pandas()
-    except (pa.ArrowException, *_NO_TABLE) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ValueError(f"{path}: damaged table ({reason})") from None
-    return frame
-
-
-_NO_TABLE = (OSError, ValueError, LookupError, TypeError, ArithmeticError, RuntimeError)
-"""What else pyarrow and pandas raise for damaged tables; an ``OSError`` of theirs has no number."""
-
-
-def check_table(path: Path) -> None:
-    """Refuse a parquet file that says of itself that it is too large, before its rows are read.
-
-    Raises:
-        RequestError: too many rows, or too many bytes when unpacked.
-    """
-    with path.open("rb") as file:
-        about = pq.read_metadata(file)
-    groups = [about.row_group(i) for i in range(about.num_row_groups)]
-    size = sum(group.total_byte_size for group in groups)
-    for what, limit, count in (
-        ("rows", MAX_ROWS, about.num_rows),
-        ("columns", MAX_COLUMNS, about.num_columns),
-    ):
-        if count > limit:
-            raise RequestError(f"{path}: expected at most {limit:,} {what}, got {count:,}")
-    if size > MAX_TABLE_BYTES:
-        raise RequestError(f"{path}: expected at most {MAX_TABLE_BYTES:,} bytes, got {size:,}")
-
-
-def read_arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
+def read_arrays(path: Path, limit: int | None = None) -> dict[str, np.ndarray[Any, Any]]:
     """Arrays of an .npz file, by name.
+
+    Args:
+        path: of the file.
+        limit: of all arrays together, in bytes, where it is known how large they can be; a third
+            of this machine's memory anyway.
 
     Raises:
         RequestError: damaged, too large when unpacked, or an array that is not of plain numbers.
     """
     try:
-        with reading(path), zipfile.ZipFile(path) as archive:
+        with open_regular(path) as file, reading(path), zipfile.ZipFile(file) as archive:
             size = sum(member.file_size for member in archive.infolist())
-            if size > MAX_ARRAY_BYTES:
-                most = f"{MAX_ARRAY_BYTES:,}"
-                raise RequestError(f"{path}: expected at most {most} bytes, got {size:,}")
+            if limit is not None and size > limit:
+                raise RequestError(
+                    f"{path}: expected at most {limit:,} bytes when unpacked, got {size:,}"
+                )
+            check_memory(str(path), size, part=3)
             for member in archive.infolist():
-                with archive.open(member) as file:
-                    _check_array(file, member.file_size)
-            with np.load(path, allow_pickle=False) as arrays:
+                with archive.open(member) as packed:
+                    _check_array(packed, member.file_size)
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as arrays:
                 return dict(arrays)
     except OSError as error:
         if error.errno != errno.EINVAL:
@@ -350,16 +300,24 @@ def _check_array(file: IO[bytes], size: int) -> None:
         raise ValueError("not an array of plain numbers, or of another size than it says")
 
 
-def read_csv(path: Path, **options: Any) -> pd.DataFrame:  # noqa: ANN401
-    """Read a CSV file.
+def read_csv(path: Path, *, follow_links: bool = False, **options: Any) -> pd.DataFrame:  # noqa: ANN401
+    """Read a CSV file; ``options`` are those of ``pandas.read_csv``.
 
     Raises:
         ValueError: not such a file.
-        RequestError: too large.
+        RequestError: no regular file, too large, or of too many columns.
     """
-    check_size(path, MAX_CSV_BYTES)
-    table: pd.DataFrame = pd.read_csv(path, **options)
+    content = io.BytesIO(read_bytes(path, MAX_CSV_BYTES, follow_links=follow_links))
+    num_columns = 1 + max(map(_num_commas, content), default=0)
+    if num_columns > MAX_COLUMNS:
+        raise RequestError(f"{path}: expected at most {MAX_COLUMNS:,} columns, got {num_columns:,}")
+    content.seek(0)
+    table: pd.DataFrame = pd.read_csv(content, **options)
     return restore_table(table)
+
+
+def _num_commas(line: bytes) -> int:
+    return line.count(b",")
 
 
 def write_csv(path: Path, table: pd.DataFrame) -> None:

@@ -16,9 +16,11 @@ from robust_ham.context import Context
 from robust_ham.errors import RequestError
 from robust_ham.judging import logits_of
 from robust_ham.model_cells import finished_models, load_model
+from robust_ham.parquet_tables import read_table
 from robust_ham.progress import Progress, unseen
 from robust_ham.receipts import check, kept_rows, receipt_of, write_kept
-from robust_ham.store import content_key, read_arrays, read_table, reading
+from robust_ham.regular_files import is_regular
+from robust_ham.store import ARRAY_HEADER_BYTES, content_key, read_arrays, reading
 
 VERSION = 1
 """Raised when the same pair gets another row; part of every key."""
@@ -120,11 +122,12 @@ def rescaled(context: Context, asked: TransferConfig, model_id: str) -> Tensor:
     """
     path = context.run.adversarials(model_id, asked.attack)
     attacked = context.plan.attacked
-    if not path.is_file():
+    if not is_regular(path):
         raise RequestError(f"{path}: no such file; remove the attack's samples to make it again")
     check(context.run, context.run.samples(model_id, asked.attack), path)
     with reading(path):
-        arrays = read_arrays(path)
+        limit = attacked.images.nbytes + 16 * len(attacked.labels) + ARRAY_HEADER_BYTES
+        arrays = read_arrays(path, limit)
         stored = torch.from_numpy(arrays["adversarial"])
         ids = arrays["sample_id"].tolist()
     if stored.shape != attacked.images.shape or ids != attacked.sample_ids:

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from robust_ham.regular_files import is_regular
 from robust_ham.store import writing
 
 log = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ class Unfinished:
 
     def load(self, model: nn.Module, optimizer: torch.optim.SGD) -> Rows:
         """Put weights and momentum back; the curve so far, empty where there is no such state."""
-        if not self.path.is_file():
+        if not is_regular(self.path):
             return []
         try:
             with safe_open(self.path, framework="pt") as file:

@@ -25,10 +25,19 @@ from robust_ham.judging import judge
 from robust_ham.manifest import requested
 from robust_ham.model_cells import load_model, model_key
 from robust_ham.model_groups import ModelGroup
+from robust_ham.parquet_tables import read_table
 from robust_ham.progress import unseen
 from robust_ham.receipts import receipt_of
+from robust_ham.regular_files import is_regular
 from robust_ham.run_folder import RunFolder
-from robust_ham.store import read_arrays, read_json, read_table, reading, write_csv
+from robust_ham.store import (
+    ARRAY_HEADER_BYTES,
+    file_hash,
+    read_arrays,
+    read_json,
+    reading,
+    write_csv,
+)
 from robust_ham.verify_files import Check, check_files, check_logs
 
 RELATIVE, SHARE = 1e-5, 0.999
@@ -48,7 +57,7 @@ def verify(
     Raises:
         RequestError: not a run folder, or the data are not here.
     """
-    if not run.config.is_file():
+    if not is_regular(run.config):
         raise RequestError(f"{run.root}: not a run folder (no config.yaml)")
     yield check_files(run)
     config = _config_of(run)
@@ -96,9 +105,9 @@ def check_tables(run: RunFolder) -> Check:
         for path, table in tables.items():
             again = Path(folder) / path.name
             write_csv(again, table)
-            if not path.is_file():
+            if not is_regular(path):
                 faults.append(f"{path.name} is missing")
-            elif path.read_bytes() != again.read_bytes():
+            elif file_hash(path) != file_hash(again):
                 faults.append(f"{path.name} is not what config.yaml and the per-image rows say")
     return Check(name, len(tables), faults)
 
@@ -106,7 +115,7 @@ def check_tables(run: RunFolder) -> Check:
 def _transfer_faults(run: RunFolder) -> list[str]:
     """Whether ``transfer.csv`` is of the attack and budget that the configuration asks for."""
     asked = Run(run).config.transfer
-    if asked is None or not run.transfer.is_file() or len(Run(run).transfer):
+    if asked is None or not is_regular(run.transfer) or len(Run(run).transfer):
         return []
     return [f"transfer.csv has no rows of {asked.attack} at a budget of {asked.budget:g}"]
 
@@ -173,12 +182,18 @@ def check_adversarials(context: Context) -> Check:
             for attack_id in context.plan.config.attacks
             if receipt_of(run, run.samples(spec.model_id, attack_id)) is not None
         }
-        model = _model_here(context, spec) if any(p.is_file() for p in stored.values()) else None
+        model = _model_here(context, spec) if any(is_regular(p) for p in stored.values()) else None
         for attack_id, path in stored.items():
-            if model is not None and path.is_file():
-                rows = read_table(run.samples(spec.model_id, attack_id))
+            if model is not None and is_regular(path):
+                samples = run.samples(spec.model_id, attack_id)
+                try:
+                    with reading(samples):
+                        rows = read_table(samples)
+                    reason = _judged_differently(context, model, attack_id, rows, path)
+                except RequestError as error:  # one of the two is damaged
+                    faults.append(str(error))
+                    continue
                 num_checked += len(rows)
-                reason = _judged_differently(context, model, attack_id, rows, path)
                 faults += [f"{spec.model_id}/{attack_id}: {reason}"] if reason else []
     return Check("stored adversarial images are judged as before", num_checked, faults)
 
@@ -189,7 +204,8 @@ def _judged_differently(
     """How the rows of stored images differ from what is seen in them now; None: they do not."""
     attacked = context.plan.attacked_by(attack_id)
     with reading(path):
-        images = torch.from_numpy(read_arrays(path)["adversarial"].astype(np.float32))
+        limit = attacked.images.nbytes + 16 * len(rows) + ARRAY_HEADER_BYTES
+        images = torch.from_numpy(read_arrays(path, limit)["adversarial"].astype(np.float32))
     if images.shape != attacked.images.shape:
         return "not of the images that are attacked"
     outcome = _as_found(images, rows)
@@ -230,17 +246,23 @@ def _made_differently(context: Context, cell: Cell) -> Iterator[str]:
     run, model_id, attack_id = context.run, cell.spec.model_id, str(cell.attack_id)
     with tempfile.TemporaryDirectory() as folder:
         other = RunFolder(Path(folder))
-        shutil.copytree(run.model(model_id), other.model(model_id))
+        shutil.copytree(run.model(model_id), other.model(model_id), ignore=_special_files)
         again = Context(context.plan, other, context.device)
         for shard in range(cell.num_shards):
             part = Cell(cell.spec, attack_id, shard, cell.num_shards)
             attack_model(again, part, attack_id, unseen)
         before, after = run.samples(model_id, attack_id), other.samples(model_id, attack_id)
-        if before.read_bytes() == after.read_bytes():
+        if file_hash(before) == file_hash(after):
             return
-        reason = differ(read_table(before), read_table(after))
+        with reading(before):
+            reason = differ(read_table(before), read_table(after))
         if reason is not None:
             yield reason
+
+
+def _special_files(folder: str, names: list[str]) -> list[str]:
+    """Links, pipes and devices, which are not copied; ``check_files`` has named them."""
+    return [name for name in names if not is_regular(Path(folder, name))]
 
 
 def differ(before: pd.DataFrame, after: pd.DataFrame) -> str | None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import stat
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -16,8 +16,9 @@ from robust_ham.checkpoints import WEIGHTS
 from robust_ham.checksums import is_covered, read_checksums
 from robust_ham.errors import RequestError
 from robust_ham.receipts import BEFORE, made_by, receipt_of
+from robust_ham.regular_files import is_regular, kind_of, read_text
 from robust_ham.run_folder import RunFolder, files_below
-from robust_ham.store import file_hash, parse_json, read_csv, read_json
+from robust_ham.store import MAX_TEXT_BYTES, file_hash, parse_json, read_csv, read_json
 
 _MAY_LACK = ("adversarials", "margins", "gallery", "predictions", WEIGHTS)
 """Kinds of files that a repository may leave out, all or none; of ``export/``, any file."""
@@ -69,8 +70,10 @@ def check_files(run: RunFolder) -> Check:
     except RequestError as error:
         return Check(name, 1, [str(error)])
     recorded, faults = _recorded(run, checksums)
-    faults += [f"{path.relative_to(run.root)} is a symbolic link" for path in _links(run)]
+    special = _special_files(run)
+    faults += [f"{file} is a {kind}, not a file" for file, kind in special.items()]
     present = {path.relative_to(run.root).as_posix() for path in files_below(run.root)}
+    present -= set(special)
     kinds = set(map(_kind, present))
     num_checked, not_here = 0, list[str]()
     for file, records in sorted(recorded.items()):
@@ -115,8 +118,14 @@ def _recorded(
     return recorded, damaged
 
 
-def _links(run: RunFolder) -> list[Path]:
-    return sorted(path for path in run.root.rglob("*") if path.is_symlink())
+def _special_files(run: RunFolder) -> dict[str, str]:
+    """Links, pipes, sockets and devices of a run folder, to what each is."""
+    modes = {path: path.lstat().st_mode for path in sorted(run.root.rglob("*"))}
+    return {
+        path.relative_to(run.root).as_posix(): kind_of(mode)
+        for path, mode in modes.items()
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+    }
 
 
 def _promises_checksums(run: RunFolder) -> bool:
@@ -137,7 +146,7 @@ def check_logs(run: RunFolder) -> Check:
 
     Logs have no checksum: a number changed in ``timings.csv`` cannot be noticed.
     """
-    paths = [path for path in (run.timings, run.failures) if path.is_file()]
+    paths = [path for path in (run.timings, run.failures) if is_regular(path)]
     faults = _timing_faults(run) if run.timings in paths else []
     if run.failures in paths:
         faults += _failure_faults(run)
@@ -172,7 +181,11 @@ def _failure_faults(run: RunFolder) -> list[str]:
         if receipt_of(run, cell.result(run)) is not None
     }
     faults = []
-    for line in run.failures.read_text(encoding="utf-8", errors="replace").splitlines():
+    try:
+        lines = read_text(run.failures, MAX_TEXT_BYTES, errors="replace").splitlines()
+    except RequestError as error:  # too large
+        return [str(error)]
+    for line in lines:
         try:
             name = str(parse_json(line)["cell"])
         except (ValueError, LookupError, TypeError, RecursionError):

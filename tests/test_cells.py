@@ -12,9 +12,10 @@ from robust_ham.context import Context
 from robust_ham.errors import RequestError
 from robust_ham.executors import run_plan
 from robust_ham.model_cells import _epoch_like_twin, model_identity
+from robust_ham.parquet_tables import read_table
 from robust_ham.plan import make_plan
 from robust_ham.run_folder import RunFolder
-from robust_ham.store import read_json, read_table, write_csv
+from robust_ham.store import read_json, write_csv
 from robust_ham.training import TrainingError
 
 CPU = torch.device("cpu")

@@ -13,8 +13,9 @@ from robust_ham.analysis.run import Run
 from robust_ham.analysis.statements import claims
 from robust_ham.analysis.statistics import Interval
 from robust_ham.config_files import load_config
+from robust_ham.parquet_tables import write_table
 from robust_ham.run_folder import RunFolder
-from robust_ham.store import read_json, write_csv, write_json, write_table, write_text
+from robust_ham.store import read_json, write_csv, write_json, write_text
 
 ANSWERS = {"supported", "contradicted", "undecided", "not run"}
 

@@ -13,8 +13,8 @@ from robust_ham.analysis.curves import robust_area
 from robust_ham.config_files import parse_config
 from robust_ham.executors import run_plan
 from robust_ham.models import build, num_flops
+from robust_ham.parquet_tables import read_table
 from robust_ham.plan import make_plan
-from robust_ham.store import read_table
 
 MODEL = "cnn2-w4-k3-none-s0"
 

@@ -11,8 +11,9 @@ from robust_ham.analysis.checkpoint_pairs import checkpoint_pairs
 from robust_ham.analysis.contrasts import CONTRAST_COLUMNS, contrasts
 from robust_ham.analysis.run import Run
 from robust_ham.analysis.statistics import crossed_interval
+from robust_ham.parquet_tables import write_table
 from robust_ham.run_folder import RunFolder
-from robust_ham.store import write_json, write_table, write_text
+from robust_ham.store import write_json, write_text
 
 SIZES = (3, 5, 9)
 CONFIG = """

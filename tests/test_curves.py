@@ -20,8 +20,9 @@ from robust_ham.analysis.curves import (
 from robust_ham.analysis.statistics import wilson
 from robust_ham.config import AttackConfig
 from robust_ham.errors import RequestError
+from robust_ham.parquet_tables import write_table
 from robust_ham.run_folder import RunFolder
-from robust_ham.store import write_json, write_table, write_text
+from robust_ham.store import write_json, write_text
 
 DEEPFOOL = AttackConfig(attack="deepfool", budget=0.25, budgets=[0.1, 0.25, 0.5])
 SPATIAL = AttackConfig(attack="spatial_grid")

@@ -33,7 +33,7 @@ from faulty_runs import (
 )
 from test_data import write_idx
 
-from robust_ham import store
+from robust_ham import parquet_tables, store
 from robust_ham.analysis.run import Run
 from robust_ham.cell import list_cells
 from robust_ham.cells import Attempt, run_cell, run_key
@@ -476,7 +476,8 @@ def test_shards_give_what_one_cell_gives(whole, data, tmp_path):
     run_here(tmp_path / "run", data, CONFIG.replace("shard_size: 6", "shard_size: null"))
     for path in sorted((whole[0] / "samples").rglob("*.parquet")):
         one, other = (
-            store.read_table(p) for p in (path, tmp_path / "run" / path.relative_to(whole[0]))
+            parquet_tables.read_table(p)
+            for p in (path, tmp_path / "run" / path.relative_to(whole[0]))
         )
         assert one["status"].tolist() == other["status"].tolist()
         for norm in ("l2", "linf"):

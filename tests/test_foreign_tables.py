@@ -17,9 +17,9 @@ from robust_ham import foreign_tables
 from robust_ham.analysis.run import Run
 from robust_ham.errors import RequestError
 from robust_ham.foreign_tables import COLUMNS, folders_to_report, readers, write_run_folder
+from robust_ham.parquet_tables import read_table
 from robust_ham.report.page import build_report
 from robust_ham.run_folder import RunFolder, runs_below
-from robust_ham.store import read_table
 
 ROOT = Path(__file__).parent.parent
 NATIVE = ROOT / "results/reference/fashion_mnist_cnn_laptop"

@@ -42,10 +42,11 @@ from robust_ham.errors import RequestError
 from robust_ham.foreign_tables import COLUMNS, write_run_folder
 from robust_ham.layouts.images import open_image
 from robust_ham.models import build
+from robust_ham.parquet_tables import write_table
 from robust_ham.report.gallery import gallery_figure, load_gallery
 from robust_ham.report.page import _failures, _manifest
 from robust_ham.run_folder import RunFolder
-from robust_ham.store import read_arrays, write_table
+from robust_ham.store import read_arrays
 
 FEW, MANY = 100, 2000
 HANGS = timedelta(seconds=20)

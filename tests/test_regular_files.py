@@ -1,12 +1,24 @@
 """Only regular files are read, within a limit, and nothing waits for a pipe."""
 
+import ast
 import os
 import socket
+from pathlib import Path
 
 import pytest
 
+from robust_ham import regular_files
 from robust_ham.errors import RequestError
-from robust_ham.regular_files import is_regular, memory_share, open_regular, read_bytes
+from robust_ham.regular_files import (
+    append_text,
+    check_memory,
+    is_regular,
+    memory_share,
+    open_regular,
+    read_bytes,
+    read_text,
+    total_memory,
+)
 
 
 def test_a_file_is_read_up_to_its_limit(tmp_path):
@@ -50,6 +62,93 @@ def test_links_are_followed_only_where_asked_and_never_to_a_device(tmp_path):
             open_regular(tmp_path / "endless", follow_links=follow_links)
 
 
-def test_the_memory_of_this_machine_is_shared_out():
-    assert 1 << 28 < memory_share(1.0) < 1 << 50
-    assert memory_share(0.25) == memory_share(1.0) // 4
+def test_a_loop_of_links_and_a_dangling_link(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "dangling").symlink_to("nothing")
+    with pytest.raises(RequestError, match="loop: expected a file, got a loop of symbolic links"):
+        open_regular(tmp_path / "loop", follow_links=True)
+    with pytest.raises(FileNotFoundError):
+        open_regular(tmp_path / "dangling", follow_links=True)
+    with pytest.raises(RequestError, match="dangling: expected a file, got a symbolic link"):
+        open_regular(tmp_path / "dangling")
+
+
+def test_text_is_read_as_python_does(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes("é\r\nb\rc\n".encode())
+    assert read_text(path, 100) == path.read_text(encoding="utf-8") == "é\nb\nc\n"
+    path.write_bytes(b"\xff")
+    with pytest.raises(UnicodeDecodeError):
+        read_text(path, 100)
+    assert read_text(path, 100, errors="replace") == "\ufffd"
+
+
+def test_text_is_added_to_regular_files_only(tmp_path):
+    path = tmp_path / "log"
+    append_text(path, "a\n")
+    append_text(path, "é\n")
+    assert path.read_bytes() == "a\né\n".encode()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("log")
+    (tmp_path / "dangling").symlink_to("elsewhere")
+    for name in ("pipe", "link", "dangling", "."):
+        with pytest.raises(RequestError, match="expected a file, got a"):
+            append_text(tmp_path / name, "b\n")
+    assert path.read_bytes() == "a\né\n".encode()
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_the_limit_is_a_share_of_this_machines_memory(monkeypatch):
+    assert 1 << 28 < total_memory() < 1 << 50
+    assert memory_share(0.25) == total_memory() // 4
+    monkeypatch.setattr(regular_files, "total_memory", lambda: 24 * 10**9)
+    check_memory("x", 6 * 10**9)
+    line = r"x: expected at most 6.0 GB when unpacked \(a quarter of this machine's memory\), got "
+    with pytest.raises(RequestError, match=line + "12.5 GB"):
+        check_memory("x", 125 * 10**8)
+    with pytest.raises(RequestError, match=line + "more"):
+        check_memory("x", 6 * 10**9 + 1, so_far=True)
+
+
+# --- the code opens files in one way -------------------------------------------------------------
+
+SOURCES = sorted(Path(regular_files.__file__).parent.rglob("*.py"))
+OPENERS = {
+    *("open", "read_text", "read_bytes", "fromfile", "loadtxt", "read_excel", "read_feather"),
+    *("ZipFile", "GzipFile", "ParquetFile", "load_file", "safe_open", "read_pickle", "memory_map"),
+}
+"""Last names of calls that open a path, or may."""
+ALLOWED = {
+    ("regular_files.py", "os.open"),  # the one way
+    ("regular_files.py", "Path(place).read_text"),  # of the kernel
+    ("profiling.py", "_STATUS.read_text"),  # of the kernel
+    ("streams.py", "open"),  # /dev/null
+    ("streams.py", "os.open"),
+    ("store.py", "os.open"),  # to flush what was just written
+    ("locks.py", "os.open"),  # made here, exclusively
+    ("parquet_tables.py", "temporary.open"),  # to write
+    ("attack_cells.py", "temporary.open"),
+    ("attack_cells.py", "(temporary / _ROWS).open"),
+    ("store.py", "zipfile.ZipFile"),  # of a file that is open
+    ("store.py", "archive.open"),
+    ("foreign.py", "zipfile.ZipFile"),
+    ("layouts/idx.py", "gzip.GzipFile"),
+    ("layouts/images.py", "Image.open"),
+    ("parquet_tables.py", "pq.ParquetFile"),
+    ("foreign.py", "load_file"),  # maps a path, after it was opened and its size checked
+    ("unfinished.py", "safe_open"),
+    ("unfinished.py", "load_file"),
+}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
+def test_files_are_opened_in_one_way(path):
+    name = path.relative_to(SOURCES[0].parent).as_posix()
+    opened = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call):
+            call = ast.unparse(node.func)
+            if call.rpartition(".")[2] in OPENERS:
+                opened.add((name, call))
+    own = {(name, call) for call in ("read_text", "read_bytes")}
+    assert opened - own <= ALLOWED

@@ -17,6 +17,7 @@ from robust_ham.analysis.run import Run
 from robust_ham.analysis.spatial_grids import by_angle_and_shift, by_direction, spatial_grids
 from robust_ham.analysis.tables import write_tables
 from robust_ham.errors import RequestError
+from robust_ham.parquet_tables import read_table, write_table
 from robust_ham.report.explorer import Panel, panel_figure
 from robust_ham.report.figures import attack_title
 from robust_ham.report.heat_maps import turns
@@ -27,7 +28,7 @@ from robust_ham.report.style import figure_style, panel_grid, render
 from robust_ham.report.ticks import log_ticks, readable
 from robust_ham.report.verdict_table import in_words, verdict_matrix
 from robust_ham.run_folder import RunFolder
-from robust_ham.store import read_table, write_csv, write_json, write_table, write_text
+from robust_ham.store import write_csv, write_json, write_text
 
 
 def make_run(path, config=CONFIG, size=6, **card):

@@ -7,8 +7,8 @@ from test_curves import CONFIG
 from test_report import make_run
 
 from robust_ham.analysis.run import Run
+from robust_ham.parquet_tables import write_table
 from robust_ham.report.page import build_report
-from robust_ham.store import write_table
 
 playwright = pytest.importorskip(
     "playwright.sync_api", reason="playwright is not installed: pip install -e '.[dev]'"

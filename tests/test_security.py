@@ -25,7 +25,7 @@ from test_curves import CONFIG
 from test_data import assert_refused, mnist_like, png, write_folders, write_idx, write_parquet
 from test_report import folder  # noqa: F401
 
-from robust_ham import checkpoints, foreign, store
+from robust_ham import checkpoints, foreign, parquet_tables, regular_files, store
 from robust_ham.analysis.run import Run
 from robust_ham.config import DatasetConfig
 from robust_ham.config_files import parse_config
@@ -33,10 +33,11 @@ from robust_ham.data import load_split
 from robust_ham.errors import RequestError
 from robust_ham.layouts import images as images_module
 from robust_ham.model_cells import _copy_card
+from robust_ham.parquet_tables import read_table
 from robust_ham.report.page import build_report
 from robust_ham.report.style import save_figure
 from robust_ham.run_folder import RunFolder
-from robust_ham.store import read_arrays, read_csv, read_json, read_table
+from robust_ham.store import read_arrays, read_csv, read_json
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted([*ROOT.glob("robust_ham/**/*.py"), *ROOT.glob("attacks/**/*.py")])
@@ -235,6 +236,8 @@ def test_idx_headers_ask_for_no_more_than_is_there(tmp_path):
     path.write_bytes(struct.pack(">IIII", 0x803, 1000, 1000, 1000) + b"x")
     assert_refused("mnist", tmp_path, "images-idx3-ubyte: damaged file: shorter than its header")
     path.write_bytes(struct.pack(">IIII", 0x803, *[2**32 - 1] * 3))
+    assert_refused("mnist", tmp_path, "images-idx3-ubyte: expected at most 10,000,000 images")
+    path.write_bytes(struct.pack(">IIII", 0x803, 10**6, 100, 100))
     assert_refused("mnist", tmp_path, "images-idx3-ubyte: expected at most 1,073,741,824 bytes")
     path.write_bytes(struct.pack(">IIII", 0x803, 5, 0, 7))
     assert_refused("mnist", tmp_path, "raw: no images")
@@ -251,14 +254,19 @@ def test_images_are_limited(tmp_path, monkeypatch):
     monkeypatch.setattr(images_module, "_MAX_PIXELS", 700)
     assert_refused("mine", tmp_path, "row 0: expected an image of at most 700 pixels, got 28×28")
     monkeypatch.undo()
-    monkeypatch.setattr(images_module, "_MAX_SPLIT_BYTES", 3000)
-    assert_refused("mine", tmp_path, "mine: expected at most 3,000 bytes of decoded images")
+    write_folders(tmp_path / "folders/test", images, labels)
+    monkeypatch.setattr(regular_files, "total_memory", lambda: 3 * 3900)
+    assert_refused(
+        "folders",
+        tmp_path,
+        r"folders/test: 5 decoded images: expected at most 3,900 bytes when unpacked \(a third of "
+        r"this machine's memory\), got 3,920 bytes; dataset.image_size makes them smaller",
+    )
+    monkeypatch.setattr(regular_files, "total_memory", lambda: 400)
+    assert_refused("mine", tmp_path, "test-0.parquet: expected at most 100 bytes when unpacked")
     monkeypatch.undo()
-    monkeypatch.setattr(store, "MAX_ROWS", 4)
+    monkeypatch.setattr(parquet_tables, "MAX_ROWS", 4)
     assert_refused("mine", tmp_path, "test-0.parquet: expected at most 4 rows, got 5")
-    monkeypatch.setattr(store, "MAX_ROWS", 5)
-    monkeypatch.setattr(store, "MAX_TABLE_BYTES", 100)
-    assert_refused("mine", tmp_path, "test-0.parquet: expected at most 100 bytes, got")
 
 
 def test_formats_that_start_programs_are_not_images(tmp_path):
@@ -308,8 +316,10 @@ def test_arrays_are_what_they_say(tmp_path, monkeypatch):
         with pytest.raises(RequestError, match=r"a.npz: damaged"):
             read_arrays(path)
     npz(path, shape.format("<f4", (10**6,)), bytes(4 * 10**6))
-    monkeypatch.setattr(store, "MAX_ARRAY_BYTES", 10**6)
-    with pytest.raises(RequestError, match=r"a.npz: expected at most 1,000,000 bytes, got 4,0"):
+    with pytest.raises(RequestError, match=r"a.npz: expected at most 1,000 bytes when unp.* 4,0"):
+        read_arrays(path, 1000)
+    monkeypatch.setattr(regular_files, "total_memory", lambda: 3 * 10**6)
+    with pytest.raises(RequestError, match=r"a.npz: expected at most 1.0 MB when .*, got 4.0 MB"):
         read_arrays(path)
 
 
@@ -318,7 +328,7 @@ def test_tables_are_limited(tmp_path, monkeypatch):
     (tmp_path / "a.csv").write_text("a,b\n1,2\n3,4\n")
     with pytest.raises(RequestError, match=r"a.csv: expected at most 10 bytes, got 12"):
         read_csv(tmp_path / "a.csv")
-    monkeypatch.setattr(store, "MAX_COLUMNS", 2)
+    monkeypatch.setattr(parquet_tables, "MAX_COLUMNS", 2)
     pq.write_table(pa.table({"a": [1], "b": [1], "c": [1]}), tmp_path / "a.parquet")
     with pytest.raises(RequestError, match=r"a.parquet: expected at most 2 columns, got 3"):
         read_table(tmp_path / "a.parquet")

@@ -7,14 +7,12 @@ import sys
 import pandas as pd
 import pytest
 
+from robust_ham.parquet_tables import read_metadata, read_table, write_table
 from robust_ham.store import (
     content_key,
     read_json,
-    read_metadata,
-    read_table,
     remove_leftovers,
     write_json,
-    write_table,
     write_text,
     writing,
     writing_folder,

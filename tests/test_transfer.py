@@ -12,9 +12,9 @@ from robust_ham.errors import RequestError
 from robust_ham.executors import run_plan
 from robust_ham.judging import logits_of
 from robust_ham.model_cells import load_model
+from robust_ham.parquet_tables import read_table
 from robust_ham.plan import make_plan
 from robust_ham.run_folder import RunFolder
-from robust_ham.store import read_table
 
 CPU = torch.device("cpu")
 TRANSFER = """

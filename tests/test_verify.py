@@ -11,7 +11,7 @@ import yaml
 from faulty_runs import CONFIG, run_here
 from test_faults import write_data
 
-from robust_ham import store
+from robust_ham import parquet_tables, store
 from robust_ham.analysis.tables import write_tables
 from robust_ham.locks import try_lock
 from robust_ham.report.export import export
@@ -152,9 +152,9 @@ def forge_rows(folder):
     run = RunFolder(folder)
     for model_id in (MODEL, MODEL.replace("none", "hamming")):
         path = run.samples(model_id, "deepfool_l2")
-        rows, about = store.read_table(path), store.read_metadata(path)
+        rows, about = parquet_tables.read_table(path), parquet_tables.read_metadata(path)
         rows["l2"] = np.where(rows["status"] == "fooled", rows["l2"] / 2, rows["l2"])
-        store.write_table(path, rows, about)
+        parquet_tables.write_table(path, rows, about)
         receipt = json.loads(run.receipt(path).read_text())
         receipt["files"][path.relative_to(folder).as_posix()] = store.file_hash(path)
         run.receipt(path).write_text(json.dumps(receipt))
@@ -293,9 +293,9 @@ def test_older_folders_say_what_has_no_checksum(run_cli, folder, data):
 
 def test_faults_of_older_folders(run_cli, folder, data):
     age(folder)
-    rows = store.read_table(folder / "inputs.parquet")
+    rows = parquet_tables.read_table(folder / "inputs.parquet")
     rows.loc[3, "label"] += 1
-    store.write_table(folder / "inputs.parquet", rows, {})
+    parquet_tables.write_table(folder / "inputs.parquet", rows, {})
     plant(folder, f"samples/{MODEL}/x.parquet")
     line = {"cell": f"{MODEL}/shift/1of2", "error": "RuntimeError", "reason": "planted"}
     (folder / "failures.jsonl").write_text(json.dumps(line) + "\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,9 +17,11 @@ from robust_ham.config import BEST, AttackConfig, Config
 from robust_ham.config_files import config_text, parse_config
 from robust_ham.errors import RequestError
 from robust_ham.model_groups import ModelGroup
+from robust_ham.parquet_tables import read_metadata, read_table
 from robust_ham.receipts import check
+from robust_ham.regular_files import check_memory, is_regular
 from robust_ham.run_folder import RunFolder
-from robust_ham.store import read_csv, read_json, read_metadata, read_table, reading
+from robust_ham.store import read_csv, read_json, reading
 
 HISTORY_COLUMNS = "train_loss train_accuracy validation_loss validation_accuracy".split()
 MEASURED = "effective_width effective_width_learned params flops test_accuracy".split()
@@ -40,7 +43,7 @@ class Run:
             RequestError: not a run folder.
         """
         path = self.folder.config
-        if not path.is_file():
+        if not is_regular(path):
             raise RequestError(f"{self.folder.root}: not a run folder (no config.yaml)")
         return parse_config(config_text(path), origin=str(path))
 
@@ -48,7 +51,7 @@ class Run:
     def specs(self) -> list[ModelGroup]:
         """Models whose cards are there, in the order of the configuration."""
         specs = self.config.model_specs()
-        return [s for s in specs if (self.folder.model(s.model_id) / "model.json").is_file()]
+        return [s for s in specs if is_regular(self.folder.model(s.model_id) / "model.json")]
 
     @cached_property
     def cards(self) -> dict[str, dict[str, Any]]:
@@ -70,10 +73,11 @@ class Run:
                 or the configuration.
         """
         found, checked, recipes = {}, list[AttackRows](), dict[str, Any]()
+        num_bytes = 0
         for model_id in self.cards:
             for attack_id, attack in self.config.attacks.items():
                 path = self.folder.samples(model_id, attack_id)
-                if path.is_file() and self._of_this_model(path, model_id):
+                if is_regular(path) and self._of_this_model(path, model_id):
                     check(self.folder, path, path)
                     rows = AttackRows(path, model_id, attack_id, _read_samples(path))
                     rows.check(self.config, attack, self.inputs)
@@ -85,6 +89,8 @@ class Run:
                         rows.fail("made with other options or images than the rows of other models")
                     checked.append(rows)
                     found[model_id, attack_id] = rows.table
+                    num_bytes += int(rows.table.memory_usage().sum())
+                    check_memory(str(self.folder.root), num_bytes, part=2, so_far=True)
             for attack_id, members in self.members_of_best.items():
                 tables = [found.get((model_id, member)) for member in members]
                 done = [table for table in tables if table is not None]
@@ -98,10 +104,10 @@ class Run:
     def inputs(self) -> pd.DataFrame | None:
         """The attacked images, ``sample_id label``; None: not known but from the rows."""
         path = self.folder.inputs
-        if not path.is_file() or self.config.is_of_tables:
+        if not is_regular(path) or self.config.is_of_tables:
             return None
         check(self.folder, path, path)
-        return _read(path, ["sample_id", "label"])
+        return _read(path, ["sample_id", "label"], _INPUT_COLUMNS)
 
     @cached_property
     def attacks(self) -> dict[str, AttackConfig]:
@@ -143,7 +149,7 @@ class Run:
     def gate(self) -> pd.DataFrame:
         """Findings of the gate; empty where it has not run."""
         path = self.folder.gate
-        if not path.is_file():
+        if not is_regular(path):
             return pd.DataFrame(columns=["model_id", "attack", "check", "severity", "reason"])
         check(self.folder, path, path)
         with reading(path):
@@ -168,7 +174,7 @@ class Run:
     def history(self, model_id: str) -> pd.DataFrame | None:
         """Loss and accuracy per epoch; None: the model was not trained by robust-ham."""
         path = self.folder.model(model_id) / "training.csv"
-        if not path.is_file():
+        if not is_regular(path):
             return None
         check(self.folder, path.parent, path)
         with reading(path):
@@ -177,7 +183,7 @@ class Run:
     def spectrum(self, model_id: str, attack_id: str) -> pd.DataFrame | None:
         """Radial spectrum of an attack's perturbations; None: not measured."""
         path = self.folder.spectrum(model_id, attack_id)
-        if not path.is_file() or (model_id, attack_id) not in self.samples:
+        if not is_regular(path) or (model_id, attack_id) not in self.samples:
             return None
         check(self.folder, self.folder.samples(model_id, attack_id), path)
         with reading(path):
@@ -186,7 +192,7 @@ class Run:
     def grid(self, model_id: str, attack_id: str) -> pd.DataFrame | None:
         """Images that every candidate of a spatial attack fools; None: not asked for."""
         path = self.folder.grid(model_id, attack_id)
-        if not path.is_file() or (model_id, attack_id) not in self.samples:
+        if not is_regular(path) or (model_id, attack_id) not in self.samples:
             return None
         check(self.folder, self.folder.samples(model_id, attack_id), path)
         with reading(path):
@@ -198,7 +204,7 @@ class Run:
         """What the learned kernels are like, a row per model and layer; empty: not measured."""
         path = self.folder.kernels
         columns = ["model_id", "layer", *KERNEL_MEASURES]
-        if not path.is_file():
+        if not is_regular(path):
             return pd.DataFrame(columns=columns)
         check(self.folder, path, path)
         with reading(path):
@@ -211,7 +217,7 @@ class Run:
         """How often one model's adversarial images fool another; empty: not asked for."""
         path, asked = self.folder.transfer, self.config.transfer
         columns = "source_id target_id attack budget num_images num_fooled".split()
-        if not path.is_file() or asked is None:
+        if not is_regular(path) or asked is None:
             return pd.DataFrame(columns=columns)
         check(self.folder, path, path)
         with reading(path):
@@ -223,10 +229,10 @@ class Run:
     def images(self) -> pd.DataFrame | None:
         """Hash (``sha256``) or name (``sample``) of images by ``sample_id``; None: not known."""
         path = self.folder.inputs
-        if not path.is_file():
+        if not is_regular(path):
             return None
         with reading(path):
-            table = read_table(path).set_index("sample_id")
+            table = read_table(path, _INPUT_COLUMNS).set_index("sample_id")
             if not table.index.is_unique:
                 raise ValueError("an image twice")
         return table
@@ -243,34 +249,44 @@ class Run:
     def correct(self, model_id: str) -> Values | None:
         """1.0 where the model is right, for every image of the test split; None: not predicted."""
         path = self.folder.predictions(model_id)
-        if not path.is_file() or not self._of_this_model(path, model_id):
+        if not is_regular(path) or not self._of_this_model(path, model_id):
             return None
         check(self.folder, path, path)
         table = _read(path, ["prediction", "label"])
         return np.asarray(table["prediction"] == table["label"], dtype=np.float64)
 
 
+_SAMPLE_COLUMNS = (
+    "model_id dataset split sample_id label clean_prediction clean_margin adversarial_prediction "
+    "status l2 linf l2_relative forwards backwards angle dx dy margin normal_cosine best_distance"
+).split()
+"""What is read of a table of attacked images."""
+_INPUT_COLUMNS = (
+    *("sample_id", "label", "sample", "sha256"),
+    *("high_frequency", "high_frequency_original"),
+)
+"""What is read of ``inputs.parquet``."""
 _SAMPLES = (
     "sample_id label clean_prediction adversarial_prediction l2 linf l2_relative forwards backwards"
 ).split()
 """Columns of numbers that every table of attacked images has."""
 
 
-def _read(path: Path, numbers: list[str]) -> pd.DataFrame:
-    """A table with rows, whose named columns hold numbers."""
+def _read(path: Path, numbers: list[str], columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """A table with rows, whose named columns hold numbers; ``columns``: those to read."""
     with reading(path):
-        table = _with_numbers(read_table(path), numbers)
+        table = _with_numbers(read_table(path, columns or numbers), numbers)
         if table.empty:
             raise ValueError("no rows")
     return table
 
 
 def _read_samples(path: Path) -> pd.DataFrame:
-    table = _read(path, _SAMPLES)
+    table = _read(path, _SAMPLES, _SAMPLE_COLUMNS)
     with reading(path):
         if not table["status"].map(lambda s: isinstance(s, str)).all():
             raise TypeError("status is not text")
-    return table
+        return _with_numbers(table, [name for name in ("clean_margin",) if name in table])
 
 
 def _with_numbers(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:

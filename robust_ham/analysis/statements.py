@@ -10,6 +10,7 @@ import yaml
 from pydantic import Field
 
 from robust_ham.config_fields import Section
+from robust_ham.regular_files import read_text
 
 CLAIMS_FILE = Path(__file__).parent.parent / "claims.yaml"
 
@@ -109,5 +110,5 @@ class _Claims(Section):
 @cache
 def claims() -> list[Claim]:
     """All statements of ``claims.yaml``."""
-    text = CLAIMS_FILE.read_text(encoding="utf-8")
+    text = read_text(CLAIMS_FILE, 1_000_000, follow_links=True)
     return _Claims.model_validate(yaml.safe_load(text)).claims

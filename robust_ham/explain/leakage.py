@@ -21,6 +21,7 @@ from robust_ham.errors import RequestError
 from robust_ham.explain import Explained
 from robust_ham.explain.networks import zoo_networks
 from robust_ham.kernels import COLUMNS, kernel_rows
+from robust_ham.regular_files import is_regular
 from robust_ham.report.style import (
     FAMILY_LINES,
     WINDOW_LABELS,
@@ -62,9 +63,10 @@ def zoo_table() -> tuple[pd.DataFrame, dict[str, str]]:
 def run_table(folder: Path) -> tuple[pd.DataFrame, dict[str, str]]:
     """``kernels.csv`` of a run, and the family of each of its networks."""
     run = Run(RunFolder(folder))
+    run.folder.refuse_links()
     families = {spec.model_id: spec.family for spec in run.config.model_specs()}
     path = run.folder.kernels
-    if not path.is_file():
+    if not is_regular(path):
         raise RequestError(f"{path}: no such file; the same `robust-ham run` again writes it")
     with reading(path):
         table = read_csv(path, keep_default_na=False, na_values="")[COLUMNS]

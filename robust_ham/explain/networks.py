@@ -56,9 +56,10 @@ def run_networks(folder: Path) -> list[Network]:
     """Those networks of a run that have a card, in the order of its configuration.
 
     Raises:
-        RequestError: not a run folder, or one without networks.
+        RequestError: not a run folder, one without networks, or a link, a pipe or a device in it.
     """
     run = Run(RunFolder(folder))
+    run.folder.refuse_links()
     found = []
     for spec in run.specs:
         card = run.folder.model(spec.model_id)

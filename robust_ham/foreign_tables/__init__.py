@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import logging
 import math
 import re
@@ -30,16 +31,10 @@ from robust_ham.errors import RequestError
 from robust_ham.foreign_tables.checked_rows import KNOWN, checked_rows
 from robust_ham.foreign_tables.consistency import MODEL
 from robust_ham.foreign_tables.readers import COLUMNS, READERS, read_rows
+from robust_ham.parquet_tables import write_table
 from robust_ham.receipts import fault, receipt_of, sign, signed_hashes
 from robust_ham.run_folder import RunFolder
-from robust_ham.store import (
-    content_key,
-    write_csv,
-    write_json,
-    write_table,
-    write_text,
-    writing_folder,
-)
+from robust_ham.store import content_key, write_csv, write_json, write_text, writing_folder
 
 log = logging.getLogger(__name__)
 
@@ -83,8 +78,9 @@ def write_run_folder(paths: list[Path], folder: Path) -> None:
     """
     rows = checked_rows(read_rows(paths))
     config = _configuration(rows, paths[0])
-    text = rows.drop(columns=["file", "row"]).to_csv(index=False)
-    digest = hashlib.sha256(text.encode(errors="replace")).hexdigest()
+    hashed = _Hashed()
+    rows.drop(columns=["file", "row"]).to_csv(hashed, index=False)
+    digest = hashed.digest.hexdigest()
     key = content_key({"version": VERSION, "name": config.name, "rows": digest})
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         _check_same(RunFolder(folder), rows, key)
@@ -96,6 +92,18 @@ def write_run_folder(paths: list[Path], folder: Path) -> None:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
         _check_same(RunFolder(folder), rows, key)  # another process was quicker
+
+
+class _Hashed(io.TextIOBase):
+    """A text that is only hashed: it may be larger than the memory."""
+
+    def __init__(self) -> None:
+        self.digest = hashlib.sha256()
+
+    def write(self, text: str) -> int:
+        """Add to the text."""
+        self.digest.update(text.encode(errors="replace"))
+        return len(text)
 
 
 def _check_same(run: RunFolder, rows: pd.DataFrame, key: str) -> None:

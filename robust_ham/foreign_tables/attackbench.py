@@ -9,7 +9,6 @@ its way, give ``best_distance``, from which its optimality is computed.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from dataclasses import dataclass
@@ -17,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from robust_ham.errors import RequestError
-from robust_ham.store import MAX_CSV_BYTES, check_size
+from robust_ham.regular_files import read_text
+from robust_ham.store import MAX_CSV_BYTES, parse_json
 
 NORMS = ("l2", "linf")
 _ASIDE = re.compile(r"\d+|batch_size_\d+")
@@ -172,11 +172,11 @@ def _crashed(info: dict[str, Any], names: _Names, untouched: list[bool], path: P
 
 def _read(path: Path) -> dict[str, Any]:
     """A JSON object; Python's NaN and Infinity are let through, as AttackBench writes them."""
-    if not path.is_file():
+    if not path.exists():
         raise RequestError(f"{path}: no such file")
-    check_size(path, MAX_CSV_BYTES)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = read_text(path, MAX_CSV_BYTES, follow_links=True)
+        content = parse_json(text, finite=False)
     except (ValueError, RecursionError):
         raise RequestError(f"{path}: not a JSON file") from None
     if not isinstance(content, dict):

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from robust_ham.errors import RequestError, printable
 from robust_ham.foreign_tables.attackbench import read_result
-from robust_ham.store import MAX_CSV_BYTES, check_size, read_table, reading
+from robust_ham.parquet_tables import opened_parquet, read_table
+from robust_ham.regular_files import read_bytes
+from robust_ham.store import MAX_CSV_BYTES, reading
 
 COLUMNS = {
     "model": "name of the network; seeds, windows and kernel sizes of one have the same",
@@ -42,7 +46,7 @@ COLUMNS = {
 """Column to what it holds; in brackets what is meant where it is empty or missing."""
 
 REQUIRED = ["model", "attack", "sample_id"]
-MAX_ROWS = 2_000_000
+MAX_ROWS, _MAX_LENGTH = 2_000_000, 1_000
 _INDEX = re.compile(r"|Unnamed: [0-9]+|__index_level_[0-9]+__")
 """Names under which pandas writes the index of a table."""
 _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
@@ -52,7 +56,7 @@ def read_rows(paths: list[Path]) -> pd.DataFrame:
     """The rows of all tables as text, in their order; empty where a table has no such column."""
     tables, repeats = [], dict[tuple[str, str], list[dict[str, Any]]]()
     for i, path in enumerate(paths):
-        if not path.is_file():
+        if not path.exists():
             raise RequestError(f"{path}: no such file")
         if path.resolve() in [other.resolve() for other in paths[:i]]:
             raise RequestError(f"{path}: expected every table once")
@@ -60,6 +64,8 @@ def read_rows(paths: list[Path]) -> pd.DataFrame:
         table = READERS[suffix](path)
         if table.empty:
             raise RequestError(f"{path}: no rows")
+        for name in table:
+            _check_lengths(path, table[name])
         if suffix == ".json":
             table = _named_repeat(path, table, repeats)
         tables.append(table.assign(file=printable(str(path)), row=range(1, len(table) + 1)))
@@ -72,40 +78,63 @@ def read_rows(paths: list[Path]) -> pd.DataFrame:
     return rows
 
 
+def _check_lengths(path: Path, column: pd.Series[Any]) -> None:
+    """Refuse a text that is longer than any name; repeated a million times it fills the memory."""
+    lengths = column.map(len).to_numpy()
+    if lengths.max() > _MAX_LENGTH:
+        raise RequestError(
+            f"{path}: row {int(lengths.argmax()) + 1}: {column.name}: expected at most "
+            f"{_MAX_LENGTH:,} characters, got {lengths.max():,}"
+        )
+
+
 def _read_csv(path: Path) -> pd.DataFrame:
-    check_size(path, MAX_CSV_BYTES)
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        content = io.BytesIO(read_bytes(path, MAX_CSV_BYTES, follow_links=True))
+        with io.TextIOWrapper(content, encoding="utf-8-sig", newline="") as file:
             lines = csv.reader(file, strict=True)
             header = [name.strip() for name in next(lines, [])]
             for mark, name in _SEPARATORS.items():
                 if len(header) == 1 and mark in header[0]:
                     raise RequestError(f"{path}: expected values separated by commas, got {name}")
             _check_columns(path, header)
-            return pd.DataFrame(
-                list(_csv_rows(path, lines, len(header))), columns=header, dtype=object
-            )
+            columns = _csv_columns(path, lines, len(header))
+            return pd.DataFrame(dict(zip(header, columns, strict=True)), dtype=object)
     except (csv.Error, UnicodeDecodeError) as error:
         raise RequestError(f"{path}: not a CSV file ({error})") from None
 
 
-def _csv_rows(path: Path, lines: Any, count: int) -> Iterator[list[str]]:  # noqa: ANN401
+def _csv_columns(path: Path, lines: Any, count: int) -> list[list[str]]:  # noqa: ANN401
+    """The values of each column; equal ones are one object."""
+    columns: list[list[str]] = [[] for _ in range(count)]
+    known: dict[str, str] = {}
     for i, row in enumerate(lines):
         if i == MAX_ROWS:
             raise RequestError(f"{path}: expected at most {MAX_ROWS:,} rows")
         if len(row) not in (0, count):
             place = f"{path}: line {lines.line_num}"
             raise RequestError(f"{place}: expected {count} values, got {len(row)}")
-        if row:
-            yield [value.strip() for value in row]
+        for column, value in zip(columns, row, strict=bool(row)):
+            text = value.strip()
+            column.append(known.setdefault(text, text))
+    return columns
 
 
 def _read_parquet(path: Path) -> pd.DataFrame:
     with reading(path):
-        table = read_table(path)
-        _check_columns(path, [str(name) for name in table.columns])
-        texts = {name: [_as_text(value) for value in table[name]] for name in table.columns}
-    return pd.DataFrame(texts, dtype=object)
+        with opened_parquet(path, follow_links=True) as file:
+            _check_columns(path, file.schema_arrow.names)
+            if file.metadata.num_rows > MAX_ROWS:
+                raise RequestError(f"{path}: expected at most {MAX_ROWS:,} rows")
+        table = read_table(path, follow_links=True)
+        return pd.DataFrame({name: _as_texts(table[name]) for name in table}, dtype=object)
+
+
+def _as_texts(column: pd.Series[Any]) -> NDArray[np.object_]:
+    """The values of a column as text, (n,); equal ones are one object."""
+    codes, values = pd.factorize(column)
+    texts = np.array([*map(_as_text, values), ""], dtype=object)
+    return texts[codes]  # −1 where there is none
 
 
 def _as_text(value: Any) -> str:  # noqa: ANN401

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from robust_ham.config import DatasetConfig
 from robust_ham.errors import RequestError, printable
 from robust_ham.layouts.class_names import are_other_labels, has_wnids, labels_of_folders
 from robust_ham.layouts.images import Pixels, open_image, pixels_of, short_side
+from robust_ham.regular_files import is_regular
 from robust_ham.splits import KNOWN, FileSplit, Split, check_cut
 
 log = logging.getLogger(__name__)
@@ -53,13 +55,14 @@ class ClassFolders:
         files, labels = self.files[:limit], torch.tensor(self.labels, dtype=torch.int64)
         if limit is not None:
             check_cut(labels, slice(limit), "num_test", str(self.folder))
-        pixels = Pixels(self.folder)
+        pixels = Pixels(self.folder, len(files))
         with ThreadPoolExecutor() as pool:  # decoding leaves the interpreter free
-            for start in range(0, len(files), _DECODED_AT_ONCE):
-                part = files[start : start + _DECODED_AT_ONCE]
+            bounds = [0, *range(1, len(files), _DECODED_AT_ONCE), len(files)]
+            for start, stop in itertools.pairwise(bounds):  # the first by itself: it tells the size
+                part = files[start:stop]
                 for image in pool.map(lambda file: pixels_of(open_image(file), config), part):
                     pixels.add(image)
-        return Split(pixels.stack(), labels[:limit], self.num_classes, str(self.folder))
+        return Split(pixels.tensor(), labels[:limit], self.num_classes, str(self.folder))
 
     def as_files(self, config: DatasetConfig) -> FileSplit:
         """The same images, left on the disk."""
@@ -199,7 +202,7 @@ def _images_below(folder: Path, left_out: list[Path], above: tuple[Path, ...]) -
         elif _is_folder(entry):
             deeper += _images_below(path, left_out, above)
         elif _is_image(entry):
-            if not path.is_file():
+            if not is_regular(path, follow_links=True):
                 raise RequestError(f"{path}: expected a file, got a broken link or a device")
             images.append(path)
         elif _suffix(entry) in _NOTE_SUFFIXES or entry.name.lower() in _NOTE_NAMES:

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 from robust_ham.errors import RequestError
+from robust_ham.regular_files import read_text
 from robust_ham.splits import KNOWN
 
 _WNID = re.compile(r"n\d{8}(?![0-9])")
@@ -122,7 +123,9 @@ def _plain(name: str) -> str:
 @cache
 def _names_of(data_set: str) -> list[str]:
     if data_set == "imagenet":
-        text = Path(__file__).with_name("imagenet_wnids.txt").read_text(encoding="ascii")
+        text = read_text(
+            Path(__file__).with_name("imagenet_wnids.txt"), 1_000_000, follow_links=True
+        )
         return text.split()
     return [name.split("|")[0] for name in CLASS_NAMES[data_set].split(", ")]
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import math
+import os
 import struct
 import zlib
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import numpy as np
 import torch
@@ -15,10 +17,13 @@ from numpy.typing import NDArray
 
 from robust_ham.config import DatasetConfig
 from robust_ham.errors import RequestError
+from robust_ham.regular_files import open_regular
 from robust_ham.splits import KNOWN, Split, SplitName, check_labels
+from robust_ham.store import MAX_ROWS
 
 _IDX_IMAGES, _IDX_LABELS = 0x803, 0x801
 _MAX_IDX_BYTES = 1 << 30
+_CHUNK_BYTES = 1 << 20
 _MOST_GZIP_GAINS = 1100
 """By how much gzip can shorten a file: one byte stands for at most 1032."""
 
@@ -41,7 +46,7 @@ def idx_file(folder: Path, split: SplitName, kind: Literal["images", "labels"]) 
     """The images or labels of a split, packed or not; None: not here."""
     stem = "t10k" if split == "test" else "train"
     name = f"{stem}-{kind}-idx{3 if kind == 'images' else 1}-ubyte"
-    return next((p for p in (folder / name, folder / f"{name}.gz") if p.is_file()), None)
+    return next((p for p in (folder / name, folder / f"{name}.gz") if p.exists()), None)
 
 
 def read_idx_folder(folder: Path, config: DatasetConfig, split: SplitName) -> Split | None:
@@ -74,7 +79,7 @@ def _check_origin(file: Path, content: NDArray[np.uint8], data_set: str, split: 
     """Refuse the published file of another data set or split."""
     header = struct.pack(f">{1 + content.ndim}I", 0x800 + content.ndim, *content.shape)
     digest = hashlib.md5(header, usedforsecurity=False)
-    digest.update(content.tobytes())
+    digest.update(np.ascontiguousarray(content).data)
     published = _PUBLISHED.get(digest.hexdigest())
     if published is not None and published != (data_set, split):
         raise RequestError(
@@ -90,23 +95,43 @@ def read_idx(path: Path, magic: int) -> NDArray[np.uint8]:
         RequestError: wrong magic number, too large, or more or fewer bytes than the header says.
     """
     packed = path.suffix == ".gz"
-    opener = gzip.open if packed else open
-    most = path.stat().st_size * (_MOST_GZIP_GAINS if packed else 1)
     dimensions = magic & 0xFF
     try:
-        with opener(path, "rb") as file:
+        with open_regular(path, _MAX_IDX_BYTES, follow_links=True) as stored:
+            most = os.fstat(stored.fileno()).st_size * (_MOST_GZIP_GAINS if packed else 1)
+            file = gzip.GzipFile(fileobj=stored) if packed else stored
             header = file.read(4 * (1 + dimensions))
             found, *shape = struct.unpack(f">{1 + dimensions}I", header)
-            size = int(np.prod(shape, dtype=object))
+            size = math.prod(shape)
             if found != magic:
                 raise RequestError(f"{path}: not an IDX file of the expected kind")
+            if shape[0] > MAX_ROWS:
+                raise RequestError(
+                    f"{path}: expected at most {MAX_ROWS:,} images, got {shape[0]:,}"
+                )
             if size > _MAX_IDX_BYTES:
-                raise RequestError(f"{path}: expected at most {_MAX_IDX_BYTES:,} bytes")
+                raise RequestError(
+                    f"{path}: expected at most {_MAX_IDX_BYTES:,} bytes, got {size:,}"
+                )
             if size > most:
                 raise RequestError(f"{path}: damaged file: shorter than its header says")
-            content = file.read(size + 1)
+            content = np.empty(size, np.uint8)
+            num_read = _read_into(file, content)
+            is_longer = bool(file.read(1))
     except (struct.error, EOFError, gzip.BadGzipFile, zlib.error, ValueError):
         raise RequestError(f"{path}: damaged file") from None
-    if len(content) != size:
+    if num_read != size or is_longer:
         raise RequestError(f"{path}: expected {size} bytes after the header, got another number")
-    return np.frombuffer(content, np.uint8).reshape(shape).copy()
+    return content.reshape(shape)
+
+
+def _read_into(file: BinaryIO | gzip.GzipFile, content: NDArray[np.uint8]) -> int:
+    """Fill an array of bytes; how many there were."""
+    num_read = 0
+    while num_read < len(content):
+        part = file.read(min(_CHUNK_BYTES, len(content) - num_read))
+        if not part:
+            break
+        content[num_read : num_read + len(part)] = np.frombuffer(part, np.uint8)
+        num_read += len(part)
+    return num_read

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import math
+import threading
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -13,14 +17,17 @@ from torch import Tensor
 
 from robust_ham.config import DatasetConfig
 from robust_ham.errors import RequestError
+from robust_ham.regular_files import check_memory, open_regular
 from robust_ham.splits import KNOWN
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "PPM", "GIF", "TIFF")
 """Image formats that are read; Pillow knows others that start programs (EPS)."""
 _MAX_PIXELS = 89_000_000
 """Of one image file, below what Pillow itself refuses."""
-_MAX_SPLIT_BYTES = 1 << 35
-"""Of all decoded images of a split in memory."""
+_MAX_FILE_BYTES = 1 << 29
+_LARGE_PIXELS = 4_000_000
+"""Images of more are decoded one at a time, however many threads decode."""
+_decoding_large = threading.Lock()
 _COLOUR_MODES = {"RGB", "RGBA", "RGBX", "P", "PA", "LA", "CMYK", "YCbCr"}
 """Pillow's names of 8-bit pixels that ``convert("RGB")`` maps without clipping."""
 _EXIF_ORIENTATION = 0x0112
@@ -48,9 +55,18 @@ def open_image(content: bytes | Path, where: str | None = None) -> Image.Image:
             32-bit integers); names ``where``, else the path.
     """
     where = where or str(content)
+    with contextlib.ExitStack() as opened:
+        file = opened.enter_context(
+            io.BytesIO(content)
+            if isinstance(content, bytes)
+            else open_regular(content, _MAX_FILE_BYTES, follow_links=True)
+        )
+        return _decoded(file, where)
+
+
+def _decoded(file: BinaryIO, where: str) -> Image.Image:
     try:
-        file = io.BytesIO(content) if isinstance(content, bytes) else content
-        with Image.open(file, formats=_FORMATS) as image:
+        with contextlib.ExitStack() as turn, Image.open(file, formats=_FORMATS) as image:
             if image.width * image.height > _MAX_PIXELS:
                 raise RequestError(
                     f"{where}: expected an image of at most {_MAX_PIXELS:,} pixels, "
@@ -58,6 +74,8 @@ def open_image(content: bytes | Path, where: str | None = None) -> Image.Image:
                 )
             if getattr(image, "is_animated", False) and image.format != "MPO":
                 raise RequestError(f"{where}: expected one image, got several frames")
+            if image.width * image.height > _LARGE_PIXELS:
+                turn.enter_context(_decoding_large)
             image.load()
             return _upright(_to_8_bits(image, where), image)
     except RequestError:
@@ -100,11 +118,20 @@ def _upright(pixels: Image.Image, original: Image.Image) -> Image.Image:
 
 
 def fit(image: Image.Image, size: int, short_side: int) -> Image.Image:
-    """Resize the short side to ``short_side`` pixels and keep the central ``size`` × ``size``."""
+    """Resize the short side to ``short_side`` pixels and keep the central ``size`` × ``size``.
+
+    Of an image so long that most of it would be resized in vain, only the square is computed: a
+    pixel may then differ by a grey level, as Pillow rounds its corners to float32.
+    """
     scale = short_side / min(image.size)
     width, height = (max(size, round(length * scale)) for length in image.size)
-    image = image.resize((width, height), Image.Resampling.BILINEAR)
     left, top = (width - size) // 2, (height - size) // 2
+    if width * height > _LARGE_PIXELS:
+        across, down = image.width / width, image.height / height
+        right, bottom = (left + size) * across, (top + size) * down
+        box = (left * across, top * down, min(right, image.width), min(bottom, image.height))
+        return image.resize((size, size), Image.Resampling.BILINEAR, box)
+    image = image.resize((width, height), Image.Resampling.BILINEAR)
     return image.crop((left, top, left + size, top + size))
 
 
@@ -127,39 +154,46 @@ def pixels_of(image: Image.Image, config: DatasetConfig) -> NDArray[np.uint8]:
 
 
 class Pixels:
-    """Decoded images of a split, as many as memory may be asked to hold."""
+    """Decoded images of a split, in memory that is asked for once the first of them is known."""
 
-    def __init__(self, where: Path) -> None:
-        self.where, self.images, self.num_bytes = where, list[NDArray[np.uint8]](), 0
+    def __init__(self, where: Path, count: int) -> None:
+        """``count``: how many images there will be."""
+        self.where, self.count, self.num_added = where, count, 0
+        self.pixels = np.empty((0, 0, 0, 0), np.uint8)  # (N, C, H, W)
 
     def add(self, image: NDArray[np.uint8]) -> None:
-        """Keep one more, (H, W, C).
+        """Keep one more, (H, W, C); grey images among colour ones get three channels.
 
         Raises:
-            RequestError: they are too large together.
+            RequestError: it is of another size than the first, or all of them together will be too
+                large.
         """
-        self.num_bytes += image.nbytes
-        if self.num_bytes > _MAX_SPLIT_BYTES:
+        height, width, channels = image.shape
+        if self.num_added == 0:
+            self.pixels = self._empty(channels, height, width)
+        if (height, width) != self.pixels.shape[2:]:
+            first, other = ("×".join(map(str, s)) for s in (self.pixels.shape[2:], (height, width)))
             raise RequestError(
-                f"{self.where}: expected at most {_MAX_SPLIT_BYTES:,} bytes of decoded images; "
-                "dataset.image_size makes them smaller, dataset.stream leaves them on the disk"
+                f"{self.where}: images of different shapes ({first}, {other}); set "
+                "dataset.image_size to resize and crop them"
             )
-        self.images.append(image)
+        if channels > self.pixels.shape[1]:  # the first colour image
+            grey, self.pixels = self.pixels, self._empty(channels, height, width)
+            self.pixels[: self.num_added] = grey[: self.num_added]
+        self.pixels[self.num_added] = image.transpose(2, 0, 1)
+        self.num_added += 1
 
-    def stack(self) -> Tensor:
-        """All of them, (N, C, H, W) uint8; grey images among colour ones get three channels.
+    def _empty(self, *shape: int) -> NDArray[np.uint8]:
+        num_bytes = self.count * math.prod(shape)
+        what = f"{self.where}: {self.count:,} decoded images"
+        hint = "dataset.image_size makes them smaller, dataset.stream leaves them on the disk"
+        try:
+            check_memory(what, num_bytes, part=3)
+        except RequestError as error:
+            raise RequestError(f"{error}; {hint}") from None
+        return np.empty((self.count, *shape), np.uint8)
 
-        Raises:
-            RequestError: they differ in size.
-        """
-        images = self.images
-        if len({image.shape[2] for image in images}) > 1:
-            images = [np.repeat(i, 3, axis=2) if i.shape[2] == 1 else i for i in images]
-        shapes = {image.shape for image in images}
-        if len(shapes) > 1:
-            raise RequestError(
-                f"{self.where}: images of different shapes "
-                f"({', '.join(map(str, sorted(shapes)[:3]))} …); "
-                "set dataset.image_size to resize and crop them"
-            )
-        return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+    def tensor(self) -> Tensor:
+        """All of them, (N, C, H, W) uint8."""
+        assert self.num_added == self.count
+        return torch.from_numpy(self.pixels)

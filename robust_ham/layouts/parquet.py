@@ -6,10 +6,10 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
@@ -18,14 +18,12 @@ from robust_ham.config import DatasetConfig
 from robust_ham.errors import RequestError
 from robust_ham.layouts.class_names import check_class_names
 from robust_ham.layouts.images import Pixels, open_image, pixels_of
+from robust_ham.parquet_tables import check_decoded, opened_parquet, value_type
 from robust_ham.splits import KNOWN, Split, check_labels
-from robust_ham.store import check_table
 
 _IMAGE_COLUMNS = ("image", "img")
 _LABEL_COLUMNS = ("label", "labels", "fine_label", "coarse_label")
 _ROWS_AT_ONCE = 256
-_NO_PARQUET = (pa.ArrowException, OSError, ValueError, LookupError, TypeError, RuntimeError)
-"""What pyarrow raises for damaged files."""
 
 
 def read_parquet(files: list[Path], config: DatasetConfig) -> Split:
@@ -35,23 +33,32 @@ def read_parquet(files: list[Path], config: DatasetConfig) -> Split:
         RequestError: damaged, too large, of other columns, or labels that cannot be right.
     """
     folder = files[0].parent
-    pixels = Pixels(folder)
     labels: list[NDArray[np.int64]] = []
     class_names = _class_names_of(files, config.name)
+    count = sum(map(_num_rows, files))
+    if not count:
+        raise RequestError(f"{files[0]}: no images")
+    pixels = Pixels(folder, count)
     for file in files:
         row = 0
         for cells, targets in _rows(file, config.name):
             labels.append(targets)
-            for content in cells:
+            for cell in cells:
+                content = cell.as_py()
                 if not isinstance(content, bytes):
                     raise RequestError(f"{file} row {row}: expected the image as bytes")
                 pixels.add(pixels_of(open_image(content, f"{file} row {row}"), config))
                 row += 1
-    if not pixels.images:
-        raise RequestError(f"{files[0]}: no images")
+        if row != _num_rows(file):
+            raise RequestError(f"{file}: damaged: expected {_num_rows(file):,} rows, got {row:,}")
     targets = np.concatenate(labels)
     num_classes = check_labels(targets, config.name, folder, len(class_names) or None)
-    return Split(pixels.stack(), torch.from_numpy(targets), num_classes, str(folder))
+    return Split(pixels.tensor(), torch.from_numpy(targets), num_classes, str(folder))
+
+
+def _num_rows(file: Path) -> int:
+    with _opened(file) as table:
+        return int(table.metadata.num_rows)
 
 
 def _class_names_of(files: list[Path], data_set: str) -> list[str]:
@@ -83,6 +90,7 @@ def has_no_labels(files: list[Path], data_set: str) -> bool:
     for file in files:
         with _opened(file) as table:
             _, column = _columns(table.schema_arrow, file, data_set)
+            check_decoded(file, table, [column])
             for batch in table.iter_batches(columns=[column]):
                 labels = batch[column]
                 num_rows += len(labels)
@@ -99,29 +107,30 @@ def has_no_labels(files: list[Path], data_set: str) -> bool:
 @contextmanager
 def _opened(file: Path) -> Iterator[pq.ParquetFile]:
     try:
-        check_table(file)
-        with file.open("rb") as opened, pq.ParquetFile(opened) as table:
+        with opened_parquet(file, follow_links=True) as table:
             yield table
-    except _NO_PARQUET:
+    except (ValueError, OSError):
         raise RequestError(f"{file}: damaged or unreadable parquet file") from None
 
 
-def _rows(file: Path, data_set: str) -> Iterator[tuple[list[Any], NDArray[np.int64]]]:
-    """Image files and labels of a parquet file, some rows at a time."""
+def _rows(file: Path, data_set: str) -> Iterator[tuple[pa.Array, NDArray[np.int64]]]:
+    """Image files and labels of a parquet file, some rows at a time; equal images are one value."""
     with _opened(file) as table:
         schema = table.schema_arrow
         image, label = _columns(schema, file, data_set)
-        if not _holds_bytes(schema.field(image).type):
+        kind = schema.field(image).type
+        if not _holds_bytes(kind):
             raise RequestError(f"{file} row 0: expected the image as bytes")
-        if not pa.types.is_integer(schema.field(label).type):
-            raise RequestError(
-                f"{file}: {label}: expected whole numbers, got {schema.field(label).type}"
-            )
-        for batch in table.iter_batches(_ROWS_AT_ONCE, columns=[image, label]):
+        label_type = value_type(schema.field(label).type)
+        if not pa.types.is_integer(label_type):
+            raise RequestError(f"{file}: {label}: expected whole numbers, got {label_type}")
+        content = f"{image}.bytes" if pa.types.is_struct(kind) else image
+        check_decoded(file, table, [content, label])
+        for batch in table.iter_batches(_ROWS_AT_ONCE, columns=[content, label]):
             if batch[label].null_count:
                 raise RequestError(f"{file}: {label}: a row has none")
-            cells = batch[image].to_pylist()
-            contents = [c.get("bytes") if isinstance(c, dict) else c for c in cells]
+            cells = batch[image]
+            contents = pc.struct_field(cells, "bytes") if pa.types.is_struct(kind) else cells
             yield contents, batch[label].to_numpy().astype(np.int64)
 
 
@@ -159,4 +168,5 @@ def _holds_bytes(kind: pa.DataType) -> bool:
     """Whether a column holds bytes, or, as Hugging Face has it, ``{bytes, path}``."""
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
         kind = kind.field("bytes").type
+    kind = value_type(kind)
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))

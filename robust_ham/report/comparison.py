@@ -28,12 +28,15 @@ def write_comparison(folders: list[Path], out: Path) -> Report:
     """Compare runs with the first of them.
 
     Raises:
-        RequestError: fewer than two runs, nothing in common, or ``out`` holds files of others.
+        RequestError: fewer than two runs, nothing in common, a link, a pipe or a device in one, or
+            ``out`` holds files of others.
     """
     if len(folders) < 2:
         raise RequestError("compare: expected two or more run folders")
     refuse_strangers(out, "compare")
     runs = [Run(RunFolder(folder)) for folder in folders]
+    for run in runs:
+        run.folder.refuse_links()
     changes, results = changed_keys(runs), compared_results(runs)
     header, rows = _table(results)
     claim(out, " ".join(run_names(runs)), "compare")

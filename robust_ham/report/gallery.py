@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from robust_ham.analysis.curves import arms_of
 from robust_ham.analysis.run import Run
 from robust_ham.receipts import check
+from robust_ham.regular_files import is_regular
 from robust_ham.report.style import WINDOW_LABELS, columns_that_fit, figure_style, new_figure
 from robust_ham.store import read_arrays, reading
 
@@ -25,16 +26,16 @@ Arrays = dict[str, np.ndarray[Any, Any]]
 def load_gallery(run: Run, model_id: str, attack_id: str) -> Arrays | None:
     """The stored images of one model and attack; None if none were kept."""
     path = run.folder.gallery(model_id, attack_id)
-    if not path.is_file() or not run.config.evaluation.gallery:
+    if not is_regular(path) or not run.config.evaluation.gallery:
         return None
     check(run.folder, run.folder.samples(model_id, attack_id), path)
     with reading(path):
-        return _checked(read_arrays(path))
+        return _checked(read_arrays(path, _MAX_BYTES))
 
 
 _KINDS = {"label": "iu", "clean_prediction": "iu", "adversarial_prediction": "iu", "fooled": "b"}
 _KINDS |= {"l2": "f", "transform": "f", "clean": "u", "adversarial": "f", "perturbation": "f"}
-_MAX_IMAGES = 64
+_MAX_IMAGES, _MAX_BYTES = 64, 1 << 30
 
 
 def _checked(arrays: Arrays) -> Arrays:

@@ -15,6 +15,7 @@ from robust_ham.analysis.tables import Tables, write_tables
 from robust_ham.checksums import record_files
 from robust_ham.config import Config
 from robust_ham.receipts import check
+from robust_ham.regular_files import is_regular, read_text
 from robust_ham.report.cards import strips
 from robust_ham.report.explorer import Panel, panel_figure, panels, swatches
 from robust_ham.report.figures import METRIC_NAMES, attack_title
@@ -28,7 +29,6 @@ from robust_ham.report.verdict_table import claim_table, in_words, verdict_matri
 from robust_ham.report.writers import Table
 from robust_ham.store import (
     MAX_TEXT_BYTES,
-    check_size,
     parse_json,
     read_json,
     reading,
@@ -85,7 +85,7 @@ def _about(tables: Tables) -> dict[str, Any]:
     expected = sum(attack.attacks(spec) for spec in specs for attack in config.attacks.values())
     config_yaml = config.to_yaml()
     for path in (run.folder.manifest, run.folder.failures):
-        if path.is_file():
+        if is_regular(path):
             check(run.folder, path, path)
     return {
         "config": config,
@@ -134,7 +134,7 @@ def _trust(run: Run) -> dict[str, Any]:
     """What the gate has found."""
     severities = list(run.gate["severity"])
     return {
-        "gate_ran": run.folder.gate.is_file(),
+        "gate_ran": is_regular(run.folder.gate),
         "gate_counts": {name: severities.count(name) for name in ("pass", "warn", "fail")},
         "distrusted": run.gate[run.gate["severity"] != "pass"].to_dict(orient="records"),
         "invalid": list(_invalid(run)),
@@ -191,7 +191,7 @@ def _drawn(tables: Tables) -> Iterator[tuple[Panel, Markup]]:
 
 def _manifest(path: Path) -> dict[str, Any] | None:
     """What the page says of a manifest, if there is one."""
-    if not path.is_file():
+    if not is_regular(path):
         return None
     with reading(path):
         content = read_json(path)
@@ -209,8 +209,7 @@ def _failures(path: Path) -> list[dict[str, Any]]:
     """What the page says of cells that failed."""
     with reading(path):
         try:
-            check_size(path, MAX_TEXT_BYTES)
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = read_text(path, MAX_TEXT_BYTES).splitlines()
         except FileNotFoundError:  # none, or a run that begins has just removed it
             return []
         return [{"cell": "", "reason": ""} | parse_json(line) for line in lines]

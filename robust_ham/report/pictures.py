@@ -17,6 +17,7 @@ from robust_ham.analysis.run import Run
 from robust_ham.analysis.spatial_grids import spatial_grids
 from robust_ham.analysis.tables import Tables
 from robust_ham.checksums import record_files
+from robust_ham.regular_files import read_bytes
 from robust_ham.report import figures, heat_maps, mechanism
 from robust_ham.report.arms import AXES
 from robust_ham.report.explorer import panels
@@ -24,6 +25,7 @@ from robust_ham.report.gallery import gallery_figure
 from robust_ham.report.inline import inline_svg
 from robust_ham.report.networks import against
 from robust_ham.report.style import save_figure
+from robust_ham.store import MAX_CSV_BYTES
 
 _NARROW = 7.2
 """Inches."""
@@ -73,7 +75,7 @@ def draw_pictures(tables: Tables) -> list[Picture]:
         formats = ("png", "svg") if drawn.svg else ("png",)
         files += save_figure(drawn.figure, folder, drawn.name, formats)
         if drawn.section != Section.nowhere:
-            content = inline_svg((folder / f"{drawn.name}.svg").read_bytes())
+            content = inline_svg(read_bytes(folder / f"{drawn.name}.svg", MAX_CSV_BYTES))
             description = " ".join(filter(None, [drawn.caption, drawn.description]))
             narrow = drawn.figure.get_figwidth() <= _NARROW
             pictures.append(
