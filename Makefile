@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: quickstart test test-slow test-faults lint zoo bench bench-training reference examples results schema readme-pictures clean
+.PHONY: quickstart test test-slow test-faults test-oldest lint zoo bench bench-training reference examples results schema readme-pictures clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/robust-ham run quickstart
@@ -19,6 +19,15 @@ test-slow: $(INSTALLED)
 # Kills, full disks, damaged files, dying nodes, a thousand cells: the long versions (about 8 minutes).
 test-faults: $(INSTALLED)
 	$(BIN)/python -m pytest -m "slow or not slow" tests/test_faults.py tests/test_locks.py tests/test_ray.py tests/test_soak.py tests/test_verify.py
+
+# The suite with every dependency at its lower bound (downloads about 3 GB, most of it for torch).
+OLDEST := .venv-oldest
+test-oldest:
+	$(PYTHON) -m venv --clear $(OLDEST)
+	$(PYTHON) tests/oldest_versions.py > $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check -c $(OLDEST)/constraints.txt -e '.[dev,examples,bench]'
+	OMP_WAIT_POLICY=PASSIVE $(OLDEST)/bin/python -m pytest -n 2 --dist loadfile
+	rm -rf $(OLDEST)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -74,4 +83,4 @@ $(INSTALLED): pyproject.toml
 	touch $@
 
 clean:
-	rm -rf .venv dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv $(OLDEST) dist .mypy_cache .ruff_cache .pytest_cache

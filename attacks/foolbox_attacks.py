@@ -94,18 +94,20 @@ def _signature(attack: str) -> list[inspect.Parameter]:
 
 
 def import_foolbox() -> Any:  # noqa: ANN401 - foolbox has no types
-    """The package; its import must neither fail without git nor warn."""
-    known = os.environ.get("GIT_PYTHON_REFRESH")
-    os.environ["GIT_PYTHON_REFRESH"] = "quiet"
+    """The package; its import must neither start git, nor fail without it, nor warn."""
+    settings = {"GIT_PYTHON_REFRESH": "quiet", "GIT_PYTHON_GIT_EXECUTABLE": os.devnull}
+    known = {name: os.environ.get(name) for name in settings}
+    os.environ |= settings
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             import foolbox
     finally:
-        if known is None:
-            del os.environ["GIT_PYTHON_REFRESH"]
-        else:
-            os.environ["GIT_PYTHON_REFRESH"] = known
+        for name, value in known.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
     return foolbox
 
 

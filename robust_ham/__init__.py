@@ -5,11 +5,11 @@ what came out, put windows into a network by ``windowed``; the command line, ``r
 whole studies.
 """
 
-from __future__ import annotations
-
+# With `python -m robust_ham`, this runs while a stranger's folder is still the first place to
+# import from: nothing is imported here that Python itself has not imported already.
 import importlib
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from robust_ham.analysis.paired import compare
     from robust_ham.api import evaluate, load_images, load_model
@@ -27,7 +27,7 @@ _PLACES = {
 }
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401
+def __getattr__(name: str) -> object:
     """Import on first use: the package itself stays without torch."""
     if name not in _PLACES:
         raise AttributeError(f"module 'robust_ham' has no attribute {name!r}")

@@ -1,8 +1,18 @@
-"""``python -m robust_ham`` is ``robust-ham``."""
+"""``python -m robust_ham`` is ``robust-ham``.
 
-from typing import NoReturn
+Python puts the current folder first on the path: a file there called ``torch.py`` would be run.
+"""
 
-from robust_ham import stopping
+import os
+import sys
+
+_PACKAGES = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+if __name__ == "__main__" and not sys.flags.safe_path and os.path.abspath(sys.path[0]) != _PACKAGES:
+    del sys.path[0]
+
+from typing import NoReturn  # noqa: E402 - see above
+
+from robust_ham import stopping  # noqa: E402
 
 
 def main() -> NoReturn:

@@ -8,6 +8,7 @@ import importlib.util
 import json
 import logging
 import math
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -551,6 +552,7 @@ def explain(
 
 def main() -> NoReturn:
     """Entry point: runs a verb and turns what it raises into one line and an exit code."""
+    os.environ["PYTHONSAFEPATH"] = "1"  # processes that are started import nothing from here either
     prepare_streams()
     logging.raiseExceptions = False  # a log that cannot be written does not end in a traceback
     show_lines_of_others()
@@ -647,7 +649,7 @@ def _executor(
         from robust_ham.ray_executor import on_ray
 
         return on_ray(data_root, address, workers, gpus_per_cell)
-    if address or workers or gpus_per_cell:
+    if address is not None or workers or gpus_per_cell:
         raise RequestError(
             "--address, --workers, --gpus-per-cell: for --executor ray; without it, the same "
             "command in another terminal shares the work"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import re
 import resource
 import subprocess
 import sys
@@ -21,6 +23,7 @@ _PACKAGES = (
     *("robust-ham", "torch", "torchvision", "numpy", "pandas", "scipy", "kornia", "foolbox"),
     "adv-lib",
 )
+_GIT_SECONDS = 10.0
 
 
 def versions() -> dict[str, str]:
@@ -34,25 +37,40 @@ def versions() -> dict[str, str]:
     return found
 
 
-def git_commit() -> str | None:
+def git_commit(folder: Path = Path(__file__).parent.parent) -> str | None:
     """Commit of the checkout this package runs from, ``+changes`` if it was edited; else None."""
-    folder = Path(__file__).parent.parent
     if not (folder / ".git").exists():
         return None
     try:
-        command = ["git", "-C", str(folder)]
-        commit = subprocess.run(
-            [*command, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-        ).stdout.strip()
-        changed = subprocess.run(
-            [*command, "status", "--porcelain", "--untracked-files=no"],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
+        commit = _git(folder, "rev-parse", "--verify", "HEAD^{commit}")
+        changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.SubprocessError):
         return None
-    return commit + ("+changes" if changed else "")
+    is_hash = re.fullmatch("[0-9a-f]{40,64}", commit)
+    return commit + ("+changes" if changed else "") if is_hash else None
+
+
+def _git(folder: Path, *words: str) -> str:
+    """What git prints of a checkout, whoever owns it: its code is running already.
+
+    Takes no lock, and heeds no ``GIT_DIR`` and the like, which name another repository.
+
+    Raises:
+        OSError: there is no git.
+        subprocess.SubprocessError: it fails, or does not end in time.
+    """
+    options = ("-c", f"safe.directory={folder}", "-c", "core.fsmonitor=false")
+    return subprocess.run(
+        ["git", "--no-optional-locks", *options, "-C", str(folder), *words],
+        env={name: value for name, value in os.environ.items() if not name.startswith("GIT_")},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        check=True,
+        timeout=_GIT_SECONDS,
+        encoding="utf-8",
+        errors="replace",
+    ).stdout.strip()
 
 
 def peak_memory_mb() -> int:

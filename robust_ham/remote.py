@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import socket
+import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -39,6 +39,8 @@ class Job:
     data_root: str | None
     folder: str
     device: str
+    own_code: str
+    """The folder in which the run was started: modules of the user's own are looked for there."""
     token: str
     """Name of a file among the locks: who does not see it does not see the folder."""
     key: str
@@ -49,27 +51,8 @@ class Job:
         """The cells of a run."""
         config, folder = context.plan.config.to_yaml(), str(context.run.root.resolve())
         root = str(data_root.resolve()) if data_root else None
-        return cls(config, root, folder, context.device.type, token, run_key(context))
-
-
-class Desk:
-    """Beside the process that runs the plan: hears news of workers, gives them files of models."""
-
-    def __init__(self, folder: str) -> None:
-        self.run, self.news = RunFolder(Path(folder)), dict[str, tuple[int, int]]()
-
-    def write_news(self, name: str, done: int, total: int) -> None:
-        """A worker is so far with a cell."""
-        self.news[name] = done, total
-
-    def read_news(self) -> dict[str, tuple[int, int]]:
-        """What has been heard since the last call."""
-        news, self.news = self.news, {}
-        return news
-
-    def models(self, names: list[str]) -> Files:
-        """Those of them that are finished, with their receipts."""
-        return read_signed(self.run, [self.run.model(name) for name in names])
+        device, own_code = context.device.type, str(Path.cwd())
+        return cls(config, root, folder, device, own_code, token, run_key(context))
 
 
 def run_there(
@@ -107,10 +90,12 @@ def _made(run: RunFolder, cell: Cell) -> Iterable[Path]:
 @functools.lru_cache(maxsize=1)
 def _context(job: Job) -> Context:
     """A worker's own; made once per worker."""
+    if job.own_code not in sys.path:
+        sys.path.append(job.own_code)
     config = parse_config(job.config, origin="the run's configuration")
     torch.set_num_threads(config.evaluation.threads)
     plan = make_plan(config, Path(job.data_root) if job.data_root else None)
     context = Context(plan, RunFolder(Path(job.folder)), torch.device(job.device))
     if run_key(context) != job.key:
-        raise RequestError(f"{socket.gethostname()}: has other data, code or precision than here")
+        raise RequestError("this worker has other data, code or precision than here")
     return context

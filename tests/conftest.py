@@ -43,6 +43,7 @@ def run_cli(
     def run(*words: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["robust-ham", *map(str, words)])
         monkeypatch.setattr(cli.stopping, "listen", lambda: None)
+        monkeypatch.setenv("PYTHONSAFEPATH", "1")  # as main does, but for this test only
         with pytest.raises(SystemExit) as stopped:
             cli.main()
         captured = capsys.readouterr()

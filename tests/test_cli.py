@@ -337,6 +337,7 @@ def test_debug_shows_the_traceback(monkeypatch):
     monkeypatch.setattr(cli, "_debug", False)
     monkeypatch.setattr(sys, "argv", ["robust-ham", "run", "no_such", "--debug"])
     monkeypatch.setattr(cli.stopping, "listen", lambda: None)
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")
     with pytest.raises(Exception, match="no such file"):
         cli.main()
 

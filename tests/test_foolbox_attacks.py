@@ -135,7 +135,7 @@ def test_l2_fmn_warns() -> None:
 
 def test_works_without_git() -> None:
     code = (
-        "import warnings; warnings.simplefilter('error');"
+        "import torch.fx.experimental.optimization, warnings; warnings.simplefilter('error');"
         "from attacks.foolbox_attacks import foolbox_parameters;"
         "print(len(foolbox_parameters('DDNAttack')))"
     )

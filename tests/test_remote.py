@@ -1,6 +1,7 @@
 """A cell elsewhere, without any engine: what a worker refuses, makes, and hands back."""
 
 import dataclasses
+import pickle
 import shutil
 from types import SimpleNamespace
 
@@ -16,9 +17,10 @@ from robust_ham.errors import RequestError
 from robust_ham.model_cells import help_train
 from robust_ham.plan import make_plan
 from robust_ham.progress import unseen
-from robust_ham.ray_executor import _Driver
+from robust_ham.ray_driver import Desk
+from robust_ham.ray_executor import _Cells
 from robust_ham.receipts import read_signed, write_signed
-from robust_ham.remote import Desk, Job, run_there
+from robust_ham.remote import Job, run_there
 from robust_ham.run_folder import RunFolder
 from robust_ham.training import TrainingError
 
@@ -144,8 +146,8 @@ def test_what_comes_back_second_replaces_nothing(whole, data, tmp_path):
     context = context_of(shutil.copytree(whole, tmp_path / "run"), data)
     cell = context.plan.cells[0]
     answer = Attempt("done", 1.0), read_signed(context.run, [context.run.model(cell.name)])
-    driver = SimpleNamespace(context=context, ray=SimpleNamespace(get=lambda reference: answer))
-    assert _Driver._result(driver, cell, None).outcome == "already there"
+    cells = SimpleNamespace(context=context)
+    assert _Cells._result(cells, cell, pickle.dumps(answer)).outcome == "already there"
     assert not (tmp_path / "run" / "superseded").exists()
 
 
