@@ -18,7 +18,7 @@ test-slow: $(INSTALLED)
 
 # Kills, full disks, damaged files, dying nodes, a thousand cells: the long versions (about 8 minutes).
 test-faults: $(INSTALLED)
-	$(BIN)/python -m pytest -m "slow or not slow" tests/test_faults.py tests/test_locks.py tests/test_ray.py tests/test_soak.py tests/test_verify.py
+	$(BIN)/python -m pytest -m "slow or not slow" tests/test_faults.py tests/test_faulty_calls.py tests/test_locks.py tests/test_ray.py tests/test_soak.py tests/test_verify.py
 
 # The suite with every dependency at its lower bound (downloads about 3 GB, most of it for torch).
 OLDEST := .venv-oldest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,19 +15,20 @@ from robust_ham.catalogue import attack_options, own_code, recipe_of, shared_tra
 from robust_ham.cell import Cell
 from robust_ham.checkpoints import read_card
 from robust_ham.context import Context, Done
+from robust_ham.errors import naming
 from robust_ham.evaluation import VERSION, Evaluation, evaluate
 from robust_ham.locks import locked
 from robust_ham.model_cells import load_model
 from robust_ham.model_groups import ModelGroup
-from robust_ham.parquet_tables import read_table, write_table
+from robust_ham.parquet_tables import read_table, table_bytes, write_table
 from robust_ham.progress import Progress
 from robust_ham.receipts import check, is_finished, sign
 from robust_ham.store import (
     content_key,
     read_arrays,
     remove_empty,
+    write_arrays,
     write_csv,
-    writing,
     writing_folder,
 )
 
@@ -108,16 +110,16 @@ def _write(
     ids = samples["sample_id"].to_numpy()
     if config.evaluation.gallery:
         files.append(run.gallery(*place))
-        _save_arrays(files[-1], **found.gallery())
+        write_arrays(files[-1], found.gallery())
     if config.evaluation.keep_adversarials:
         files.append(run.adversarials(*place))
-        _save_arrays(files[-1], sample_id=ids, adversarial=found.adversarials.numpy())
+        write_arrays(files[-1], {"sample_id": ids, "adversarial": found.adversarials.numpy()})
     if found.margins is not None:
         files.append(run.margins(*place))
         arrays = {"sample_id": ids, "margins": halved(found.margins.numpy())}
         if found.transforms is not None:
             arrays["transforms"] = found.transforms.numpy()
-        _save_arrays(files[-1], **arrays)
+        write_arrays(files[-1], arrays)
     grid = found.grid()
     if grid is not None:
         files.append(run.grid(*place))
@@ -136,12 +138,13 @@ def _write(
 def _write_shard(context: Context, folder: Path, found: Evaluation, asked: Asked) -> None:
     shutil.rmtree(folder, ignore_errors=True)  # of a process killed before it signed
     with writing_folder(folder) as temporary:
-        with (temporary / _ROWS).open("wb") as file:
-            found.samples.to_parquet(file)
+        (temporary / _ROWS).write_bytes(table_bytes(found.samples, {}))
         arrays = {"adversarials": found.adversarials.numpy()}
         if found.margins is not None:
             arrays["margins"] = found.margins.numpy()
-        np.savez(temporary / _ARRAYS, allow_pickle=False, **arrays)
+        file = io.BytesIO()
+        np.savez(file, allow_pickle=False, **arrays)  # not compressed: it is read once, and goes
+        (temporary / _ARRAYS).write_bytes(file.getbuffer())
     sign(context.run, folder, asked.key, list(folder.iterdir()), **asked._asdict())
 
 
@@ -158,7 +161,8 @@ def join_shards(context: Context, cell: Cell, attack_id: str) -> None:
             _write(context, cell.spec, attack_id, found, asked)
         for folder in (run.receipt(shards[0]).parent, shards[0].parent):
             if folder.is_dir():
-                shutil.rmtree(folder)
+                with naming(folder):
+                    shutil.rmtree(folder)
                 remove_empty(folder, run.root)
 
 
@@ -212,8 +216,3 @@ def attack_recipe(context: Context, attack_id: str) -> str:
         | ({"shard_size": size} if size is not None else {})
         | ({"code": code} if code is not None else {})
     )
-
-
-def _save_arrays(path: Path, **arrays: np.ndarray[Any, Any]) -> None:
-    with writing(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **arrays)

@@ -17,7 +17,7 @@ import pandas as pd
 from robust_ham.attack_cells import attack_model, attack_recipe, find_rows
 from robust_ham.cell import Cell
 from robust_ham.context import Context, Done
-from robust_ham.errors import RequestError
+from robust_ham.errors import RequestError, ending_with
 from robust_ham.locks import locked, try_lock
 from robust_ham.model_cells import is_obtained, model_key, obtain_model
 from robust_ham.parquet_tables import write_table
@@ -81,17 +81,16 @@ def attempt_cell(
     lock = try_lock(context.run.lock(cell.name))
     if lock is None:
         return None
-    try:
-        outcome: str = run_cell(context, cell, started(cell.name))
-        error = None
-    except (RequestError, OSError):
-        raise
-    except Exception as fault:  # one cell's fault is noted; the others go on
-        outcome = f"failed: {' '.join(str(fault).split()) or type(fault).__name__}"
-        error = type(fault).__name__
-        log.debug("%s failed", cell.name, exc_info=True)
-    finally:
-        lock.release()
+    with ending_with(lock.release):
+        try:
+            outcome: str = run_cell(context, cell, started(cell.name))
+            error = None
+        except (RequestError, OSError):
+            raise
+        except Exception as fault:  # one cell's fault is noted; the others go on
+            outcome = f"failed: {' '.join(str(fault).split()) or type(fault).__name__}"
+            error = type(fault).__name__
+            log.debug("%s failed", cell.name, exc_info=True)
     return Attempt(outcome, time.monotonic() - start, error)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 import torch
 from pydantic import ValidationError
-from safetensors.torch import save_file
+from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from robust_ham.config import Config
@@ -45,7 +45,7 @@ def save(folder: Path, model: nn.Module, card: dict[str, Any], curve: pd.DataFra
     """
     with writing_folder(folder) as temporary:
         weights = temporary / WEIGHTS
-        save_file(_unshared(model.state_dict()), weights)
+        weights.write_bytes(to_safetensors(_unshared(model.state_dict())))
         write_json(temporary / CARD, card | {"weights_sha256": file_hash(weights)})
         if curve is not None:
             write_csv(temporary / CURVE, curve)

@@ -19,8 +19,9 @@ import typer
 
 from robust_ham import stopping
 from robust_ham.bounds import MAX_CELLS, MAX_GPUS, MAX_ROUNDS, MAX_THREADS, MAX_WORKERS
-from robust_ham.errors import printable
+from robust_ham.errors import ending_with, naming, printable
 from robust_ham.explain import EXPERIMENTS
+from robust_ham.regular_files import open_to_append
 from robust_ham.streams import (
     LineFormatter,
     flush_streams,
@@ -737,6 +738,25 @@ def _print_table(header: list[str], rows: list[list[str]]) -> None:
         console.print(table)
 
 
+class _LogFile(logging.Handler):
+    """Appends lines to a log. A log that cannot be written ends a run, as any file of it does."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path, self.file = path, open_to_append(path)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = f"{self.format(record)}\n".encode(errors="backslashreplace")
+        with naming(self.path):
+            while line:
+                line = line[self.file.write(line) :]
+
+    def close(self) -> None:
+        with naming(self.path):
+            self.file.close()
+        super().close()
+
+
 @contextlib.contextmanager
 def _work_folder(folder: Path, name: str) -> Iterator[None]:
     """Make a folder ours, unless it is somebody else's; it must stay the same one."""
@@ -751,7 +771,7 @@ def _work_folder(folder: Path, name: str) -> Iterator[None]:
 @contextlib.contextmanager
 def _log_file(path: Path) -> Iterator[None]:
     """Append what both packages log to a file of a run folder."""
-    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+    handler = _LogFile(path)
     handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(message)s"))
     loggers = logging.getLogger("robust_ham"), logging.getLogger("attacks")
     for logger in loggers:
@@ -759,12 +779,12 @@ def _log_file(path: Path) -> Iterator[None]:
         logger.setLevel(logging.DEBUG)
         logger.propagate = False
     try:
-        yield
+        with ending_with(handler.close):
+            yield
     finally:
         for logger in loggers:
             logger.removeHandler(handler)
             logger.propagate = True
-        handler.close()
 
 
 @contextlib.contextmanager

@@ -1,8 +1,12 @@
-"""The error that a user can mend, and text that is safe to show."""
+"""The error that a user can mend, the file that an error is of, and text that is safe to show."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import unicodedata
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 _LONGEST = 2_000
 
@@ -15,6 +19,34 @@ class RequestError(Exception):
 
     def __str__(self) -> str:
         return printable(super().__str__())
+
+
+@contextlib.contextmanager
+def naming(path: Path, also: Path | None = None) -> Iterator[None]:
+    """Name the file in an error of the system that names none, as those of reading and writing.
+
+    A name without its folder, as ``shutil.rmtree`` gives it, is none either. ``also``: the
+    beginning of names that stand for ``path``, as of its temporary files.
+    """
+    try:
+        yield
+    except OSError as error:
+        name = str(error.filename or "")
+        if error.errno is None or (os.sep in name and not (also and name.startswith(str(also)))):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+@contextlib.contextmanager
+def ending_with(clean_up: Callable[[], object]) -> Iterator[None]:
+    """Clean up after a block; an error of doing so does not hide the one that the block raised."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            clean_up()
+        raise
+    clean_up()
 
 
 def printable(line: str) -> str:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from robust_ham.errors import RequestError
+from robust_ham.errors import RequestError, ending_with, naming
 from robust_ham.regular_files import open_descriptor, open_regular, read_text
 from robust_ham.working_folder import make_folder
 
@@ -76,14 +76,18 @@ def try_lock(path: Path) -> Lock | None:
     _held.add(descriptor)
 
     def release() -> None:
-        if _is_file(descriptor, path):  # else its folder is not the same any more
-            path.unlink(missing_ok=True)  # before it is free: nobody can hold what is not there
-        _held.discard(descriptor)
-        os.close(descriptor)
+        with naming(path):
+            try:
+                if _is_file(descriptor, path):  # else its folder is not the same any more
+                    path.unlink(missing_ok=True)  # before it is free: nobody can hold it then
+            finally:  # also on a disk that may no longer be written
+                _held.discard(descriptor)
+                os.close(descriptor)
 
     try:
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, _about().encode())
+        with naming(path):
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, _about().encode())
     except OSError:  # no space left
         release()
         raise
@@ -120,10 +124,8 @@ def locked(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[N
     while (lock := try_lock(path)) is None:
         waiting()
         time.sleep(0.05)
-    try:
+    with ending_with(lock.release):
         yield
-    finally:
-        lock.release()
 
 
 def owner(path: Path) -> dict[str, Any] | None:
@@ -208,8 +210,12 @@ def _try_heartbeat(path: Path) -> Lock | None:
     except FileExistsError:
         _remove_if_silent(place)
         return None  # free from now on, perhaps
-    with os.fdopen(descriptor, "w") as file:
-        file.write(mine)
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(mine)
+    except OSError:  # no space left
+        place.unlink(missing_ok=True)
+        raise
     ended = threading.Event()
 
     def beat() -> None:

@@ -8,6 +8,7 @@ memory is asked for.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ import pyarrow.parquet as pq
 from robust_ham.config import SCHEMA
 from robust_ham.errors import RequestError
 from robust_ham.regular_files import check_memory, open_regular
-from robust_ham.store import MAX_COLUMNS, MAX_ROWS, writing
+from robust_ham.store import MAX_COLUMNS, MAX_ROWS, is_missing_or_damaged, write_bytes
 
 _ROWS_AT_ONCE = 65_536
 _NUMBER_BYTES, _TEXT_BYTES = 8, 16
@@ -35,22 +36,36 @@ _NO_TABLE = (
 
 def write_table(path: Path, table: pd.DataFrame, metadata: dict[str, Any]) -> None:
     """Write a table as parquet (zstd) with ``metadata`` in its schema."""
+    write_bytes(path, table_bytes(table, metadata))
+
+
+def table_bytes(table: pd.DataFrame, metadata: dict[str, Any]) -> bytes:
+    """What ``write_table`` writes."""
     arrow = pa.Table.from_pandas(table, preserve_index=False)
     content = json.dumps({"schema": SCHEMA} | metadata, sort_keys=True)
     arrow = arrow.replace_schema_metadata(
         {**(arrow.schema.metadata or {}), b"robust_ham": content.encode()}
     )
-    with writing(path) as temporary, temporary.open("wb") as file:  # pyarrow needs UTF-8 names
-        pq.write_table(arrow, file, compression="zstd")
+    file = io.BytesIO()
+    pq.write_table(arrow, file, compression="zstd")
+    return file.getvalue()
 
 
 def read_metadata(path: Path) -> dict[str, Any] | None:
-    """Metadata of a table of ours; None if there is no such table or it cannot be read."""
+    """Metadata of a table of ours; None if there is no such table or it is damaged.
+
+    Raises:
+        OSError: it cannot be read; what cannot be read is not taken for missing.
+    """
     try:
         with open_regular(path) as file:
             metadata = pq.read_schema(file).metadata or {}
         content = json.loads(metadata[b"robust_ham"])
-    except (OSError, RequestError, pa.ArrowException, KeyError, ValueError, RecursionError):
+    except OSError as error:
+        if not is_missing_or_damaged(error):
+            raise
+        return None
+    except (RequestError, pa.ArrowException, KeyError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
 

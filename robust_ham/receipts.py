@@ -24,11 +24,12 @@ from robust_ham.store import (
     MAX_TEXT_BYTES,
     csv_text,
     file_hash,
+    is_missing_or_damaged,
     read_json,
     read_rows,
+    write_bytes,
     write_json,
     write_text,
-    writing,
     writing_folder,
 )
 
@@ -55,11 +56,19 @@ def sign(run: RunFolder, made: Path, key: str, files: Iterable[Path], **about: s
 
 
 def receipt_of(run: RunFolder, made: Path) -> Receipt | None:
-    """The receipt of a result; None: it is not finished, or the receipt itself is damaged."""
+    """The receipt of a result; None: it is not finished, or the receipt itself is damaged.
+
+    Raises:
+        OSError: it cannot be read; what cannot be read is not taken for missing.
+    """
     try:
         about = read_json(run.receipt(made))
         key, files = about.pop("key"), about.pop("files")
-    except (OSError, ValueError, KeyError, RequestError):
+    except OSError as error:
+        if not is_missing_or_damaged(error):
+            raise
+        return None
+    except (ValueError, KeyError, RequestError):
         return None
     if not isinstance(key, str) or not isinstance(files, dict):
         return None
@@ -166,8 +175,7 @@ def write_signed(run: RunFolder, files: dict[str, bytes]) -> None:
                 for name in inside:
                     (temporary / PurePosixPath(name).name).write_bytes(left.pop(name))
     for name, content in [*left.items(), *((name, files[name]) for name in signed)]:
-        with writing(run.root / name) as temporary:
-            temporary.write_bytes(content)
+        write_bytes(run.root / name, content)
 
 
 def kept_rows(run: RunFolder, path: Path, columns: list[str]) -> pd.DataFrame:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
-from robust_ham.errors import RequestError
+from robust_ham.errors import RequestError, naming
 
 
 def open_regular(path: Path, limit: int | None = None, *, follow_links: bool = False) -> BinaryIO:
@@ -88,7 +89,7 @@ def read_bytes(path: Path, limit: int, *, follow_links: bool = False) -> bytes:
         RequestError: not a regular file, or larger, also one that grows while it is read.
         OSError: missing, or not readable.
     """
-    with open_regular(path, limit, follow_links=follow_links) as file:
+    with naming(path), open_regular(path, limit, follow_links=follow_links) as file:
         content = file.read(limit + 1)
     if len(content) > limit:
         raise RequestError(f"{path}: expected at most {limit:,} bytes, got more")
@@ -105,6 +106,17 @@ def read_text(path: Path, limit: int, *, follow_links: bool = False, errors: str
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
+def open_to_append(path: Path) -> FileIO:
+    """Open a file to add to its end, without a buffer; it is made where it is missing.
+
+    Raises:
+        RequestError: a link, a folder, a pipe, a socket or a device.
+        OSError: not writable.
+    """
+    descriptor = open_descriptor(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    return os.fdopen(descriptor, "ab", buffering=0)
+
+
 def append_text(path: Path, text: str) -> None:
     """Add text in UTF-8 to the end of a file, which is made where it is missing.
 
@@ -112,8 +124,10 @@ def append_text(path: Path, text: str) -> None:
         RequestError: a link, a folder, a pipe, a socket or a device.
         OSError: not writable, or no space left.
     """
-    with os.fdopen(open_descriptor(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab") as file:
-        file.write(text.encode())
+    content = text.encode()
+    with open_to_append(path) as file:
+        while content:
+            content = content[file.write(content) :]
 
 
 def is_regular(path: Path, *, follow_links: bool = False) -> bool:

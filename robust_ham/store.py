@@ -1,7 +1,8 @@
 """Files written whole or not at all, read within limits, and content keys.
 
 A leaf without torch. A file appears under its name only when it is complete: it is written beside
-its place, flushed to the disk and renamed.
+its place, flushed to the disk and renamed. Libraries serialise into memory, and the bytes are
+written here: of a full disk, some raise what is no ``OSError``.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ import pandas as pd
 import pyarrow as pa
 
 from robust_ham.config import SCHEMA
-from robust_ham.errors import RequestError
+from robust_ham.errors import RequestError, ending_with, naming
 from robust_ham.locks import locked, owner
 from robust_ham.regular_files import check_memory, open_regular, read_bytes, read_text
 from robust_ham.spreadsheets import guard_table, restore_table
@@ -62,7 +63,7 @@ def file_hash(path: Path, *, follow_links: bool = False) -> str:
         RequestError: not a regular file, or one that grows while it is read.
     """
     digest = hashlib.sha256()
-    with open_regular(path, follow_links=follow_links) as file:
+    with naming(path), open_regular(path, follow_links=follow_links) as file:
         left = os.fstat(file.fileno()).st_size
         while content := file.read(_CHUNK_BYTES):
             left -= len(content)
@@ -99,16 +100,17 @@ _DAMAGED = (
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path`` that becomes ``path`` if nothing raises."""
-    with uninterrupted(), _temporary(path, path.suffix) as (temporary, mode):
-        try:
-            yield temporary
-            _set_mode(temporary, mode)
-            _flush(temporary)
-            check_unmoved(path)
-            temporary.replace(path)
-            _flush(path.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with (
+        uninterrupted(),
+        _temporary(path, path.suffix) as (temporary, mode),
+        ending_with(lambda: temporary.unlink(missing_ok=True)),
+    ):
+        yield temporary
+        _set_mode(temporary, mode)
+        _flush(temporary)
+        check_unmoved(path)
+        temporary.replace(path)
+        _flush(path.parent)
 
 
 @contextlib.contextmanager
@@ -141,11 +143,14 @@ def _temporary(path: Path, suffix: str = "") -> Iterator[tuple[Path, int]]:
     """A name beside ``path``, locked as long as its owner lives, and the mode of new files there.
 
     That of the lock: what the umask, or the folder's access control list, leaves of ``rw-rw-rw-``.
+
+    Raises:
+        OSError: what the system says of it, under the name of ``path``.
     """
-    stem = f".{path.name}.{secrets.token_hex(4)}"
-    lock = path.with_name(f"{stem}{_LOCK}")
-    with locked(lock):
-        yield path.with_name(f"{stem}.tmp{suffix}"), stat.S_IMODE(lock.stat().st_mode)
+    stem = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    lock = path.with_name(f"{stem.name}{_LOCK}")
+    with naming(path, stem), locked(lock):
+        yield path.with_name(f"{stem.name}.tmp{suffix}"), stat.S_IMODE(lock.stat().st_mode)
 
 
 def _set_mode(path: Path, mode: int) -> None:
@@ -204,10 +209,15 @@ def remove_empty(path: Path, root: Path) -> None:
             folder.rmdir()
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole."""
+    with writing(path) as temporary:
+        temporary.write_bytes(content)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole."""
-    with writing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -254,6 +264,16 @@ def _finite(text: str) -> float:
     return value
 
 
+def is_missing_or_damaged(error: OSError) -> bool:
+    """Whether an error of reading a file is of that file: missing, a folder, or damaged.
+
+    Any other (too many open files, an I/O error, no permission) says nothing about the content:
+    a result must not be computed again because of it. What pyarrow raises for a damaged table has
+    no number.
+    """
+    return error.errno in (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+
+
 def read_arrays(path: Path, limit: int | None = None) -> dict[str, np.ndarray[Any, Any]]:
     """Arrays of an .npz file, by name.
 
@@ -283,6 +303,13 @@ def read_arrays(path: Path, limit: int | None = None) -> dict[str, np.ndarray[An
         if error.errno != errno.EINVAL:
             raise
         raise RequestError(f"{path}: damaged (a place before its start)") from None
+
+
+def write_arrays(path: Path, arrays: dict[str, np.ndarray[Any, Any]]) -> None:
+    """Write arrays by name as a compressed .npz file."""
+    file = io.BytesIO()
+    np.savez_compressed(file, allow_pickle=False, **arrays)
+    write_bytes(path, file.getvalue())
 
 
 def _check_array(file: IO[bytes], size: int) -> None:

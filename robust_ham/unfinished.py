@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from robust_ham.regular_files import is_regular
-from robust_ham.store import writing
+from robust_ham.store import write_bytes
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +35,7 @@ class Unfinished:
         tensors = {k: v.contiguous().cpu() for k, v in _tensors(model, optimizer).items()}
         text = json.dumps(rows)
         about = {"key": self.key, "rows": text, "sha256": _hash(tensors, text)}
-        with writing(self.path) as temporary:
-            save_file(tensors, temporary, about)
+        write_bytes(self.path, save(tensors, about))
 
     def load(self, model: nn.Module, optimizer: torch.optim.SGD) -> Rows:
         """Put weights and momentum back; the curve so far, empty where there is no such state."""

@@ -7,8 +7,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [  # each may import what stands before it
-    {"errors", "stopping", "progress", "working_folder", "bounds"},
-    {"regular_files", "spreadsheets"},
+    {"errors", "stopping", "progress", "bounds"},
+    {"working_folder", "regular_files", "spreadsheets"},
     {"locks", "config_fields", "yaml_reader", "streams"},
     {"model_groups", "monitor"},
     {"config"},

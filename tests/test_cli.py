@@ -16,7 +16,7 @@ import torch
 from conftest import TINY_RUN
 from torch import nn
 
-from robust_ham import cells, cli, model_cells, stopping
+from robust_ham import cells, cli, stopping
 from robust_ham.unfinished import Unfinished
 
 
@@ -266,15 +266,6 @@ def test_a_folder_that_cannot_be_written(run_cli, config, tmp_path):
     assert code == 1
     assert errors.count("\n") == 1
     assert str(blocker) in errors
-
-
-def test_no_space_left(run_cli, config, tmp_path, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(model_cells.checkpoints, "save", full)
-    code, _, errors = run_cli("run", config, "--out", tmp_path / "out")
-    assert (code, errors) == (1, "robust-ham: No space left on device\n")
 
 
 def test_a_card_that_tells_another_accuracy_is_refused(run_cli, config, tmp_path):

@@ -3,15 +3,11 @@
 The short versions; `make test-faults` runs the long ones.
 """
 
-import errno
 import multiprocessing
 import os
 import random
-import resource
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -351,46 +347,6 @@ def test_another_configuration_is_refused_while_one_is_run(data, tmp_path, child
 
 
 # --- the disk ------------------------------------------------------------------------------------
-
-
-def test_no_space_left_at_any_write(whole, data, tmp_path, monkeypatch):
-    _, expected = whole
-    folder, real, left = tmp_path / "run", store._flush, 0
-
-    def flush(path):
-        nonlocal left
-        left -= 1
-        if left < 0:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        real(path)
-
-    monkeypatch.setattr(store, "_flush", flush)
-    failures = 0
-    for tries in range(1, 1000):
-        left = 3 * tries  # a little farther each time
-        try:
-            run_here(folder, data)
-        except OSError as error:
-            failures += error.errno == errno.ENOSPC
-            half_written = list(folder.rglob(".*tmp*"))
-            assert half_written == []
-        else:
-            break
-    assert failures > 10
-    assert results(folder) == expected
-
-
-def test_files_that_may_not_grow_end_a_run_in_one_line(data, tmp_path):
-    def limit():
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
-
-    (tmp_path / "faults.yaml").write_text(CONFIG)
-    command = [sys.executable, "-m", "robust_ham", "run", str(tmp_path / "faults.yaml")]
-    command += ["--data-root", str(data), "--out", str(tmp_path / "run")]
-    ended = subprocess.run(command, preexec_fn=limit, capture_output=True, text=True, check=False)
-    assert (ended.returncode, ended.stderr.count("\n")) == (1, 1)
-    assert "File too large" in ended.stderr
 
 
 def test_a_folder_that_may_not_be_written(whole, data, children):

@@ -20,7 +20,7 @@ from matplotlib.ticker import LogFormatter
 from matplotlib.transforms import Bbox
 
 from robust_ham.errors import visible
-from robust_ham.store import writing
+from robust_ham.store import write_bytes
 
 WINDOW_LABELS = {
     "none": "baseline",
@@ -246,6 +246,5 @@ def save_figure(
     """Write ``name.FORMAT`` for every format, whole; the files."""
     files = {form: folder / f"{name}.{form}" for form in formats}
     for form, path in files.items():
-        with writing(path) as temporary:
-            temporary.write_bytes(render(figure, name, form))
+        write_bytes(path, render(figure, name, form))
     return list(files.values())
