@@ -153,13 +153,16 @@ def join_shards(context: Context, cell: Cell, attack_id: str) -> None:
     asked = asked_of(context, cell.spec, attack_id)
     run, model_id = context.run, cell.spec.model_id
     shards = [run.shard(model_id, attack_id, i) for i in range(cell.num_shards)]
+    folders = (run.receipt(shards[0]).parent, shards[0].parent)
+    if is_finished(run, cell.result(run), asked.key) and not any(map(Path.is_dir, folders)):
+        return
     with locked(run.lock(f"{model_id}/{attack_id}")):
         if not is_finished(run, cell.result(run), asked.key):
             if not all(is_finished(run, shard, asked.key) for shard in shards):
                 return
             found = _read_shards(context, attack_id, shards)
             _write(context, cell.spec, attack_id, found, asked)
-        for folder in (run.receipt(shards[0]).parent, shards[0].parent):
+        for folder in folders:
             if folder.is_dir():
                 with naming(folder):
                     shutil.rmtree(folder)
@@ -198,7 +201,13 @@ def halved(margins: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def attack_recipe(context: Context, attack_id: str) -> str:
-    """Hash of all that decides an attack's rows but the model."""
+    """Hash of all that decides an attack's rows but the model; computed once for all models."""
+    if attack_id not in context.recipes:
+        context.recipes[attack_id] = _hash_recipe(context, attack_id)
+    return context.recipes[attack_id]
+
+
+def _hash_recipe(context: Context, attack_id: str) -> str:
     config = context.plan.config
     attack, size = config.attacks[attack_id], config.evaluation.shard_size
     code = own_code(attack.attack)

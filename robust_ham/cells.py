@@ -5,7 +5,6 @@ A result carries the key of everything that decides it; only a result with the r
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable
@@ -14,20 +13,18 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from robust_ham import distributed
 from robust_ham.attack_cells import attack_model, attack_recipe, find_rows
 from robust_ham.cell import Cell
 from robust_ham.context import Context, Done
 from robust_ham.errors import RequestError, ending_with
-from robust_ham.locks import locked, try_lock
+from robust_ham.locks import try_lock
 from robust_ham.model_cells import is_obtained, model_key, obtain_model
 from robust_ham.parquet_tables import write_table
 from robust_ham.perturbations import high_frequency_share
 from robust_ham.progress import Progress
-from robust_ham.regular_files import append_text
-from robust_ham.run_folder import RunFolder
 from robust_ham.splits import to_float
-from robust_ham.store import content_key, read_rows, write_csv
-from robust_ham.working_folder import check_unmoved
+from robust_ham.store import content_key
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +75,8 @@ def attempt_cell(
         OSError: the folder cannot be written.
     """
     start = time.monotonic()
+    if distributed.num_processes() == 1 and (known := already_there(context, cell)):
+        return known  # without a lock, which costs more than to look
     lock = try_lock(context.run.lock(cell.name))
     if lock is None:
         return None
@@ -126,20 +125,3 @@ def write_inputs(context: Context) -> None:
     """Write ``inputs.parquet``."""
     about = {"dataset": Path(context.plan.config.dataset.name).name}
     write_table(context.run.inputs, inputs_table(context), about)
-
-
-def write_timings(run: RunFolder, name: str, seconds: float) -> None:
-    """Note how long a cell took; a later run of the same cell replaces the line."""
-    columns = ["cell", "seconds"]
-    with locked(run.lock("timings")):
-        table = read_rows(run.timings, columns)
-        line = pd.DataFrame([[name, round(seconds, 3)]], columns=columns)
-        others = table[table["cell"] != name]
-        write_csv(run.timings, pd.concat([others, line]) if len(others) else line)
-
-
-def note_failure(run: RunFolder, name: str, error: str, reason: str) -> None:
-    """Add a line to ``failures.jsonl``."""
-    check_unmoved(run.failures)
-    line = json.dumps({"cell": name, "error": error, "reason": reason})
-    append_text(run.failures, f"{line}\n")

@@ -16,7 +16,7 @@ from robust_ham.analysis.statistics import Values
 from robust_ham.catalogue import attack_function, attack_options
 from robust_ham.checkpoints import read_card
 from robust_ham.checks import MANY_STEPS, NUM_IMAGES, Rows
-from robust_ham.config import AttackConfig
+from robust_ham.config import AttackConfig, Config
 from robust_ham.context import Context
 from robust_ham.judging import judge
 from robust_ham.model_cells import load_model
@@ -30,12 +30,23 @@ _PGD = {"l2": "foolbox:L2PGD", "linf": "foolbox:LinfPGD"}
 _PGD_OPTIONS = {"steps": PGD_STEPS, "rel_stepsize": 2.5 / PGD_STEPS}
 
 
-class CheckedModel:
-    """One finished model of a run, with what several checks need."""
+def epsilons_of(config: Config) -> dict[str, float]:
+    """The distance within which attacks stay that do not seek the least one, by their ids."""
+    found = {}
+    for attack_id, attack in config.attacks.items():
+        epsilon = attack_options(attack, attack_id).get("epsilon")
+        if not attack.has_budget and isinstance(epsilon, int | float):
+            found[attack_id] = float(epsilon)
+    return found
 
-    def __init__(self, context: Context, spec: ModelGroup) -> None:
+
+class CheckedModel:
+    """One finished model of a run, with what several checks need; ``epsilons``: of the run."""
+
+    def __init__(self, context: Context, spec: ModelGroup, epsilons: dict[str, float]) -> None:
         self.context = context
         self.spec = spec
+        self._epsilons_of_run = epsilons
         self.images = context.plan.attacked.images[:NUM_IMAGES].to(context.device)
         self.labels = context.plan.attacked.labels[:NUM_IMAGES].to(context.device)
         self.card = read_card(context.run.model(spec.model_id))
@@ -73,13 +84,8 @@ class CheckedModel:
     @cached_property
     def epsilons(self) -> dict[str, float]:
         """The distance within which its other finished attacks stay, by their ids."""
-        found = {}
-        for attack_id in self.keys:
-            attack = self.context.plan.config.attacks[attack_id]
-            epsilon = attack_options(attack, attack_id).get("epsilon")
-            if not attack.has_budget and isinstance(epsilon, int | float):
-                found[attack_id] = float(epsilon)
-        return found
+        known = self._epsilons_of_run
+        return {attack_id: known[attack_id] for attack_id in self.keys if attack_id in known}
 
     @cached_property
     def predictions(self) -> pd.DataFrame:

@@ -23,6 +23,8 @@ class Context:
     plan: Plan
     run: RunFolder
     device: torch.device
+    recipes: dict[str, str] = field(default_factory=dict, init=False, repr=False)
+    """Attack id to the hash of all that decides its rows but the model, once it is known."""
     _inputs_keys: dict[int | None, str] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property

@@ -22,10 +22,8 @@ from robust_ham.cells import (
     Attempt,
     already_there,
     attempt_cell,
-    note_failure,
     run_key,
     write_inputs,
-    write_timings,
 )
 from robust_ham.checksums import (
     check_present,
@@ -47,6 +45,7 @@ from robust_ham.plan import Plan
 from robust_ham.receipts import signed_hashes
 from robust_ham.regular_files import read_text
 from robust_ham.run_folder import FILES, FOLDERS, RunFolder
+from robust_ham.run_logs import note_failure, note_timing
 from robust_ham.stale import set_aside_stale
 from robust_ham.status import PROCESS, num_processes
 from robust_ham.store import MAX_TEXT_BYTES, remove_leftovers, write_text
@@ -121,6 +120,11 @@ class Ledger:
         """Spent in cells that were computed here."""
         return sum(a.seconds for a in self.ended.values() if a.outcome == "done")
 
+    @property
+    def num_there(self) -> int:
+        """Cells whose results were there already; the log has one line for all of them."""
+        return sum(a.outcome == "already there" for a in self.ended.values())
+
     def note(self, cell: Cell, attempt: Attempt) -> None:
         """A cell has ended: write it down, and tell the user."""
         self.ended[cell.name] = attempt
@@ -128,8 +132,9 @@ class Ledger:
         if attempt.error is not None:
             note_failure(run, cell.name, attempt.error, attempt.outcome.removeprefix("failed: "))
         elif attempt.outcome == "done":
-            write_timings(run, cell.name, attempt.seconds)
-        log.info("%s: %s (%.1f s)", cell.name, attempt.outcome, attempt.seconds)
+            note_timing(run, cell.name, attempt.seconds)
+        if attempt.outcome != "already there":
+            log.info("%s: %s (%.1f s)", cell.name, attempt.outcome, attempt.seconds)
         self.monitor.cell_ended(cell.name, attempt.outcome, attempt.seconds)
 
 
@@ -218,6 +223,7 @@ def _run(ledger: Ledger, executor: Executor, *, keeps_config: bool) -> Outcome:
         num_last = attacked * ((plan.config.transfer is not None) + plan.config.evaluation.gate)
         monitor.started(len(plan.cells) + num_last)
         executor(context, ledger)
+        log.info("%d of %d cells were there already", ledger.num_there, len(plan.cells))
         _tell_overhead(ledger, time.monotonic() - begin)
         with locked(run.lock("tables"), stopping.check):
             failed = ledger.still_failed()
@@ -319,5 +325,5 @@ def _write_tables(
 
 def _note_step(context: Context, monitor: Monitor, name: str, outcome: str, start: float) -> None:
     seconds = time.monotonic() - start
-    write_timings(context.run, name, seconds)
+    note_timing(context.run, name, seconds)
     monitor.cell_ended(name, outcome, seconds)

@@ -14,7 +14,7 @@ from robust_ham import checks, model_checks
 from robust_ham.analysis.statistics import Values
 from robust_ham.black_box import nearest_along
 from robust_ham.catalogue import attack_options
-from robust_ham.checked_model import DDN, DDN_STEPS, PGD_STEPS, CheckedModel
+from robust_ham.checked_model import DDN, DDN_STEPS, PGD_STEPS, CheckedModel, epsilons_of
 from robust_ham.checks import Finding, Rows
 from robust_ham.config import AttackConfig, is_own
 from robust_ham.context import Context
@@ -177,19 +177,23 @@ def write_gate(
     Models called in ``failed`` and attacks that are not finished are left out.
     """
     before = kept_rows(context.run, context.run.gate, COLUMNS)
-    models = [CheckedModel(context, spec) for spec in finished_models(context, failed)]
-    tables = []
+    places = before.groupby(["model_id", "attack", "key"], sort=False).indices
+    epsilons = epsilons_of(context.plan.config)
+    models = [CheckedModel(context, spec, epsilons) for spec in finished_models(context, failed)]
+    tables, rows, num_rows = [before], list[int](), len(before)
     for i, checked in enumerate(models):
         others = _spread_over(models, i)
         for attack_id, key in _subjects(checked, others).items():
-            known = (before["model_id"] == checked.spec.model_id) & (before["key"] == key)
-            table = before[known & (before["attack"] == attack_id)]
-            if table.empty:
-                table = _findings(checked, attack_id, others, key)
-            tables.append(table)
+            kept = places.get((checked.spec.model_id, attack_id, key))
+            if kept is None:
+                tables.append(_findings(checked, attack_id, others, key))
+                kept = np.arange(num_rows, num_rows + len(tables[-1]))
+                num_rows += len(kept)
+            rows.extend(int(place) for place in kept)
         checked.forget()
         progress(i + 1, len(models))
-    gate = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=COLUMNS)
+    gate = pd.concat([table for table in tables if len(table)] or tables)
+    gate = gate.iloc[rows].reset_index(drop=True)
     write_kept(context.run, context.run.gate, gate)
     return gate
 

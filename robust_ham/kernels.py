@@ -25,12 +25,12 @@ def write_kernels(context: Context, failed: Collection[str] = ()) -> None:
     1×1 has no row.
     """
     path = context.run.kernels
-    before = kept_rows(context.run, path, COLUMNS)
+    before = dict(list(kept_rows(context.run, path, COLUMNS).groupby(["model_id", "weights"])))
     tables = [pd.DataFrame(columns=COLUMNS)]
     for spec in finished_models(context, failed):
         weights = read_card(context.run.model(spec.model_id))["weights_sha256"]
-        kept = before[(before["model_id"] == spec.model_id) & (before["weights"] == weights)]
-        if kept.empty:
+        kept = before.get((spec.model_id, weights))
+        if kept is None:
             kept = kernel_rows(spec, load_model(context, spec)[0], weights)
         tables.append(kept)
     kept = pd.concat([table for table in tables if len(table)] or tables)

@@ -117,19 +117,6 @@ def open_to_append(path: Path) -> FileIO:
     return os.fdopen(descriptor, "ab", buffering=0)
 
 
-def append_text(path: Path, text: str) -> None:
-    """Add text in UTF-8 to the end of a file, which is made where it is missing.
-
-    Raises:
-        RequestError: a link, a folder, a pipe, a socket or a device.
-        OSError: not writable, or no space left.
-    """
-    content = text.encode()
-    with open_to_append(path) as file:
-        while content:
-            content = content[file.write(content) :]
-
-
 def is_regular(path: Path, *, follow_links: bool = False) -> bool:
     """Whether a regular file is there; what cannot be looked at is none."""
     try:

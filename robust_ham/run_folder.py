@@ -167,9 +167,9 @@ class RunFolder:
         """
         for folder, folders, files in os.walk(self.root):
             for name in (*folders, *files):
-                path = Path(folder, name)
+                path = os.path.join(folder, name)
                 try:
-                    mode = path.lstat().st_mode
+                    mode = os.lstat(path).st_mode
                 except OSError:  # another process has just removed it
                     continue
                 if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):

@@ -15,6 +15,7 @@ from robust_ham.plan import source_folder
 from robust_ham.receipts import fault, receipt_of
 from robust_ham.run_folder import RunFolder
 from robust_ham.store import remove_empty
+from robust_ham.unfinished import Unfinished
 
 
 def set_aside_stale(context: Context) -> list[str]:
@@ -53,6 +54,8 @@ def _set_aside_model(context: Context, spec: ModelGroup) -> Iterator[str]:
         elif damage := fault(run, receipt):
             run.set_aside(folder)
             yield damage
+        else:  # its training may have been killed just before it did
+            Unfinished(run.unfinished(spec.model_id), receipt.key).remove()
     if damage := _damage(run, predictions):
         yield damage
         _remove(run.receipt(predictions), predictions)
@@ -69,8 +72,10 @@ def _set_aside_attack(
 ) -> Iterator[str]:
     """``recipe``: of the rows that are wanted; None: none are."""
     path = run.samples(model_id, attack_id)
-    found = _recipe_of(run, path) or (read_metadata(path) or {}).get("recipe")
-    damage = _damage(run, path) if found == recipe else None
+    receipt = receipt_of(run, path)
+    found = receipt.about.get("recipe") if receipt is not None else None
+    found = found or (read_metadata(path) or {}).get("recipe")
+    damage = fault(run, receipt) if receipt is not None and found == recipe else None
     if damage:
         yield damage
     if damage or recipe is None or found != recipe:
@@ -78,7 +83,8 @@ def _set_aside_attack(
             run.set_aside(path)
         made = (run.gallery, run.grid, run.margins, run.spectrum, run.adversarials)
         _remove(run.receipt(path), *(place(model_id, attack_id) for place in made))
-    joined, shards = receipt_of(run, path) is not None, run.shard(model_id, attack_id, 0).parent
+        receipt = None
+    joined, shards = receipt is not None, run.shard(model_id, attack_id, 0).parent
     signed = (shards / path.stem for path in run.receipt(shards / "0").parent.glob("*.json"))
     numbered = (path for path in shards.glob("*") if path.name.isdecimal())
     for shard in sorted({*numbered, *signed}):

@@ -22,7 +22,8 @@ from robust_ham.progress import in_words
 from robust_ham.receipts import receipt_of
 from robust_ham.regular_files import read_text
 from robust_ham.run_folder import RunFolder
-from robust_ham.store import MAX_TEXT_BYTES, read_rows
+from robust_ham.run_logs import read_timings
+from robust_ham.store import MAX_TEXT_BYTES
 
 
 @dataclass(frozen=True)
@@ -147,9 +148,11 @@ class Times:
     @cached_property
     def seconds(self) -> dict[str, float]:
         """Name of a cell to seconds."""
-        table = read_rows(self.folder.timings, ["cell", "seconds"])
-        seconds = pd.to_numeric(table["seconds"], errors="coerce")
-        return dict(zip(table["cell"], seconds, strict=True))
+        try:
+            texts = read_timings(self.folder)
+        except (FileNotFoundError, ValueError):
+            return {}
+        return dict(zip(texts, pd.to_numeric([*texts.values()], errors="coerce"), strict=True))
 
     def expected(self, waiting: list[Cell]) -> float | None:
         """Seconds that cells will take together: as long as like ones took, on average.

@@ -18,7 +18,8 @@ from robust_ham.errors import RequestError
 from robust_ham.receipts import BEFORE, made_by, receipt_of
 from robust_ham.regular_files import is_regular, kind_of, read_text
 from robust_ham.run_folder import RunFolder, files_below
-from robust_ham.store import MAX_TEXT_BYTES, file_hash, parse_json, read_csv, read_json
+from robust_ham.run_logs import read_timings
+from robust_ham.store import MAX_TEXT_BYTES, file_hash, parse_json, read_json
 
 _MAY_LACK = ("adversarials", "margins", "gallery", "predictions", WEIGHTS)
 """Kinds of files that a repository may leave out, all or none; of ``export/``, any file."""
@@ -155,17 +156,12 @@ def check_logs(run: RunFolder) -> Check:
 
 def _timing_faults(run: RunFolder) -> list[str]:
     try:
-        table = read_csv(run.timings, keep_default_na=False)
-        cells, seconds = table["cell"], table["seconds"]
-    except (ValueError, LookupError, RequestError):
+        seconds = pd.Series(read_timings(run), dtype=str)
+    except (ValueError, RequestError):
         return ["timings.csv: expected the columns cell, seconds"]
     numbers = pd.to_numeric(seconds, errors="coerce").to_numpy(np.float64)
-    bad = cells[~(np.isfinite(numbers) & (numbers >= 0))]
-    faults = [
-        f"timings.csv: {cell}: expected seconds, got {seconds[i]!r}" for i, cell in bad.items()
-    ]
-    twice = cells[cells.duplicated()].unique()
-    return faults + [f"timings.csv: {cell}: expected one line, got several" for cell in twice]
+    bad = seconds[~(np.isfinite(numbers) & (numbers >= 0))]
+    return [f"timings.csv: {cell}: expected seconds, got {text!r}" for cell, text in bad.items()]
 
 
 def _failure_faults(run: RunFolder) -> list[str]:

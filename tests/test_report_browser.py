@@ -1,5 +1,8 @@
 """The page in a browser: filter, sort, choices, paper, dark, without JavaScript."""
 
+import re
+import shutil
+
 import pandas as pd
 import pytest
 import screenshots
@@ -8,6 +11,7 @@ from test_report import make_run
 
 from robust_ham.analysis.run import Run
 from robust_ham.parquet_tables import write_table
+from robust_ham.report import page as page_module
 from robust_ham.report.page import build_report
 
 playwright = pytest.importorskip(
@@ -33,17 +37,26 @@ def address(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def paged(address, tmp_path_factory):
+    """The same page as a run of more models would have it."""
+    folder = shutil.copytree(address.parent, tmp_path_factory.mktemp("paged") / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(page_module, "MANY_MODELS", 20)
+        return build_report(folder).page
+
+
+@pytest.fixture(scope="module")
 def browser():
     with screenshots.browser() as found:
         yield found
 
 
 @pytest.fixture
-def open_page(browser, address):
+def open_page(browser, address, paged):
     """Opens the page; anything it complains of, or asks the network for, fails the test."""
     complaints, contexts = [], []
 
-    def opened(width=1280, **options):
+    def opened(width=1280, address=address, **options):
         context = browser.new_context(viewport={"width": width, "height": 900}, **options)
         contexts.append(context)
         page = context.new_page()
@@ -56,7 +69,8 @@ def open_page(browser, address):
     yield opened
     for context in contexts:
         context.close()
-    asked = [text for text in complaints if not text.startswith(("data:", address.as_uri()))]
+    pages = ("data:", address.as_uri(), paged.as_uri())
+    asked = [t for t in complaints if not (t.startswith(pages) or t.endswith("short.html"))]
     assert asked == []
 
 
@@ -168,3 +182,62 @@ def test_the_configuration_can_be_saved(open_page, address):
         page.get_by_role("link", name="configuration").click()
     assert saved.value.suggested_filename == "made_by_hand.yaml"
     assert "name: made_by_hand" in saved.value.path().read_text()
+
+
+def test_the_table_of_many_models_is_paged(open_page, paged):
+    page = open_page(address=paged)
+    rows, form = shown(page, "#all-models tbody tr"), page.locator("form[data-pages=all-models]")
+    output = form.locator("output")
+    assert output.inner_text() == "rows 1 to 60 of 60"
+    plain = open_page()
+    cells = "[...document.querySelectorAll('#all-models tbody tr')].map(r => r.innerText)"
+    assert page.evaluate(cells) == plain.evaluate(cells)
+    heads = "[...document.querySelectorAll('#all-models th')].map(h => h.innerText)"
+    assert page.evaluate(heads) == plain.evaluate(heads)
+    for opened in (page, plain):
+        opened.locator("#all-models th button", has_text="robust area").click()
+    assert page.evaluate(cells) == plain.evaluate(cells)
+    form.get_by_label("rows that hold").fill("HAMMING  -s1")
+    assert output.inner_text() == "rows 1 to 10 of 10 (of 60 in all)"
+    form.locator("select[name=attack]").select_option("d")
+    form.locator("select[name=k]").select_option("11")
+    assert rows.count() == 1
+    assert rows.first.inner_text().startswith("cnn2-w4-f7-k11-hamming-s1")
+
+
+def test_pages_are_turned(open_page, paged, tmp_path):
+    short = tmp_path / "short.html"
+    script = "const ROWS_OF_A_PAGE = 100;"
+    text = paged.read_text()
+    assert text.count(script) == 1
+    policy = re.compile(r"script-src [^;]*;")  # another script has another hash
+    text = policy.sub(
+        "script-src 'unsafe-inline';", text.replace(script, script.replace("100", "25"))
+    )
+    short.write_text(text)
+    page = open_page()
+    page.goto(short.as_uri())
+    form = page.locator("form[data-pages=all-models]")
+    previous, following = form.locator("button").all()
+    assert previous.is_disabled()
+    following.click()
+    following.click()
+    assert form.locator("output").inner_text() == "rows 51 to 60 of 60"
+    assert following.is_disabled()
+    assert shown(page, "#all-models tbody tr").count() == 10
+    previous.click()
+    assert form.locator("output").inner_text() == "rows 26 to 50 of 60"
+
+
+def test_a_paged_table_says_that_it_needs_javascript(open_page, paged):
+    page = open_page(address=paged, java_script_enabled=False)
+    assert "This table needs JavaScript." in page.inner_text("body")
+    assert "all 60 are in summary.csv" in page.inner_text("body")
+
+
+def test_pictures_of_a_long_page_look_the_same(open_page, paged):
+    colours = (
+        "[...document.querySelectorAll('.panel svg *')].map(e => { const s = getComputedStyle(e);"
+        "return [e.tagName, s.fill, s.stroke, s.strokeWidth, s.fontSize].join() })"
+    )
+    assert open_page(address=paged).evaluate(colours) == open_page().evaluate(colours)

@@ -43,16 +43,20 @@ def medians_of(values: Values) -> Statistic:
         for row, chosen, count in zip(values, order, known, strict=True)
     ]
 
-    def median(counts: NDArray[np.int64], ordered: Values, chosen: NDArray[np.int64]) -> float:
-        reached = np.cumsum(counts[chosen])
-        total = int(reached[-1]) if len(reached) else 0
-        if total == 0:
-            return np.nan
-        low, high = ordered[np.searchsorted(reached, [(total + 1) // 2, total // 2 + 1])]
-        return float(low if low == high else (low + high) / 2)
+    def median(counts: NDArray[np.int64], ordered: Values, chosen: NDArray[np.int64]) -> Values:
+        if len(chosen) == 0:
+            return np.full(len(counts), np.nan)
+        reached = np.cumsum(counts[:, chosen], axis=1)
+        total = reached[:, -1]
+        low, high = (
+            ordered[np.minimum((reached < middle[:, None]).sum(axis=1), len(ordered) - 1)]
+            for middle in ((total + 1) // 2, total // 2 + 1)
+        )
+        middles = np.where(low == high, low, (low + high) / 2)
+        return np.where(total == 0, np.nan, middles)
 
     def medians(counts: NDArray[np.int64]) -> Values:
-        return np.array([[median(row, *seed) for seed in ranked] for row in counts])
+        return np.stack([median(counts, *seed) for seed in ranked], axis=1)
 
     return medians
 

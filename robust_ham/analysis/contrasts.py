@@ -223,7 +223,7 @@ def _with_reservations(
         return row | UNKNOWN | UNDECIDED | {"note": "not the same images"}
     if measure.attack and "fail" in {run.badge(s.model_id, measure.attack) for s in specs}:
         return row | UNDECIDED | {"note": "the gate fails a model: not to be trusted"}
-    rates = list(dict.fromkeys(run.config.training_of(spec).lr for spec in specs))
+    rates = list(dict.fromkeys(run.learning_rates[spec.model_id] for spec in specs))
     if len(rates) > 1:
         differ = "learning rates " + " and ".join(f"{rate:g}" for rate in rates)
         return row | {"note": "; ".join(filter(None, [row["note"], differ]))}
@@ -235,8 +235,8 @@ def _same_images(run: Run, specs: list[ModelGroup], measure: Measure) -> bool:
     if not measure.attack:
         return True
     attack = run.attacks[measure.attack]
-    tables = [run.samples[s.model_id, measure.attack] for s in specs if attack.attacks(s)]
-    return all(table["sample_id"].equals(tables[0]["sample_id"]) for table in tables)
+    orders = run.image_orders
+    return len({orders[s.model_id, measure.attack] for s in specs if attack.attacks(s)}) <= 1
 
 
 def _interaction_rows(

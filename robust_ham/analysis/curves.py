@@ -59,9 +59,14 @@ def distances(samples: pd.DataFrame, attack: AttackConfig) -> Values:
 
 def right_without_attack(samples: pd.DataFrame) -> NDArray[np.bool_]:
     """Whether an image is right before the attack, (n,); by its status if no label is known."""
-    known = samples[["label", "clean_prediction"]].notna().all(axis=1)
-    right = samples["clean_prediction"] == samples["label"]
-    return np.where(known, right, samples["status"] != "already_wrong")
+    label, clean = (
+        samples[name].to_numpy(dtype=np.float64) for name in ("label", "clean_prediction")
+    )
+    known = ~np.isnan(label) & ~np.isnan(clean)
+    right_at_first: NDArray[np.bool_] = np.where(
+        known, clean == label, samples["status"].to_numpy() != "already_wrong"
+    )
+    return right_at_first
 
 
 def summary_row(samples: pd.DataFrame, attack: AttackConfig) -> dict[str, float]:

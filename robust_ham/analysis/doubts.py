@@ -59,7 +59,7 @@ def _is_doubtful(run: Run, model_id: str, attack: AttackConfig) -> bool:
 
     Runs whose gate is from before this rule, which had no finite differences, keep their verdicts.
     """
-    found = run.gate[run.gate["model_id"] == model_id]
+    found = run.gate_by_model.get(model_id, run.gate[:0])
     if "finite differences" not in set(found["check"]) or not attack.has_budget:
         return False
     warned = found.loc[(found["check"] == "black box") & (found["severity"] == "warn"), "attack"]

@@ -53,29 +53,19 @@ def spectra(run: Run) -> pd.DataFrame:
 
     ``density``: energy per bin of the FFT, in units of white noise of the same energy.
     """
-    tables = []
+    rows = []
     for spec in run.specs:
+        about = (spec.family, spec.window, spec.kernel_size)
         for attack_id in run.config.attacks:
             table = run.spectrum(spec.model_id, attack_id)
             if table is None or table["share"].isna().any():
                 continue
             density = table["share"] / table["num_bins"] * table["num_bins"].sum()
-            tables.append(
-                pd.DataFrame(
-                    {
-                        "attack": attack_id,
-                        "family": spec.family,
-                        "window": spec.window,
-                        "kernel_size": spec.kernel_size,
-                        "frequency": table["frequency"],
-                        "density": density,
-                    }
-                )
-            )
-    if not tables:
-        return pd.DataFrame(columns=SPECTRA_COLUMNS)
+            pairs = zip(table["frequency"].tolist(), density.tolist(), strict=True)
+            rows += [(attack_id, *about, *pair) for pair in pairs]
     keys = [name for name in SPECTRA_COLUMNS if name != "density"]
-    return pd.concat(tables).groupby(keys, sort=False)["density"].mean().reset_index()
+    table = pd.DataFrame(rows, columns=SPECTRA_COLUMNS)
+    return table.groupby(keys, sort=False)["density"].mean().reset_index() if rows else table
 
 
 def transfer_between_arms(run: Run) -> pd.DataFrame:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from robust_ham.analysis.rows import AttackRows, check_agreement
+from robust_ham.analysis.rows import AttackRows, Mask, check_agreement
 from robust_ham.analysis.statistics import Values
 from robust_ham.config import BEST, AttackConfig, Config
 from robust_ham.config_files import config_text, parse_config
@@ -77,11 +78,11 @@ class Run:
         for model_id in self.cards:
             for attack_id, attack in self.config.attacks.items():
                 path = self.folder.samples(model_id, attack_id)
-                if is_regular(path) and self._of_this_model(path, model_id):
+                made_by = (read_metadata(path) or {}) if is_regular(path) else None
+                if made_by is not None and self._is_of(made_by, model_id):
                     check(self.folder, path, path)
                     rows = AttackRows(path, model_id, attack_id, _read_samples(path))
                     rows.check(self.config, attack, self.inputs)
-                    made_by = read_metadata(path) or {}
                     if made_by.get("attack", attack.attack) != attack.attack:
                         rows.fail(f"expected rows of {attack.attack}, got {made_by['attack']}")
                     recipe = recipes.setdefault(attack_id, made_by.get("recipe"))
@@ -157,18 +158,43 @@ class Run:
             _ = table[["model_id", "attack", "check", "severity", "reason"]]
         return table
 
+    @cached_property
+    def _severities(self) -> dict[tuple[str, str], set[str]]:
+        """Model id and attack, or "", to the severities that the gate has found."""
+        found: dict[tuple[str, str], set[str]] = {}
+        columns = (self.gate[name] for name in ("model_id", "attack", "severity"))
+        for model_id, attack_id, severity in zip(*columns, strict=True):
+            found.setdefault((model_id, attack_id), set()).add(severity)
+        return found
+
+    @cached_property
+    def gate_by_model(self) -> dict[str, pd.DataFrame]:
+        """Model id to the findings of the gate on it and on its attacks."""
+        return {str(model_id): found for model_id, found in self.gate.groupby("model_id")}
+
+    @cached_property
+    def image_orders(self) -> dict[tuple[str, str], bytes]:
+        """(model id, attack id) to a hash of the ids of its images: equal where they are."""
+        return {
+            key: sha256(table["sample_id"].to_numpy(dtype=np.float64).tobytes()).digest()
+            for key, table in self.samples.items()
+        }
+
     def badge(self, model_id: str, attack_id: str) -> str | None:
         """The worst finding of a model and of an attack on it; None: not checked."""
         members = self.members_of_best.get(attack_id, [attack_id])
-        found = self.gate[
-            (self.gate["model_id"] == model_id) & self.gate["attack"].isin(["", *members])
-        ]
-        present = set(found["severity"])
+        found = (self._severities.get((model_id, name), set()) for name in ["", *members])
+        present = set[str]().union(*found)
         return next((s for s in ("fail", "warn", "pass") if s in present), None)
 
-    def _of_this_model(self, path: Path, model_id: str) -> bool:
+    @cached_property
+    def learning_rates(self) -> dict[str, float]:
+        """Model id to the learning rate that it was trained with."""
+        return {spec.model_id: self.config.training_of(spec).lr for spec in self.specs}
+
+    def _is_of(self, made_by: dict[str, Any], model_id: str) -> bool:
         """Whether a table was made with the weights that the model's card names."""
-        weights = (read_metadata(path) or {}).get("weights")
+        weights = made_by.get("weights")
         return weights is None or weights == self.cards[model_id].get("weights_sha256")
 
     def history(self, model_id: str) -> pd.DataFrame | None:
@@ -248,12 +274,23 @@ class Run:
 
     def correct(self, model_id: str) -> Values | None:
         """1.0 where the model is right, for every image of the test split; None: not predicted."""
+        if model_id not in self._right:
+            self._right[model_id] = self._read_right(model_id)
+        right = self._right[model_id]
+        return None if right is None else right.astype(np.float64)
+
+    @cached_property
+    def _right(self) -> dict[str, Mask | None]:
+        """What ``_read_right`` has read so far."""
+        return {}
+
+    def _read_right(self, model_id: str) -> Mask | None:
         path = self.folder.predictions(model_id)
-        if not is_regular(path) or not self._of_this_model(path, model_id):
+        if not is_regular(path) or not self._is_of(read_metadata(path) or {}, model_id):
             return None
         check(self.folder, path, path)
         table = _read(path, ["prediction", "label"])
-        return np.asarray(table["prediction"] == table["label"], dtype=np.float64)
+        return np.asarray(table["prediction"] == table["label"], dtype=np.bool_)
 
 
 _SAMPLE_COLUMNS = (

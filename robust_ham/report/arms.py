@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -25,6 +25,8 @@ _COUNTS = ("params", "flops")
 _FILLS: tuple[Literal["full", "none", "left", "bottom", "right", "top"], ...] = (
     *("full", "none", "left", "bottom", "right", "top"),
 )
+MANY_POINTS = 300
+"""Beyond which the points of a panel are one picture inside its SVG."""
 _MOST_NUMBERS = 12
 """Beside markers: more would hide each other."""
 
@@ -66,8 +68,13 @@ def draw_seeds(
     window: str,
     size: float,
     transform: Transform | None = None,
+    *,
+    many: bool = False,
 ) -> None:
-    """A small point per seed, where there are several; ``size`` of the markers beside them."""
+    """A small point per seed, where there are several; ``size`` of the markers beside them.
+
+    ``many``: the points of a panel become one picture inside its SVG, below all else.
+    """
     if len(x) > 1:
         axes.plot(
             x,
@@ -78,7 +85,14 @@ def draw_seeds(
             alpha=0.6,
             markeredgewidth=0,
             transform=transform or axes.transData,
+            rasterized=many,
+            zorder=1.9 if many else None,
         )
+
+
+def are_many(per_seed: Iterable[Sequence[float]]) -> bool:
+    """Whether a panel has more single seeds than points that an SVG should hold one by one."""
+    return sum(map(len, per_seed)) > MANY_POINTS
 
 
 def draw_arms(axes: Axes, part: pd.DataFrame, name: str, *, size: float = 5) -> None:
@@ -93,12 +107,14 @@ def draw_arms(axes: Axes, part: pd.DataFrame, name: str, *, size: float = 5) -> 
     numbered = not by_size and part[name].notna().sum() <= _MOST_NUMBERS
     beside = axes.transData + ScaledTranslation(5 / 72, 0, axes.figure.dpi_scale_trans)
     apart = min(0.25, 1.2 / max(len(lines), 1)) if by_size else 0.0
+    many = are_many(part["per_seed"])
     for i, ((_, window), unsorted) in enumerate(lines):
         arm = unsorted.sort_values("kernel_size")
         x = arm[name].to_numpy(dtype=float) + apart * (i - (len(lines) - 1) / 2)
         draw_arm(axes, x, arm, families, size)
         for across, seeds in zip(x, arm["per_seed"], strict=True):
-            draw_seeds(axes, [across] * len(seeds), seeds, str(window), size, transform=beside)
+            places = [across] * len(seeds)
+            draw_seeds(axes, places, seeds, str(window), size, transform=beside, many=many)
         for k, across, up in zip(arm["kernel_size"], x, arm["estimate"], strict=True):
             if numbered and np.isfinite([across, up]).all():
                 axes.annotate(

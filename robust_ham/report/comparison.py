@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -46,7 +47,7 @@ def write_comparison(folders: list[Path], out: Path) -> Report:
         drawn = _figure(results)
         figure = inline_svg(render(drawn, "comparison", "svg")) if drawn is not None else None
     page = out / "comparison.html"
-    values = {
+    values: dict[str, Any] = {
         "names": run_names(runs),
         "changes": changes.to_dict(orient="records"),
         "figure": figure,

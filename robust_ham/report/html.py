@@ -12,8 +12,11 @@ from markupsafe import Markup
 from robust_ham.errors import visible
 
 
-def render_page(template: str, **values: object) -> str:
-    """HTML of a template beside this module, every value escaped and ``visible``."""
+def render_page(template: str, *, paged: bool = False, **values: object) -> str:
+    """HTML of a template beside this module, every value escaped and ``visible``.
+
+    ``paged``: whether a table of it is paged, by a script of its own; no other script may run.
+    """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "template"),
         autoescape=True,
@@ -22,9 +25,12 @@ def render_page(template: str, **values: object) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    script = environment.get_template("page.js").render()
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return environment.get_template(template).render(script_hash=f"sha256-{digest}", **values)
+    hashes = []
+    for name in ["page.js", "paged.js"] if paged else ["page.js"]:
+        script = environment.get_template(name).render()
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        hashes.append(f"sha256-{digest}")
+    return environment.get_template(template).render(script_hashes=hashes, is_paged=paged, **values)
 
 
 def _finalize(value: object) -> object:

@@ -13,7 +13,7 @@ from matplotlib.ticker import PercentFormatter
 from robust_ham.analysis.curves import SHARES
 from robust_ham.analysis.run import Run
 from robust_ham.analysis.statistics import rank_correlation
-from robust_ham.report.arms import AXES, draw_arms
+from robust_ham.report.arms import AXES, MANY_POINTS, draw_arms
 from robust_ham.report.figures import attack_title, metric_label, primary_panels
 from robust_ham.report.style import (
     WINDOW_LABELS,
@@ -83,6 +83,7 @@ def kernels_figure(run: Run, table: pd.DataFrame) -> Figure | None:
                         marker=window_marker(str(window)),
                         alpha=0.75,
                         linewidths=0,
+                        rasterized=len(here) > MANY_POINTS,
                         label=WINDOW_LABELS[str(window)],
                     )
                 pairs = here[[name, "robustness"]].to_numpy(dtype=float).T

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from robust_ham.analysis.run import Run
-from robust_ham.report.arms import AXES, draw_seeds
+from robust_ham.report.arms import AXES, are_many, draw_seeds
 from robust_ham.report.style import WINDOW_LABELS, window_colour, window_marker
 
 _MOST_ARMS = 4
@@ -71,6 +71,7 @@ def networks_height(places: Places) -> float:
 
 def draw_networks(axes: Axes, part: pd.DataFrame, places: Places) -> None:
     """A marker per network and window with its 95 % interval, below it a small point per seed."""
+    many = are_many(part["per_seed"])
     for row in part.to_dict(orient="records"):
         window, seeds = row["window"], row["per_seed"]
         y = places[row["family"], row["kernel_size"], window]
@@ -87,7 +88,7 @@ def draw_networks(axes: Axes, part: pd.DataFrame, places: Places) -> None:
                 linestyle="none",
                 label=WINDOW_LABELS[window],
             )
-            draw_seeds(axes, seeds, [y - 0.4] * len(seeds), window, _MARKER)
+            draw_seeds(axes, seeds, [y - 0.4] * len(seeds), window, _MARKER, many=many)
     heights: dict[str, list[int]] = {}
     for (family, size, _), y in places.items():
         heights.setdefault(network_label(family, size), []).append(y)

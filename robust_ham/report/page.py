@@ -22,7 +22,8 @@ from robust_ham.report.figures import METRIC_NAMES, attack_title
 from robust_ham.report.html import render_page
 from robust_ham.report.inline import data_uri, inline_svg
 from robust_ham.report.networks import axis_name
-from robust_ham.report.page_tables import CHOICES, headline_table, models_table
+from robust_ham.report.page_tables import CHOICES, findings_table, headline_table, models_table
+from robust_ham.report.paged import MANY_MODELS, MANY_ROWS, rows_as_json, shorten_pictures
 from robust_ham.report.pictures import Picture, Section, draw_pictures
 from robust_ham.report.style import WINDOW_LABELS, render
 from robust_ham.report.verdict_table import claim_table, in_words, verdict_matrix, verdict_table
@@ -64,17 +65,34 @@ def write_page(tables: Tables) -> Report:
 
 
 def _page(tables: Tables, headline: Table, pictures: list[Picture]) -> str:
-    return render_page(
+    models, findings = models_table(tables), findings_table(tables.run)
+    many = tables.summary["model_id"].nunique() > MANY_MODELS
+    long = {"models": many, "findings": len(findings.rows) > MANY_ROWS}
+    page = render_page(
         "page.html.j2",
+        paged=any(long.values()),
         **_about(tables),
         **_verdicts(tables),
         **_trust(tables.run),
         **_figures(tables, pictures),
         arms=headline,
-        models=models_table(tables),
+        models=_for_page(models, "summary.csv", paged=long["models"]),
+        findings=_for_page(findings, "gate.csv", paged=long["findings"]),
         choices=CHOICES,
         **_gallery(tables.run),
     )
+    return shorten_pictures(page) if many else page
+
+
+def _for_page(table: Table, file: str, *, paged: bool) -> dict[str, Any]:
+    """A table as the template shows it, its rows as JSON where it is paged."""
+    return {
+        "header": table.header,
+        "numeric": table.numeric,
+        "rows": table.rows,
+        "file": file,
+        "json": rows_as_json(table) if paged else None,
+    }
 
 
 def _about(tables: Tables) -> dict[str, Any]:
@@ -102,6 +120,7 @@ def _about(tables: Tables) -> dict[str, Any]:
         "num_found": sum(attack in config.attacks for _, attack in run.samples),
         "manifest": _manifest(run.folder.manifest),
         "failures": _failures(run.folder.failures),
+        "most_failures": MANY_MODELS,
     }
 
 

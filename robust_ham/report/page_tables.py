@@ -54,7 +54,7 @@ def page_tables(tables: Tables) -> list[Table]:
         _verdicts(tables),
         _claims(tables),
         models_table(tables),
-        _gate(tables.run),
+        findings_table(tables.run),
     ]
 
 
@@ -142,7 +142,8 @@ def _evidence(lines: list[dict[str, str]]) -> str:
     return "; ".join(f"{line['part']}: {line['effect']} – {line['answer']}" for line in lines)
 
 
-def _gate(run: Run) -> Table:
+def findings_table(run: Run) -> Table:
+    """What the gate has found that did not pass."""
     found = run.gate[run.gate["severity"] != "pass"]
     header = ["model", "attack", "finding", "reason"]
     rows = found[["model_id", "attack", "severity", "reason"]].astype(str).to_numpy().tolist()
