@@ -127,7 +127,8 @@ def check_images(table: pd.DataFrame, rows: pd.DataFrame, right: Values) -> None
     """
     label = rows["label"].to_numpy(dtype=np.float64)
     clean = rows["clean_prediction"].to_numpy(dtype=np.float64)
-    hashes = table["sha256"].replace("", np.nan).to_numpy(dtype=object)
+    hashes = table["sha256"].to_numpy(dtype=object)
+    hashes = np.where(hashes == "", np.nan, hashes)
     image, seen = ["sample_id"], [*MODEL, "sample_id"]
     _check_same(table, rows, image, "label", label, "the label")
     _check_same(table, rows, image, "sha256", hashes, "the hash")
