@@ -131,7 +131,7 @@ def locked(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[N
 def owner(path: Path) -> dict[str, Any] | None:
     """Who holds a lock: ``host pid since``; None: nobody. The lock is left as it is."""
     try:
-        with open_regular(path) as file:
+        with naming(path), open_regular(path) as file:
             text = file.read(_MAX_BYTES).decode(errors="replace")
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from robust_ham.config import SCHEMA
-from robust_ham.errors import RequestError
+from robust_ham.errors import RequestError, naming
 from robust_ham.regular_files import check_memory, open_regular
 from robust_ham.store import MAX_COLUMNS, MAX_ROWS, is_missing_or_damaged, write_bytes
 
@@ -58,7 +58,7 @@ def read_metadata(path: Path) -> dict[str, Any] | None:
         OSError: it cannot be read; what cannot be read is not taken for missing.
     """
     try:
-        with open_regular(path) as file:
+        with naming(path), open_regular(path) as file:
             metadata = pq.read_schema(file).metadata or {}
         content = json.loads(metadata[b"robust_ham"])
     except OSError as error:
@@ -116,7 +116,7 @@ def opened_parquet(path: Path, *, follow_links: bool = False) -> Iterator[pq.Par
         OSError: missing, or not readable.
     """
     try:
-        with open_regular(path, follow_links=follow_links) as file:
+        with naming(path), open_regular(path, follow_links=follow_links) as file:
             about = pq.read_metadata(file)
             for what, limit, count in (
                 ("rows", MAX_ROWS, about.num_rows),

@@ -286,7 +286,12 @@ def read_arrays(path: Path, limit: int | None = None) -> dict[str, np.ndarray[An
         RequestError: damaged, too large when unpacked, or an array that is not of plain numbers.
     """
     try:
-        with open_regular(path) as file, reading(path), zipfile.ZipFile(file) as archive:
+        with (
+            naming(path),
+            open_regular(path) as file,
+            reading(path),
+            zipfile.ZipFile(file) as archive,
+        ):
             size = sum(member.file_size for member in archive.infolist())
             if limit is not None and size > limit:
                 raise RequestError(

@@ -72,8 +72,8 @@ def reported(ham, place, whole):
 
 
 def is_one_line(errors, reason, folder):
-    """Whether a command has said one line, which names the file unless it was being read."""
-    return re.fullmatch(rf"robust-ham: ({folder}\S*: )?{re.escape(reason)}\n", errors) is not None
+    """Whether a command has said one line, which names the file."""
+    return re.fullmatch(rf"robust-ham: {folder}\S*: {re.escape(reason)}\n", errors) is not None
 
 
 def check_fault(ham, command, folder, fault, expected):
