@@ -333,7 +333,8 @@ def _with_numbers(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
         KeyError: a column is missing.
         TypeError: it holds something else.
     """
-    others = [name for name in columns if table[name].dtype.kind not in "iuf"]
+    kinds = {name: kind.kind for name, kind in zip(table.columns, table.dtypes, strict=True)}
+    others = [name for name in columns if kinds[name] not in "iuf"]
     if others and not table.empty:
         raise TypeError(f"no numbers in {others}")
     return table
