@@ -21,7 +21,7 @@ from robust_ham.config import (
     TransferConfig,
 )
 from robust_ham.config_fields import first_error, number
-from robust_ham.errors import RequestError
+from robust_ham.errors import RequestError, shortened
 from robust_ham.model_groups import (
     ARCHITECTURES,
     MatchConfig,
@@ -42,6 +42,7 @@ def override(values: dict[str, Any], assignment: str) -> None:
         RequestError: no ``=``, or a path through something that is no mapping.
     """
     path, separator, text = assignment.partition("=")
+    assignment = shortened(assignment)
     if not separator or not path:
         raise RequestError(f"-o {assignment}: expected key=value")
     node: Any = values
@@ -75,7 +76,8 @@ def _check_overrides(assignments: list[str]) -> None:
     for later, path in enumerate(paths):
         for earlier in paths[:later]:
             if f"{earlier}.".startswith(f"{path}."):
-                raise RequestError(f"-o {assignments[later]}: undoes -o {earlier}=… before it")
+                undoing = shortened(assignments[later])
+                raise RequestError(f"-o {undoing}: undoes -o {shortened(earlier)}=… before it")
 
 
 def parse_config(text: str, overrides: list[str] | None = None, origin: str = "config") -> Config:

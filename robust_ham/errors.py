@@ -49,6 +49,11 @@ def ending_with(clean_up: Callable[[], object]) -> Iterator[None]:
     clean_up()
 
 
+def shortened(text: str, length: int = 100) -> str:
+    """The beginning of a text that a message repeats."""
+    return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
 def printable(line: str) -> str:
     """The line for a terminal or a log: ``visible``, without line breaks, cut in its middle."""
     line = visible(line).replace("\n", "\\n")

@@ -77,6 +77,7 @@ def _scalar(*_: object) -> None:
     """Stands for a NumPy scalar, left out."""
 
 
+_PATHS = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
 _STAND_INS: list[Any] = [
     # Tomen & van Gemert's script: its options, mere attributes; arrays of losses and accuracies.
     (argparse.Namespace, "argparse.Namespace"),
@@ -88,6 +89,10 @@ _STAND_INS: list[Any] = [
     (_scalar, "numpy._core.multiarray.scalar"),
     # Lightning before 1.5 keys the state of a callback by its class.
     (_LeftOut, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"),
+    # Options of training programs: folders, times, mappings with a default.
+    *((_LeftOut, f"pathlib.{name}") for name in _PATHS),
+    *((_LeftOut, f"pathlib._local.{name}") for name in _PATHS),  # Python 3.13
+    *((_LeftOut, f"datetime.{name}") for name in ("datetime", "date", "time", "timedelta")),
     # torch 2.0 to 2.3 saves OneCycleLR with a function of its class, as getattr(class, name).
     (_LeftOut, "builtins.getattr"),
     (_LeftOut, "torch.optim.lr_scheduler.OneCycleLR"),
@@ -133,8 +138,10 @@ def _load(path: Path) -> Any:  # noqa: ANN401
         raise
     except RefusedError as error:
         raise RequestError(f"{path}: refused, for {error}; {_REMEDY}") from None
-    except UnpicklingError:
-        raise RequestError(f"{path}: damaged, or not safe to read; {_REMEDY}") from None
+    except UnpicklingError as error:
+        raise RequestError(
+            f"{path}: damaged, or not as torch.save writes it by default ({error}); {_REMEDY}"
+        ) from None
     except Exception:  # zipfile and torch raise many kinds for a damaged file
         raise RequestError(f"{path}: damaged, or not a checkpoint of torch") from None
 

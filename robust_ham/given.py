@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from attacks.model import BOX_TOLERANCE
+from robust_ham.regular_files import check_memory
 from robust_ham.splits import to_float
 
 
@@ -53,7 +54,12 @@ def given_labels(labels: ArrayLike) -> Tensor:
 
 
 def _tensor(values: ArrayLike, name: str) -> Tensor:
-    """A copy on the CPU, so that what is handed over is never changed."""
+    """A copy on the CPU, so that what is handed over is never changed.
+
+    Raises:
+        ValueError: not an array of numbers, or a tensor without values of its own.
+        RequestError: more than half of this machine's memory.
+    """
     if not hasattr(values, "__len__") or hasattr(values, "dataset"):  # as a DataLoader has
         kind = type(values).__name__
         raise ValueError(f"{name}: expected a tensor, an array or a list, got {kind}")
@@ -65,4 +71,13 @@ def _tensor(values: ArrayLike, name: str) -> Tensor:
     except (TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{name}: expected an array of numbers: {reason}") from None
+    if values.layout != torch.strided or values.is_meta or values.is_quantized:
+        raise ValueError(f"{name}: expected a dense tensor with values, got {_kind(values)}")
+    check_memory(name, values.numel() * values.element_size(), part=2)
     return values.detach().cpu().clone()
+
+
+def _kind(tensor: Tensor) -> str:
+    if tensor.is_meta:
+        return "one on the meta device"
+    return "a quantized one" if tensor.is_quantized else str(tensor.layout).removeprefix("torch.")

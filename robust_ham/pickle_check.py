@@ -42,6 +42,10 @@ _CALLED = {
     *("builtins.complex", "builtins.bytearray", "_codecs.encode"),
 }
 """What may be called beside the stand-ins of the caller."""
+_HASHED = {"collections.OrderedDict", "collections.Counter", "builtins.set"}
+"""What makes keys of the values that it is called with."""
+_SHOWN = 100
+"""Characters of a name that a message repeats."""
 _BUILT = {"collections.OrderedDict", "collections.Counter"}
 """What may be given attributes beside the stand-ins."""
 
@@ -81,6 +85,53 @@ class _Made:
 
     name: str
     length: int = 0
+    all_keys: bool = True
+    """Whether every value in it could be a key, see ``_is_key``."""
+    begins_with_key: bool = False
+    all_pairs: bool = True
+    """Whether every value in it is a key and a value."""
+
+    def put(self, values: list[Any]) -> None:
+        """Put values into it."""
+        for value in values:
+            if self.length == 0:
+                self.begins_with_key = _is_key(value)
+            self.length += 1
+            self.all_keys = self.all_keys and _is_key(value)
+            self.all_pairs = self.all_pairs and _is_pair(value)
+
+
+_MAX_KEY_LENGTH = 16
+
+
+def _is_key(value: Any) -> bool:  # noqa: ANN401
+    """Whether a value can be a key of a mapping, or in a set, and is quickly hashed.
+
+    A tuple that holds the same tuple twice, and so on, is hashed in exponential time; integers of
+    more than 64 bits can all have the same hash.
+    """
+    if isinstance(value, tuple):
+        return len(value) <= _MAX_KEY_LENGTH and not any(
+            isinstance(part, tuple | _Made) or not _is_key(part) for part in value
+        )
+    return not isinstance(value, int) or abs(value) < 1 << 63
+
+
+def _is_hashed_fast(name: str, given: Any) -> bool:  # noqa: ANN401
+    """Whether a mapping or a set that is made from a value has keys as in ``_is_key``.
+
+    A mapping is made from pairs of keys and values, a set or a counter from keys.
+    """
+    from_pairs = name == "collections.OrderedDict"
+    if isinstance(given, tuple):
+        return all(map(_is_pair if from_pairs else _is_key, given))
+    return not isinstance(given, _Made) or (given.all_pairs if from_pairs else given.all_keys)
+
+
+def _is_pair(value: Any) -> bool:  # noqa: ANN401
+    if isinstance(value, tuple):
+        return len(value) == 2 and _is_key(value[0])
+    return isinstance(value, _Made) and value.begins_with_key
 
 
 @dataclass
@@ -148,7 +199,7 @@ class PickleCheck:
         if name == "TUPLE":
             stack.append(tuple(items))
         elif isinstance(stack[-1], _Made):
-            stack[-1].length += len(items)
+            self._put(name == "SETITEMS", items, stack[-1])
 
     def _global(self, argument: str, stack: list[Any], size: int) -> None:
         module, _, name = argument.partition(" ")
@@ -156,7 +207,7 @@ class PickleCheck:
         is_torch = module == "torch" or module.startswith("torch.")
         plain = is_torch and (_storage_of(full) or full.rpartition(".")[0] == "torch")
         if full not in _CALLED and full not in self.stand_ins and not plain:
-            raise RefusedError(f"it names {full}, which no weights need")
+            raise RefusedError(f"it names {full[:_SHOWN]}, which no weights need")
         stack.append(_Named(full))
 
     def _tuple_of(self, count: int, stack: list[Any]) -> None:
@@ -168,9 +219,18 @@ class PickleCheck:
 
     def _add(self, count: int, stack: list[Any]) -> None:
         """APPEND and SETITEM: some values go into what is under them."""
+        items = stack[-count:]
         del stack[-count:]
         if isinstance(stack[-1], _Made):
-            stack[-1].length += 1
+            self._put(count == 2, items, stack[-1])
+
+    def _put(self, is_mapping: bool, items: list[Any], made: _Made) -> None:
+        if is_mapping:
+            if not all(map(_is_key, items[::2])):
+                raise RefusedError("it has a key that no checkpoint needs")
+            made.length += len(items) // 2
+        else:
+            made.put(items)
 
     def _call(self, stack: list[Any], size: int) -> None:
         """REDUCE and NEWOBJ: a class or function is called with a tuple of values."""
@@ -184,6 +244,8 @@ class PickleCheck:
         if name in _TENSORS:
             self._check_tensor(name, given)
         made = _Made(name)
+        if name in _HASHED and not all(_is_hashed_fast(name, value) for value in given):
+            raise RefusedError("it has a key that no checkpoint needs")
         if name in ("_codecs.encode", "builtins.bytearray") and given:
             text, encoding = given[0], given[1:]
             if isinstance(text, _Made) and (text.name, encoding) == ("_codecs.encode", ()):

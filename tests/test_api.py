@@ -369,3 +369,26 @@ def nn_resnet():
     import torchvision
 
     return torchvision.models.resnet18()
+
+
+def test_images_of_nan_are_not_blamed_on_the_labels():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    images = torch.rand(4, 1, 8, 8)
+    labels = torch.full((4,), 1)
+    rows = evaluate(model, images * float("nan"), labels, "deepfool", progress=False)
+    assert set(rows["status"]) <= {"already_wrong", "invalid", "survived"}
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.rand(2, 1, 8, 8).to_sparse(), "images: expected a dense tensor"),
+        (torch.rand(2, 1, 8, 8, device="meta"), "images: expected .* the meta device"),
+        (torch.zeros(1, 1, 8, 8).expand(10**9, 1, 8, 8), "images: expected at most .* memory"),
+    ],
+    ids=["sparse", "meta", "expanded"],
+)
+def test_tensors_without_values_of_their_own_are_refused(images, message):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    with pytest.raises((ValueError, RequestError), match=message):
+        evaluate(model, images, torch.zeros(2, dtype=torch.long), "deepfool")

@@ -203,3 +203,23 @@ def test_orientation_is_the_same_in_every_layout(tmp_path):
 def test_damaged_exif_does_not_keep_an_image_from_being_read():
     content = encoded(Image.fromarray(COLOUR), exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01")
     assert np.array_equal(pixels(content), COLOUR)
+
+
+PPM_HEADERS = [b"P5\n1 1 255\n", b"P5\n# made by GIMP\n1 # width\n1\n255\n", b"P4\n#\n1 1\n"]
+
+
+@pytest.mark.parametrize("header", PPM_HEADERS)
+def test_comments_of_a_ppm_are_passed_over(header):
+    assert open_image(header + b"\0" * 5_000).size == (1, 1)
+
+
+@pytest.mark.parametrize("filling", [b"#" + b"a" * 5_000 + b"\n", b" " * 5_000])
+@pytest.mark.parametrize("place", range(3))
+def test_a_ppm_with_a_long_header_is_refused_before_it_is_read(filling, place):
+    words = [b"P5\n", b"1 ", b"1\n255\n\0"]
+    words.insert(place + 1, filling)
+    if place < 2:
+        with pytest.raises(RequestError, match="not an image that can be read"):
+            open_image(b"".join(words))
+    else:  # behind the header: more bytes than the image has
+        assert open_image(b"".join(words)).size == (1, 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import re
 import threading
 from pathlib import Path
 from typing import BinaryIO
@@ -25,6 +26,10 @@ _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "PPM", "GIF", "TIFF")
 _MAX_PIXELS = 89_000_000
 """Of one image file, below what Pillow itself refuses."""
 _MAX_FILE_BYTES = 1 << 29
+_MAX_PPM_HEADER = 4_096
+_PPM_BREAK = rb"(?:\s|#[^\n]*\n)+"
+_PPM_HEADER = re.compile(rb"(?:P[14]|P[2356]%b\d+)%b\d+%b\d+\s" % ((_PPM_BREAK,) * 3), re.ASCII)
+"""Kind and two or three numbers, with comments between them."""
 _LARGE_PIXELS = 4_000_000
 """Images of more are decoded one at a time, however many threads decode."""
 _decoding_large = threading.Lock()
@@ -66,7 +71,7 @@ def open_image(content: bytes | Path, where: str | None = None) -> Image.Image:
 
 def _decoded(file: BinaryIO, where: str) -> Image.Image:
     try:
-        with contextlib.ExitStack() as turn, Image.open(file, formats=_FORMATS) as image:
+        with contextlib.ExitStack() as turn, Image.open(_checked(file), formats=_FORMATS) as image:
             if image.width * image.height > _MAX_PIXELS:
                 raise RequestError(
                     f"{where}: expected an image of at most {_MAX_PIXELS:,} pixels, "
@@ -82,6 +87,20 @@ def _decoded(file: BinaryIO, where: str) -> Image.Image:
         raise
     except Exception:  # Pillow raises many kinds for a damaged file
         raise RequestError(f"{where}: not an image that can be read") from None
+
+
+def _checked(file: BinaryIO) -> BinaryIO:
+    """The file, unless Pillow, which reads a PPM's header byte by byte, would take long for it.
+
+    Raises:
+        ValueError: a header of thousands of characters.
+    """
+    start = file.read(_MAX_PPM_HEADER)
+    file.seek(0)
+    is_ppm = start[:1] == b"P" and start[1:2] in b"123456"
+    if is_ppm and len(start) == _MAX_PPM_HEADER and _PPM_HEADER.match(start) is None:
+        raise ValueError("a long header")
+    return file
 
 
 def _to_8_bits(image: Image.Image, where: str) -> Image.Image:
