@@ -439,9 +439,15 @@ def bench(
     _check_attacks_package()
     from robust_ham import peers
     from robust_ham.bench import measure_all
+    from robust_ham.errors import RequestError
     from robust_ham.executors import choose_device
+    from robust_ham.ownership import refuse_strangers
     from robust_ham.plan import make_plan
+    from robust_ham.run_folder import RunFolder
 
+    refuse_strangers(folder)
+    if RunFolder(folder).has_rows and not (folder / "bench.csv").is_file():
+        raise RequestError(f"{folder}: holds attacks of a run; `bench` needs another folder")
     chosen_device = choose_device(device)
     versions = peers.installed()
     chosen = libraries.split(",") if libraries else list(versions)

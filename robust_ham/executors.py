@@ -50,7 +50,7 @@ from robust_ham.stale import set_aside_stale
 from robust_ham.status import PROCESS, num_processes
 from robust_ham.store import MAX_TEXT_BYTES, remove_leftovers, write_text
 from robust_ham.transfer import write_transfer
-from robust_ham.working_folder import working_in
+from robust_ham.working_folder import check_unmoved, working_in
 
 log = logging.getLogger(__name__)
 
@@ -205,7 +205,11 @@ def run_plan(
     with working_in(folder):
         try:
             return _run(ledger, executor, keeps_config=keeps_config)
+        except OSError:  # because the folder is not the same any more?
+            check_unmoved(folder)
+            raise
         except RequestError:  # because of a file that somebody has just removed?
+            check_unmoved(folder)
             failed = {name for name, attempt in ledger.ended.items() if attempt.error is not None}
             check_present(context.run, [*_results(ledger, failed), *signed_hashes(context.run)])
             raise

@@ -10,7 +10,7 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,33 +21,53 @@ from robust_ham.errors import RequestError
 from robust_ham.locks import owner
 from robust_ham.regular_files import read_bytes
 from robust_ham.run_folder import FILES, FOLDERS, RunFolder
-from robust_ham.store import MAX_TEXT_BYTES, being_written, parse_json, write_json, write_text
+from robust_ham.store import (
+    MAX_TEXT_BYTES,
+    being_written,
+    parse_json,
+    read_json,
+    write_json,
+    write_text,
+)
 
-_NO_CONTENT = (".DS_Store", ".gitkeep")
+_NO_CONTENT = (".ds_store", ".gitkeep", "thumbs.db", "desktop.ini")
 """Files that an empty folder may hold."""
 _SHARED_FILES = ("run.log", "timings.csv", "failures.jsonl")
 """Files of a run that every process writes into."""
 
 
-def refuse_strangers(folder: Path, verb: str = "run") -> None:
+def refuse_strangers(folder: Path, verb: str = "run", earlier: Collection[str] = ()) -> None:
     """Refuse a folder with files that ``verb`` has not written. Nothing is changed.
 
+    A run whose ``manifest.json`` is damaged or missing is known by the receipts of its results.
+
+    Args:
+        folder: that is to be written into.
+        verb: that will write.
+        earlier: names of all files that it wrote before folders had a manifest.
+
     Raises:
-        RequestError: it is not empty, and has no ``manifest.json`` of ours.
+        RequestError: it is no folder, or not empty, and has no ``manifest.json`` of ours.
         OSError: it cannot be read.
     """
     try:
         names = sorted(os.listdir(folder))
     except FileNotFoundError:
         return
+    except NotADirectoryError:
+        raise RequestError(f"{folder}: expected a folder, got a file") from None
     manifest = RunFolder(folder).manifest
-    strange = [n for n in names if n not in _NO_CONTENT and being_written(n) != manifest.name]
+    strange = [
+        n for n in names if n.lower() not in _NO_CONTENT and being_written(n) != manifest.name
+    ]
     for name in strange:
         if (folder / name).is_symlink():
             raise RequestError(f"{folder / name}: a symbolic link; a run folder must not hold any")
     if not strange:
         return
     written_by = _written_by(manifest)
+    if written_by is None and (_has_receipts(folder) or set(strange) <= {*earlier}):
+        written_by = "run" if _has_receipts(folder) else verb
     if written_by is None:
         raise RequestError(
             f"{folder}: expected an empty folder or one that `robust-ham {verb}` has made, got "
@@ -59,28 +79,49 @@ def refuse_strangers(folder: Path, verb: str = "run") -> None:
         )
 
 
+def _has_receipts(folder: Path) -> bool:
+    """Whether a result of a run is there with its receipt."""
+    receipts = RunFolder(folder).receipts
+    for path in receipts.rglob("*.json") if not receipts.is_symlink() else ():
+        try:
+            receipt = read_json(path)
+        except (OSError, ValueError, RequestError):
+            continue
+        if isinstance(receipt.get("key"), str) and isinstance(receipt.get("files"), dict):
+            return True
+    return False
+
+
 def _written_by(manifest: Path) -> str | None:
-    """The verb that has made a folder, from its manifest; None: another program has, or nobody."""
+    """The verb that has made a folder, from its manifest; None: another program has, or nobody.
+
+    Raises:
+        RequestError: another version of robust-ham has.
+    """
     try:
         content: Any = parse_json(read_bytes(manifest, MAX_TEXT_BYTES).decode())
     except (FileNotFoundError, ValueError, RecursionError, RequestError):
         return None
-    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
-        return None
-    versions = content.get("versions")
+    versions = content.get("versions") if isinstance(content, dict) else None
     if not isinstance(versions, dict) or "robust-ham" not in versions or "name" not in content:
         return None
+    if content.get("schema") != SCHEMA:
+        schema = repr(content.get("schema"))[:50]
+        raise RequestError(
+            f"{manifest}: expected schema {SCHEMA}, got {schema}: another version of robust-ham "
+            "made this folder"
+        )
     return str(content.get("verb", "run"))
 
 
-def claim(folder: Path, name: str, verb: str = "run") -> None:
+def claim(folder: Path, name: str, verb: str = "run", earlier: Collection[str] = ()) -> None:
     """Make a folder ours: it is made where it is missing, and gets a first ``manifest.json``.
 
     Raises:
         RequestError: it holds files of others, or links.
         OSError: it cannot be written, or not be shared with other users who have files in it.
     """
-    refuse_strangers(folder, verb)
+    refuse_strangers(folder, verb, earlier)
     run = RunFolder(folder)
     if folder.is_dir():
         run.refuse_links()
@@ -145,6 +186,8 @@ def _refuse_unshared(run: RunFolder) -> None:
     """
     for path, needed in _needed_access(run):
         if not os.access(path, needed) and path.exists():
+            if needed & os.W_OK and os.statvfs(path).f_flag & os.ST_RDONLY:
+                raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
             what = "write" if needed & os.W_OK else "read"
             raise _refusal(path, f"this user may not {what} it, so the run cannot be shared")
     refuse_unusable(run)

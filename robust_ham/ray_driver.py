@@ -7,7 +7,6 @@ cluster dies. In a process of its own, which can be killed at any time, none of 
 from __future__ import annotations
 
 import os
-import pickle
 import queue
 import socket
 import threading
@@ -16,8 +15,14 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from robust_ham.cell import Cell
+from robust_ham.errors import RequestError
+from robust_ham.job import Job
 from robust_ham.receipts import read_signed
 from robust_ham.run_folder import RunFolder
+
+Answer = RequestError | tuple[tuple[Any, ...] | None, dict[str, bytes]]
+"""Of a worker: why it cannot take part, or the fields of an ``Attempt``, and files."""
 
 LOCAL, AUTO = "local", "auto"
 """Addresses: Ray on this machine alone; the cluster that ``RAY_ADDRESS`` or Ray itself names."""
@@ -35,10 +40,10 @@ _SETTINGS = 4  # the kind of the first frame that an HTTP/2 server sends
 def drive(link: Connection, address: str, folder: str, cpus: int, gpus: float) -> None:
     """Join the cluster and run cells on it, until ``link`` is closed.
 
-    Receives ``(name, work)``, where ``work`` is what ``run_work`` takes. Sends ``("refused",
-    reason)`` or ``("joined", address, [resources of each node])``, then for each cell ``("ended",
-    name, answer)``, ``("died", name, error)`` or ``("failed", name, reason)``, twice a second
-    ``("news", {name: (done, total)})``, and ``("lost", reason)`` if the cluster is.
+    Receives ``(job, cell)``. Sends ``("refused", reason)`` or ``("joined", address, [resources of
+    each node])``, then for each cell ``("ended", name, answer of run_cell)``, ``("died", name,
+    error)`` or ``("failed", name, reason)``, twice a second ``("news", {name: (done, total)})``,
+    and ``("lost", reason)`` if the cluster is.
     """
     os.setsid()  # Ctrl-C is for the process that runs the plan
     os.chdir("/")  # Ray puts the current folder first on the path of its workers
@@ -169,7 +174,7 @@ class _Driver:
 
         self.ray, self.link, self.events = ray, link, events
         self.node = ray.get_runtime_context().get_node_id()
-        self.run_work = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=_RETRIES)(run_work)
+        self.run_cell = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=_RETRIES)(run_cell)
         self.desk = ray.remote(  # a desk that dies is set up again, without its news
             num_cpus=0,
             max_restarts=-1,
@@ -192,22 +197,21 @@ class _Driver:
                 event = ()
             if event is None:
                 return
-            if event:
-                name, work = event
-                if isinstance(work, bytes):
-                    self._start(name, work)
-                else:
-                    self._tell_end(name, work.exception(), work)
+            if event and isinstance(event[0], Job):
+                self._start(*event)
+            elif event:
+                self._tell_end(*event)
             if time.monotonic() - self.told > _POLL_SECONDS:
                 self._tell_news()
             if time.monotonic() - self.checked > _CHECK_SECONDS:
                 self._check()
 
-    def _start(self, name: str, work: bytes) -> None:
-        future = self.run_work.remote(name, work, self.desk).future()
-        future.add_done_callback(lambda future: self.events.put((name, future)))
+    def _start(self, job: Job, cell: Cell) -> None:
+        future = self.run_cell.remote(job, cell, self.desk).future()
+        future.add_done_callback(lambda future: self.events.put((cell.name, future)))
 
-    def _tell_end(self, name: str, error: BaseException | None, future: Any) -> None:  # noqa: ANN401
+    def _tell_end(self, name: str, future: Any) -> None:  # noqa: ANN401
+        error = future.exception()
         errors = self.ray.exceptions
         if error is None:
             self.link.send(("ended", name, future.result()))
@@ -238,29 +242,22 @@ class _Driver:
             raise ConnectionError(_NODE_DIED)
 
 
-def run_work(name: str, work: bytes, desk: Any) -> bytes:  # noqa: ANN401
-    """On a worker: run one cell, and tell how far it is twice a second.
-
-    ``work`` is a pickled (``Job``, ``Cell``); the answer is a pickled ``RequestError``, or what
-    ``run_there`` returns.
-    """
+def run_cell(job: Job, cell: Cell, desk: Any) -> Answer:  # noqa: ANN401
+    """On a worker: run one cell, and tell how far it is twice a second."""
     import ray
 
-    from robust_ham.errors import RequestError
     from robust_ham.remote import run_there
 
-    told = 0.0
+    told, models = 0.0, [*cell.needs, cell.spec.model_id]
 
     def progress(done: int, total: int) -> None:
         nonlocal told
         if time.monotonic() - told > _POLL_SECONDS:
             told = time.monotonic()
-            desk.write_news.remote(name, done, total)
+            desk.write_news.remote(cell.name, done, total)
 
     try:
-        job, cell = pickle.loads(work)
-        models = [*cell.needs, cell.spec.model_id]
-        answer: object = run_there(job, cell, lambda: ray.get(desk.models.remote(models)), progress)
+        attempt, files = run_there(job, cell, lambda: ray.get(desk.models.remote(models)), progress)
     except RequestError as error:
-        answer = RequestError(f"{socket.gethostname()}: {error}")
-    return pickle.dumps(answer)
+        return RequestError(f"{socket.gethostname()}: {error}")
+    return tuple(attempt) if attempt else None, files

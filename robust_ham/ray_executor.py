@@ -6,7 +6,6 @@ import importlib.util
 import logging
 import multiprocessing
 import os
-import pickle
 import re
 import secrets
 import time
@@ -21,10 +20,10 @@ from robust_ham.cells import Attempt, already_there
 from robust_ham.context import Context
 from robust_ham.errors import RequestError
 from robust_ham.executors import Executor, Ledger
+from robust_ham.job import Job
 from robust_ham.progress import Progress
-from robust_ham.ray_driver import AUTO, LOCAL, drive
+from robust_ham.ray_driver import AUTO, LOCAL, Answer, drive
 from robust_ham.receipts import write_signed
-from robust_ham.remote import Job
 
 log = logging.getLogger(__name__)
 
@@ -145,7 +144,7 @@ class _Ray:
     def start(self, job: Job, cell: Cell) -> None:
         """Hand out a cell."""
         try:
-            self.link.send((cell.name, pickle.dumps((job, cell))))
+            self.link.send((job, cell))
         except OSError:
             self._raise_lost(_ENDED)
 
@@ -239,18 +238,17 @@ class _Cells:
             time.sleep(_POLL_SECONDS)
             yield cell
 
-    def _result(self, cell: Cell, answer: bytes) -> Attempt | None:
-        """What ``run_work`` answers; files that it made are put into the run folder."""
-        result = pickle.loads(answer)
-        if isinstance(result, RequestError):
-            raise result
-        attempt, files = result
+    def _result(self, cell: Cell, answer: Answer) -> Attempt | None:
+        """What a worker answers; files that it made are put into the run folder."""
+        if isinstance(answer, RequestError):
+            raise answer
+        fields, files = answer
         if files and (known := already_there(self.context, cell)):
             return known  # another process was quicker
         write_signed(self.context.run, files)
         if files and cell.attack_id is not None and cell.num_shards > 1:
             join_shards(self.context, cell, cell.attack_id)
-        return attempt  # type: ignore[no-any-return]
+        return Attempt(*fields) if fields else None
 
     def _show(self, news: dict[str, tuple[int, int]]) -> None:
         for name, (done, total) in news.items():

@@ -11,7 +11,6 @@ import functools
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,6 +20,7 @@ from robust_ham.cells import Attempt, attempt_cell, run_key
 from robust_ham.config_files import parse_config
 from robust_ham.context import Context
 from robust_ham.errors import RequestError
+from robust_ham.job import Job
 from robust_ham.plan import make_plan
 from robust_ham.progress import Progress
 from robust_ham.receipts import read_signed, write_signed
@@ -29,30 +29,6 @@ from robust_ham.working_folder import working_in
 
 Files = dict[str, bytes]
 """Path inside a run folder to content."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a worker has to know to run any cell of a run."""
-
-    config: str
-    data_root: str | None
-    folder: str
-    device: str
-    own_code: str
-    """The folder in which the run was started: modules of the user's own are looked for there."""
-    token: str
-    """Name of a file among the locks: who does not see it does not see the folder."""
-    key: str
-    """Of the run: a worker that finds another one would mix results."""
-
-    @classmethod
-    def of(cls, context: Context, data_root: Path | None, token: str) -> Job:
-        """The cells of a run."""
-        config, folder = context.plan.config.to_yaml(), str(context.run.root.resolve())
-        root = str(data_root.resolve()) if data_root else None
-        device, own_code = context.device.type, str(Path.cwd())
-        return cls(config, root, folder, device, own_code, token, run_key(context))
 
 
 def run_there(

@@ -166,7 +166,9 @@ class RunFolder:
             RequestError: the first link, pipe, socket or device; the folder itself may be a link.
         """
         for folder, folders, files in os.walk(self.root):
-            for name in (*folders, *files):
+            names = (*folders, *files)
+            folders[:] = (name for name in folders if not name.startswith("."))  # not of a run
+            for name in names:
                 path = os.path.join(folder, name)
                 try:
                     mode = os.lstat(path).st_mode

@@ -66,6 +66,10 @@ def make_folder(folder: Path) -> None:
     except FileNotFoundError:
         make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
+    except FileExistsError:
+        raise NotADirectoryError(
+            errno.ENOTDIR, "expected a folder, got a file", str(folder)
+        ) from None
 
 
 def _worked_in(path: Path) -> Path | None:

@@ -228,7 +228,7 @@ def test_missing_and_unreadable_files(tmp_path):
     with pytest.raises(RequestError, match="binary.yaml: not a text file"):
         load_config(str(tmp_path / "binary.yaml"))
     (tmp_path / "large.yaml").write_text("#" * 1_000_001)
-    with pytest.raises(RequestError, match="expected a config below 1 MB"):
+    with pytest.raises(RequestError, match="large.yaml: expected at most 1,000,000 bytes"):
         load_config(str(tmp_path / "large.yaml"))
 
 

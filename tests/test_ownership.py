@@ -120,7 +120,7 @@ def test_a_folder_that_another_verb_has_made_is_refused(tmp_path):
             claim(tmp_path / "a", "name", verb)
 
 
-@pytest.mark.parametrize("name", [".DS_Store", ".gitkeep"])
+@pytest.mark.parametrize("name", [".DS_Store", ".gitkeep", "Thumbs.db", "desktop.ini"])
 def test_an_empty_folder_may_hold_what_says_nothing(tmp_path, name):
     (tmp_path / name).touch()
     claim(tmp_path, "name")
@@ -227,3 +227,39 @@ def test_a_link_in_a_folder_is_named(tmp_path):
     (tmp_path / "run" / "manifest.json").symlink_to(tmp_path / "secret.json")
     with pytest.raises(RequestError, match=r"manifest.json: a symbolic link; a run folder must"):
         claim(tmp_path / "run", "name")
+
+
+@pytest.mark.parametrize("manifest", [None, "", "{", "[]"], ids=str)
+def test_a_run_whose_manifest_is_lost_goes_on(tmp_path, manifest):
+    receipt = {"key": "a" * 64, "files": {}}
+    write_json(tmp_path / "receipts/models/cnn.json", receipt)
+    (tmp_path / "config.yaml").write_text("name: x")
+    if manifest is not None:
+        (tmp_path / "manifest.json").write_text(manifest)
+    refuse_strangers(tmp_path, "run")
+    with pytest.raises(RequestError, match="made by `robust-ham run`"):
+        refuse_strangers(tmp_path, "explain")
+
+
+def test_another_version_is_named(tmp_path):
+    about = {"schema": 9, "name": "x", "versions": {"robust-ham": "9"}}
+    (tmp_path / "manifest.json").write_text(json.dumps(about))
+    with pytest.raises(RequestError, match="expected schema 1, got 9: another version of"):
+        refuse_strangers(tmp_path, "run")
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for path in (tmp_path / "file", tmp_path / "file/inside"):
+        with pytest.raises(RequestError, match="expected a folder, got a file"):
+            refuse_strangers(path, "run")
+
+
+def test_what_earlier_versions_wrote_without_a_manifest_is_taken_up(tmp_path):
+    earlier = ["cost.csv", "cost.svg", "claims.csv"]
+    for name in earlier[:2]:
+        (tmp_path / name).write_text("a")
+    refuse_strangers(tmp_path, "explain", earlier)
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(RequestError, match="without our manifest.json"):
+        refuse_strangers(tmp_path, "explain", earlier)

@@ -1,7 +1,6 @@
 """A cell elsewhere, without any engine: what a worker refuses, makes, and hands back."""
 
 import dataclasses
-import pickle
 import shutil
 from types import SimpleNamespace
 
@@ -10,17 +9,18 @@ import torch
 from faulty_runs import CONFIG, results, run_here
 from test_faults import write_data
 
-from robust_ham.cells import Attempt, already_there, run_cell, run_key
+from robust_ham.cells import already_there, run_cell, run_key
 from robust_ham.config_files import parse_config
 from robust_ham.context import Context
 from robust_ham.errors import RequestError
+from robust_ham.job import Job
 from robust_ham.model_cells import help_train
 from robust_ham.plan import make_plan
 from robust_ham.progress import unseen
 from robust_ham.ray_driver import Desk
 from robust_ham.ray_executor import _Cells
 from robust_ham.receipts import read_signed, write_signed
-from robust_ham.remote import Job, run_there
+from robust_ham.remote import run_there
 from robust_ham.run_folder import RunFolder
 from robust_ham.training import TrainingError
 
@@ -145,9 +145,9 @@ def test_what_comes_back_second_replaces_nothing(whole, data, tmp_path):
     """A process that shares the folder was quicker than a worker that does not."""
     context = context_of(shutil.copytree(whole, tmp_path / "run"), data)
     cell = context.plan.cells[0]
-    answer = Attempt("done", 1.0), read_signed(context.run, [context.run.model(cell.name)])
+    answer = ("done", 1.0, None), read_signed(context.run, [context.run.model(cell.name)])
     cells = SimpleNamespace(context=context)
-    assert _Cells._result(cells, cell, pickle.dumps(answer)).outcome == "already there"
+    assert _Cells._result(cells, cell, answer).outcome == "already there"
     assert not (tmp_path / "run" / "superseded").exists()
 
 

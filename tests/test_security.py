@@ -49,6 +49,9 @@ ALLOWED = {
     ("analysis/statements.py", "yaml.safe_load"),
     # Figures that this process has just drawn: matplotlib escapes text, as tested below.
     ("report/inline.py", "Markup"),
+    # Between processes of one run, as Ray itself does; nothing is read from a file.
+    ("ray_driver.py", "pickle"),
+    ("ray_executor.py", "pickle"),
 }
 MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 LOADERS = {"load", "load_all", "full_load", "full_load_all", "unsafe_load", "unsafe_load_all"}
@@ -60,7 +63,8 @@ def unsafe(source, name=""):
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
-            found += [n for n in names if n.partition(".")[0] in MODULES]
+            loaders = [n for n in names if n.partition(".")[0] in MODULES]
+            found += [n for n in loaders if (name, n) not in ALLOWED]
         elif isinstance(node, ast.ImportFrom) and node.module:
             names = [alias.name for alias in node.names]
             if node.module.partition(".")[0] in MODULES and names != ["UnpicklingError"]:
@@ -190,15 +194,18 @@ def test_a_configuration_stands_for_so_many_models():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        (f"models.0.widths={[4] * 120}", "would be a file name of more than 200 bytes"),
+        (f"models.0.widths={[4444] * 60}", "would be a file name of more than 200 bytes"),
         (f"models.0.prefix={'x' * 100}", None),
         ("models.0.prefix=../up", "models.0.prefix: expected letters"),
         ("models.0.prefix=.hidden", "models.0.prefix: expected letters"),
         ("name=..", "name: expected letters"),
         ("attacks={../x: {attack: deepfool}}", "attacks.*: expected letters"),
         ("attacks.b={attack: band_deepfool, band: <b>}", "attacks.b.*band: expected a whole"),
-        ("evaluation={num_images: 9000000000000000000, shard_size: 1}", "at most 1,000,000 cells"),
-        ("training.epochs='99999999999999999999'", "expected a number of at most 64 bits"),
+        ("evaluation={num_images: 90000000, shard_size: 1}", "at most 1,000,000 cells"),
+        (
+            "training.epochs='99999999999999999999'",
+            "epochs: .* less than or equal to 100000",
+        ),
         ('training={"a\\nb": 1}', "a.nb: unknown key"),
     ],
 )
@@ -355,11 +362,11 @@ def rewrite_card(model_folder, **changes):
         ({"test_accuracy": "high"}, "test_accuracy: expected a number"),
         (
             {"model": checkpoints.describe(SPEC) | {"widths": [10**15]}},
-            "describes a network that cannot be|expected shape",
+            "does not describe a model known here",
         ),
         (
-            {"model": checkpoints.describe(SPEC) | {"widths": [10**6], "kernel_size": 99}},
-            r"safetensors: conv1.weight: expected shape \(1000000, 1, 99, 99\), got",
+            {"model": checkpoints.describe(SPEC) | {"widths": [65_536], "kernel_size": 99}},
+            r"safetensors: conv1.weight: expected shape \(65536, 1, 99, 99\), got",
         ),
     ],
 )

@@ -13,12 +13,12 @@ from test_report import folder  # noqa: F401
 
 from robust_ham import locks
 from robust_ham.analysis.run import Run
-from robust_ham.cells import note_failure
 from robust_ham.config import DatasetConfig
 from robust_ham.data import load_split
 from robust_ham.errors import RequestError
 from robust_ham.foreign import read_network
 from robust_ham.run_folder import RunFolder
+from robust_ham.run_logs import note_failure
 from robust_ham.store import file_hash, read_json
 
 

@@ -20,6 +20,7 @@ from robust_ham.store import writing
 @pytest.fixture(autouse=True)
 def _own_handlers(monkeypatch):
     before = {number: signal.getsignal(number) for number in stopping.SIGNALS}
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where the tests run under nohup
     monkeypatch.setattr(stopping, "_asked", None)
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     stopping.listen()

@@ -83,10 +83,11 @@ def explain(name: str, folder: Path, run: Path | None = None) -> Explained:
     from robust_ham.report.style import save_figure
     from robust_ham.store import write_csv
 
-    refuse_strangers(folder, "explain")
+    earlier = [f"{name}.{kind}" for kind in ("csv", "svg", "png")] + ["claims.csv"]
+    refuse_strangers(folder, "explain", earlier)
     module = importlib.import_module(f"robust_ham.explain.{name.replace('-', '_')}")
     made: Explained = module.explain(run) if EXPERIMENTS[name].takes_run else module.explain()
-    claim(folder, name, "explain")
+    claim(folder, name, "explain", earlier)
     write_csv(folder / f"{name}.csv", made.table)
     save_figure(made.figure, folder, name)
     answers = answer_experiment(name, made.table)

@@ -7,12 +7,13 @@ written in fewer bytes.
 from __future__ import annotations
 
 import itertools
-import json
 import re
 from typing import Any
 
+from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 
+from robust_ham.errors import visible
 from robust_ham.report.writers import Table
 
 MANY_MODELS = 300
@@ -31,11 +32,9 @@ def rows_as_json(table: Table) -> Markup:
 
     A column whose values repeat has each of them once, and their places row by row.
     """
-    columns = [_column(list(values)) for values in zip(*table.rows, strict=True)]
-    text = json.dumps({"columns": columns}, ensure_ascii=False, separators=(",", ":"))
-    for sign in "<>&\u2028\u2029":
-        text = text.replace(sign, f"\\u{ord(sign):04x}")
-    return Markup(text)
+    columns = [_column(list(map(visible, values))) for values in zip(*table.rows, strict=True)]
+    content = {"columns": columns}
+    return htmlsafe_json_dumps(content, ensure_ascii=False, separators=(",", ":"))
 
 
 def _column(values: list[str]) -> dict[str, Any]:
