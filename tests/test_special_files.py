@@ -17,6 +17,7 @@ from robust_ham.config import DatasetConfig
 from robust_ham.data import load_split
 from robust_ham.errors import RequestError
 from robust_ham.foreign import read_network
+from robust_ham.ownership import claim
 from robust_ham.run_folder import RunFolder
 from robust_ham.run_logs import note_failure
 from robust_ham.store import file_hash, read_json
@@ -108,11 +109,13 @@ def test_verify_names_all_of_them(folder, tmp_path, run_cli, monkeypatch):  # no
 def test_a_run_neither_waits_nor_writes_there(kind, tmp_path, run_cli, monkeypatch):
     for name in ("run.log", "failures.jsonl", "timings.csv", "locks/start.lock", "config.yaml"):
         out = tmp_path / name.replace("/", "+")
+        claim(out, "quickstart")
         put(out / name, kind, monkeypatch)
         code, _, errors = run_cli("run", "quickstart", "--out", out)
         assert code == 2
         assert f"{name}: a " in errors
-        assert [p.name for p in out.rglob("*") if not p.is_dir()] == [name.rpartition("/")[2]]
+        there = {p.name for p in out.rglob("*") if not p.is_dir()}
+        assert there == {"manifest.json", name.rpartition("/")[2]}
 
 
 def test_each_reader_refuses_them_by_itself(tmp_path, monkeypatch):
