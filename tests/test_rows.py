@@ -114,3 +114,13 @@ def test_models_have_the_same_labels():
     tables = [check(rows_of()), AttackRows(Path("y"), "n", "s", other.iloc[::-1])]
     with pytest.raises(RequestError, match="y: n/s: image 7: label: expected 1 as under another"):
         check_agreement(tables)
+
+
+@pytest.mark.parametrize("column", ["sample_id", "label"])
+@pytest.mark.parametrize("in_order", [True, False])
+def test_a_missing_number_of_a_nullable_column_is_named(column, in_order):
+    table = rows_of().astype({column: "Int64"})
+    table.loc[0, column] = pd.NA
+    table = table if in_order else table.iloc[::-1].reset_index(drop=True)
+    with pytest.raises(RequestError, match=f"{column}: expected"):
+        check(table)

@@ -69,7 +69,7 @@ class AttackRows:
     def _check_identity(self, config: Config) -> None:
         """Rows are of this model and data, one per image."""
         table = self.table
-        ids = table["sample_id"].to_numpy()
+        ids = table["sample_id"].to_numpy(np.float64)
         whole = np.isfinite(ids) & (ids >= 0) & (ids == np.floor(ids))
         self.refuse(~whole, "sample_id", "a whole number")
         if len(np.unique(ids)) < len(ids):
@@ -84,12 +84,13 @@ class AttackRows:
 
     def _check_images(self, num_images: int, inputs: pd.DataFrame) -> None:
         """Rows are of the first ``num_images`` of the attacked images, with their labels."""
-        found = self.table["sample_id"]
-        ids, expected = (inputs[name].to_numpy()[:num_images] for name in ("sample_id", "label"))
-        if np.array_equal(found.to_numpy(), ids) and len(ids) == num_images:  # as runs write them
-            differs = self.table["label"].to_numpy() != expected
-            self.refuse(differs, "label", "that of inputs.parquet")
+        columns = ("sample_id", "label")
+        own_ids, own_labels = (self.table[name].to_numpy(np.float64) for name in columns)
+        ids, expected = (inputs[name].to_numpy(np.float64)[:num_images] for name in columns)
+        if np.array_equal(own_ids, ids) and len(ids) == num_images:  # as runs write them
+            self.refuse(own_labels != expected, "label", "that of inputs.parquet")
             return
+        found = self.table["sample_id"]
         labels = inputs.iloc[:num_images].set_index("sample_id")["label"]
         if not labels.index.is_unique:
             self.fail("inputs.parquet names an image twice")
@@ -97,7 +98,7 @@ class AttackRows:
         if len(missing):
             self.fail(f"image {missing[0]} of inputs.parquet has no row")
         self.refuse(~found.isin(labels.index).to_numpy(), "sample_id", "an attacked image")
-        other = self.table["label"].to_numpy() != labels.reindex(found).to_numpy()
+        other = own_labels != labels.reindex(found).to_numpy(np.float64)
         self.refuse(other, "label", "that of inputs.parquet")
         if len(found) != num_images:
             self.fail(f"expected {num_images} rows (num_images), got {len(found)}")
