@@ -321,7 +321,6 @@ def _read(path: Path, numbers: list[str], columns: Sequence[str] | None = None) 
 def _read_samples(path: Path) -> pd.DataFrame:
     table = _read(path, _SAMPLES, _SAMPLE_COLUMNS)
     with reading(path):
-        _with_numbers(table, [name for name in ("clean_margin",) if name in table])
         if not table["status"].map(lambda s: isinstance(s, str)).all():
             raise TypeError("status is not text")
         return _with_numbers(table, [name for name in ("clean_margin",) if name in table])
