@@ -55,7 +55,8 @@ def refuse_strangers(folder: Path, verb: str = "run", earlier: Collection[str] =
     except FileNotFoundError:
         return
     except NotADirectoryError:
-        raise RequestError(f"{folder}: expected a folder, got a file") from None
+        culprit = next(path for path in (folder, *folder.parents) if path.exists())
+        raise RequestError(f"{culprit}: expected a folder, got a file") from None
     manifest = RunFolder(folder).manifest
     strange = [
         n for n in names if n.lower() not in _NO_CONTENT and being_written(n) != manifest.name
