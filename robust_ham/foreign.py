@@ -25,12 +25,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load, load_file
+from safetensors.torch import load
 from torch import Tensor
 
-from robust_ham.errors import RequestError
+from robust_ham.errors import RequestError, naming
 from robust_ham.pickle_check import MAX_PICKLE_BYTES, PickleCheck, RefusedError
-from robust_ham.regular_files import check_memory, open_regular, read_bytes
+from robust_ham.regular_files import check_memory, open_regular
 from robust_ham.renaming import listed
 
 # --- what a file may name --------------------------------------------------------------------
@@ -202,20 +202,19 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     Raises:
         RequestError: damaged, or its header is too long.
     """
-    with open_regular(path, follow_links=True) as file:
-        header, size = int.from_bytes(file.read(8), "little"), _size_of(file)
-    check_memory(str(path), size, part=2)
+    with naming(path), open_regular(path, follow_links=True) as file:
+        size = _size_of(file)
+        check_memory(str(path), size, part=2)
+        content = file.read(size)  # here, since safetensors does not tell why it cannot read
+    header = int.from_bytes(content[:8], "little")
     if header > min(_MAX_HEADER_BYTES, size):
         raise RequestError(
             f"{path}: damaged or not a safetensors file: expected a header of at most "
             f"{_MAX_HEADER_BYTES:,} bytes, inside the file"
         )
     try:
-        if str(path).isprintable():
-            tensors: dict[str, Tensor] = load_file(path)
-        else:  # load_file takes only paths in UTF-8
-            tensors = load(read_bytes(path, size, follow_links=True))
-    except (SafetensorError, OSError, ValueError, LookupError, TypeError, RuntimeError):
+        tensors: dict[str, Tensor] = load(content)
+    except (SafetensorError, ValueError, LookupError, TypeError, RuntimeError):
         raise RequestError(f"{path}: damaged or not a safetensors file") from None
     return tensors
 

@@ -58,21 +58,22 @@ def try_lock(path: Path) -> Lock | None:
 
     The file says who holds it: host, process, and since when.
     """
-    while True:
-        descriptor = _open(path)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            return None
-        except OSError as error:
-            os.close(descriptor)
-            if error.errno in _NO_LOCKS:
-                return _try_heartbeat(path)
-            raise
-        if _is_file(descriptor, path):
-            break
-        os.close(descriptor)  # its last owner has removed it in between
+    with naming(path):
+        while True:
+            descriptor = _open(path)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(descriptor)
+                return None
+            except OSError as error:
+                os.close(descriptor)
+                if error.errno in _NO_LOCKS:
+                    return _try_heartbeat(path)
+                raise
+            if _is_file(descriptor, path):
+                break
+            os.close(descriptor)  # its last owner has removed it in between
     _held.add(descriptor)
 
     def release() -> None:

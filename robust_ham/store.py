@@ -32,7 +32,7 @@ import pyarrow as pa
 from robust_ham.config import SCHEMA
 from robust_ham.errors import RequestError, ending_with, naming
 from robust_ham.locks import locked, owner
-from robust_ham.regular_files import check_memory, open_regular, read_bytes, read_text
+from robust_ham.regular_files import check_memory, memory_share, open_regular, read_bytes, read_text
 from robust_ham.spreadsheets import guard_table, restore_table
 from robust_ham.stopping import uninterrupted
 from robust_ham.working_folder import check_unmoved
@@ -285,13 +285,10 @@ def read_arrays(path: Path, limit: int | None = None) -> dict[str, np.ndarray[An
     Raises:
         RequestError: damaged, too large when unpacked, or an array that is not of plain numbers.
     """
+    # Read here, since zipfile takes a disk that fails for a damaged file.
+    file = io.BytesIO(read_bytes(path, memory_share(1 / 3)))
     try:
-        with (
-            naming(path),
-            open_regular(path) as file,
-            reading(path),
-            zipfile.ZipFile(file) as archive,
-        ):
+        with reading(path), zipfile.ZipFile(file) as archive:
             size = sum(member.file_size for member in archive.infolist())
             if limit is not None and size > limit:
                 raise RequestError(
