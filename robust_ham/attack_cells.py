@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from robust_ham.array_files import read_arrays, write_arrays
 from robust_ham.catalogue import attack_options, own_code, recipe_of, shared_transforms
 from robust_ham.cell import Cell
 from robust_ham.checkpoints import read_card
@@ -23,14 +24,7 @@ from robust_ham.model_groups import ModelGroup
 from robust_ham.parquet_tables import read_table, table_bytes, write_table
 from robust_ham.progress import Progress
 from robust_ham.receipts import check, is_finished, sign
-from robust_ham.store import (
-    content_key,
-    read_arrays,
-    remove_empty,
-    write_arrays,
-    write_csv,
-    writing_folder,
-)
+from robust_ham.store import content_key, remove_empty, write_csv, writing_folder
 
 _ROWS, _ARRAYS = "samples.parquet", "arrays.npz"
 """Files of a shard."""

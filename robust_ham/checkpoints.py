@@ -21,12 +21,13 @@ from torch import Tensor, nn
 from robust_ham.config import Config
 from robust_ham.errors import RequestError
 from robust_ham.fitting import check_tensors, fill, fit
-from robust_ham.foreign import read_network, read_safetensors
+from robust_ham.foreign import read_network
 from robust_ham.model_groups import FactoryGroup, ModelGroup, TableGroup, model_group
 from robust_ham.models import MODELS, Normalize, build
 from robust_ham.models.applied import OWN_WINDOW, windows_of
 from robust_ham.own_code import import_function, one_line_for
 from robust_ham.regular_files import is_regular
+from robust_ham.safe_load import read_safetensors
 from robust_ham.splits import MAX_CLASSES
 from robust_ham.store import file_hash, read_json, write_csv, write_json, writing_folder
 

@@ -19,11 +19,9 @@ import typer
 
 from robust_ham import stopping
 from robust_ham.bounds import MAX_CELLS, MAX_GPUS, MAX_ROUNDS, MAX_THREADS, MAX_WORKERS
-from robust_ham.errors import ending_with, naming, printable
+from robust_ham.errors import printable
 from robust_ham.explain import EXPERIMENTS
-from robust_ham.regular_files import open_to_append
 from robust_ham.streams import (
-    LineFormatter,
     flush_streams,
     prepare_streams,
     show_lines_of_others,
@@ -178,11 +176,9 @@ def run(
     folder = out or Path("results") / loaded.name
     _check_attacks_package()
     from robust_ham import distributed
-    from robust_ham.checksums import check_present, read_checksums
     from robust_ham.executors import choose_device, run_plan
     from robust_ham.ownership import refuse_strangers
     from robust_ham.plan import make_plan
-    from robust_ham.run_folder import RunFolder
 
     if as_json and not dry_run:
         raise RequestError("--json: with --dry-run; `robust-ham status --json` tells of a run")
@@ -201,25 +197,42 @@ def run(
         if distributed.rank() > 0:
             run_plan(plan, folder, own)
             return 0
-        run_folder = RunFolder(folder)
-        with _work_folder(folder, loaded.name):
-            with _log_file(run_folder.log), _monitor() as monitor:
-                outcome = run_plan(plan, folder, own, monitor, execute, Path(config))
-            if outcome.num_failed:
-                failed = f"{outcome.num_failed} of {len(plan.cells)} cells failed"
-                _complain(f"{failed}: {run_folder.failures}")
-            for line in outcome.distrusted:
-                _complain(f"not to be trusted: {line}")
-            try:
-                if stop_after is None:
-                    _report(folder)
-            except RequestError:
-                if not outcome.num_failed:  # else there is nothing to report, as just said
-                    raise
-            finally:
-                check_present(
-                    RunFolder(folder), ["config.yaml", *read_checksums(RunFolder(folder))]
-                )
+        return _run(plan, folder, own, execute, Path(config), report=stop_after is None)
+
+
+def _run(
+    plan: Plan,
+    folder: Path,
+    device: torch.device,
+    execute: Executor,
+    source: Path,
+    *,
+    report: bool,
+) -> int:
+    """Run a plan and say what came of it; the exit code."""
+    from robust_ham.checksums import check_present, read_checksums
+    from robust_ham.errors import RequestError
+    from robust_ham.executors import run_plan
+    from robust_ham.run_folder import RunFolder
+    from robust_ham.run_logs import log_file
+
+    run_folder = RunFolder(folder)
+    with _work_folder(folder, plan.config.name):
+        with log_file(run_folder.log), _monitor() as monitor:
+            outcome = run_plan(plan, folder, device, monitor, execute, source)
+        if outcome.num_failed:
+            failed = f"{outcome.num_failed} of {len(plan.cells)} cells failed"
+            _complain(f"{failed}: {run_folder.failures}")
+        for line in outcome.distrusted:
+            _complain(f"not to be trusted: {line}")
+        try:
+            if report:
+                _report(folder)
+        except RequestError:
+            if not outcome.num_failed:  # else there is nothing to report, as just said
+                raise
+        finally:
+            check_present(run_folder, ["config.yaml", *read_checksums(run_folder)])
     if outcome.num_failed:
         return EXIT_CELLS
     return EXIT_GATE if outcome.distrusted else 0
@@ -444,6 +457,7 @@ def bench(
     from robust_ham.ownership import refuse_strangers
     from robust_ham.plan import make_plan
     from robust_ham.run_folder import RunFolder
+    from robust_ham.run_logs import log_file
 
     refuse_strangers(folder)
     if RunFolder(folder).has_rows and not (folder / "bench.csv").is_file():
@@ -456,7 +470,7 @@ def bench(
             _say(f"{name} is not installed, left out: {hint}")
     plan = make_plan(loaded, data_root, attack=False)
     with _work_folder(folder, loaded.name):
-        with _log_file(folder / "run.log"), _monitor() as monitor:
+        with log_file(RunFolder(folder).log), _monitor() as monitor:
             table = measure_all(
                 plan, folder, chosen_device, chosen, rounds, monitor, _say, Path(config)
             )
@@ -744,25 +758,6 @@ def _print_table(header: list[str], rows: list[list[str]]) -> None:
         console.print(table)
 
 
-class _LogFile(logging.Handler):
-    """Appends lines to a log. A log that cannot be written ends a run, as any file of it does."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.path, self.file = path, open_to_append(path)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        line = f"{self.format(record)}\n".encode(errors="backslashreplace")
-        with naming(self.path):
-            while line:
-                line = line[self.file.write(line) :]
-
-    def close(self) -> None:
-        with naming(self.path):
-            self.file.close()
-        super().close()
-
-
 @contextlib.contextmanager
 def _work_folder(folder: Path, name: str) -> Iterator[None]:
     """Make a folder ours, unless it is somebody else's; it must stay the same one."""
@@ -772,25 +767,6 @@ def _work_folder(folder: Path, name: str) -> Iterator[None]:
     claim(folder, name)
     with working_in(folder):
         yield
-
-
-@contextlib.contextmanager
-def _log_file(path: Path) -> Iterator[None]:
-    """Append what both packages log to a file of a run folder."""
-    handler = _LogFile(path)
-    handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(message)s"))
-    loggers = logging.getLogger("robust_ham"), logging.getLogger("attacks")
-    for logger in loggers:
-        logger.addHandler(handler)
-        logger.setLevel(logging.DEBUG)
-        logger.propagate = False
-    try:
-        with ending_with(handler.close):
-            yield
-    finally:
-        for logger in loggers:
-            logger.removeHandler(handler)
-            logger.propagate = True
 
 
 @contextlib.contextmanager

@@ -55,7 +55,7 @@ from robust_ham.working_folder import check_unmoved, working_in
 log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.2
-_STEP_LOCKS = re.compile(r"(start|tables|timings|(process|ray)-[0-9a-f]+)\.lock")
+_STEP_LOCKS = re.compile(r"(start|tables|timings|failures|(process|ray)-[0-9a-f]+)\.lock")
 """Names of all locks of a run but those of cells."""
 
 

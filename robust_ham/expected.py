@@ -120,9 +120,7 @@ def _seconds_per_image(context: Context, model: nn.Module, attack_id: str) -> fl
 
 
 def _fewer_candidates(context: Context, attack_id: str) -> tuple[dict[str, Any], float]:
-    """Options of an attack with about a thousand candidates at the most, and how many times more
-    there are.
-    """
+    """Options with about a thousand candidates at most, and how many times more there are."""
     attack = context.plan.config.attacks[attack_id]
     options, shape = attack_options(attack, attack_id), context.plan.attacked.images.shape[1:]
     count = num_candidates(attack.attack, options, shape)

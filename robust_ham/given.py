@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from attacks.model import BOX_TOLERANCE
-from robust_ham.regular_files import check_memory
+from robust_ham.memory import check_memory
 from robust_ham.splits import to_float
 
 
@@ -60,6 +60,11 @@ def _tensor(values: ArrayLike, name: str) -> Tensor:
         ValueError: not an array of numbers, or a tensor without values of its own.
         RequestError: more than half of this machine's memory.
     """
+    if isinstance(values, Tensor) and (
+        values.layout != torch.strided or values.is_meta or values.is_quantized
+    ):
+        raise ValueError(f"{name}: expected a dense tensor with values, got {_kind(values)}")
+    check_memory(name, getattr(values, "nbytes", 0), part=2)  # also of a view that repeats itself
     if not hasattr(values, "__len__") or hasattr(values, "dataset"):  # as a DataLoader has
         kind = type(values).__name__
         raise ValueError(f"{name}: expected a tensor, an array or a list, got {kind}")
@@ -71,9 +76,6 @@ def _tensor(values: ArrayLike, name: str) -> Tensor:
     except (TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{name}: expected an array of numbers: {reason}") from None
-    if values.layout != torch.strided or values.is_meta or values.is_quantized:
-        raise ValueError(f"{name}: expected a dense tensor with values, got {_kind(values)}")
-    check_memory(name, values.numel() * values.element_size(), part=2)
     return values.detach().cpu().clone()
 
 

@@ -16,9 +16,9 @@ from robust_ham import distributed
 from robust_ham.catalogue import attack_options, num_candidates
 from robust_ham.config import AttackConfig, Config, TrainingConfig, is_own
 from robust_ham.errors import RequestError
+from robust_ham.memory import in_bytes, memory_share
 from robust_ham.model_groups import ModelGroup
 from robust_ham.models import MODELS, num_params
-from robust_ham.regular_files import memory_share
 from robust_ham.splits import FileSplit, Split
 
 _SHARE = 0.8
@@ -37,8 +37,8 @@ def check_need(num_bytes: int, what: str) -> None:
     limit = memory_share(_SHARE)
     if num_bytes > limit:
         raise RequestError(
-            f"{what} needs at least {num_bytes / 1e9:,.1f} GB of memory, expected at most "
-            f"{limit / 1e9:,.1f} GB, {_SHARE:.0%} of this machine's"
+            f"{what} needs at least {in_bytes(num_bytes)} of memory, expected at most "
+            f"{in_bytes(limit)}, {_SHARE:.0%} of this machine's"
         )
 
 

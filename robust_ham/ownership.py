@@ -16,6 +16,7 @@ from typing import Any
 
 import robust_ham
 from robust_ham.config import SCHEMA, Config
+from robust_ham.config_fields import shown
 from robust_ham.config_files import config_text, parse_config
 from robust_ham.errors import RequestError
 from robust_ham.locks import owner
@@ -67,8 +68,10 @@ def refuse_strangers(folder: Path, verb: str = "run", earlier: Collection[str] =
     if not strange:
         return
     written_by = _written_by(manifest)
-    if written_by is None and (_has_receipts(folder) or set(strange) <= {*earlier}):
-        written_by = "run" if _has_receipts(folder) else verb
+    if written_by is None and set(strange) <= {*earlier}:
+        written_by = verb
+    if written_by is None and _has_receipts(folder):
+        written_by = "run"
     if written_by is None:
         raise RequestError(
             f"{folder}: expected an empty folder or one that `robust-ham {verb}` has made, got "
@@ -107,7 +110,7 @@ def _written_by(manifest: Path) -> str | None:
     if not isinstance(versions, dict) or "robust-ham" not in versions or "name" not in content:
         return None
     if content.get("schema") != SCHEMA:
-        schema = repr(content.get("schema"))[:50]
+        schema = shown(content.get("schema"))
         raise RequestError(
             f"{manifest}: expected schema {SCHEMA}, got {schema}: another version of robust-ham "
             "made this folder"

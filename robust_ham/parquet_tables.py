@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 
 from robust_ham.config import SCHEMA
 from robust_ham.errors import RequestError, naming
-from robust_ham.regular_files import check_memory, open_regular
+from robust_ham.memory import check_memory
+from robust_ham.regular_files import open_regular
 from robust_ham.store import MAX_COLUMNS, MAX_ROWS, is_missing_or_damaged, write_bytes
 
 _ROWS_AT_ONCE = 65_536

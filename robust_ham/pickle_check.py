@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from robust_ham.errors import shortened
+
 MAX_PICKLE_BYTES = 100_000_000
 """Of all that a file holds beside the numbers of its tensors."""
 _MAX_OPCODES = 2_000_000
@@ -44,8 +46,6 @@ _CALLED = {
 """What may be called beside the stand-ins of the caller."""
 _HASHED = {"collections.OrderedDict", "collections.Counter", "builtins.set"}
 """What makes keys of the values that it is called with."""
-_SHOWN = 100
-"""Characters of a name that a message repeats."""
 _BUILT = {"collections.OrderedDict", "collections.Counter"}
 """What may be given attributes beside the stand-ins."""
 
@@ -207,7 +207,7 @@ class PickleCheck:
         is_torch = module == "torch" or module.startswith("torch.")
         plain = is_torch and (_storage_of(full) or full.rpartition(".")[0] == "torch")
         if full not in _CALLED and full not in self.stand_ins and not plain:
-            raise RefusedError(f"it names {full[:_SHOWN]}, which no weights need")
+            raise RefusedError(f"it names {shortened(full)}, which no weights need")
         stack.append(_Named(full))
 
     def _tuple_of(self, count: int, stack: list[Any]) -> None:
@@ -239,7 +239,7 @@ class PickleCheck:
             raise UnpicklingError("a call of what is no function")
         name = called.name
         if name not in _CALLED and name not in self.stand_ins:
-            raise RefusedError(f"it calls {name}, which no weights need")
+            raise RefusedError(f"it calls {shortened(name)}, which no weights need")
         self._count_copies(given, size)
         if name in _TENSORS:
             self._check_tensor(name, given)

@@ -18,7 +18,8 @@ import pandas as pd
 
 from robust_ham.checksums import hash_files, read_checksums
 from robust_ham.errors import RequestError
-from robust_ham.regular_files import is_regular, memory_share, read_bytes
+from robust_ham.memory import memory_share
+from robust_ham.regular_files import is_regular, read_bytes
 from robust_ham.run_folder import RunFolder, files_below
 from robust_ham.store import (
     MAX_TEXT_BYTES,

@@ -165,9 +165,17 @@ class RunFolder:
         Raises:
             RequestError: the first link, pipe, socket or device; the folder itself may be a link.
         """
+        for path, kind in self.special_files():
+            raise RequestError(f"{path}: a {kind}; a run folder must not hold any")
+
+    def special_files(self) -> Iterator[tuple[str, str]]:
+        """Path and kind of all that is neither a regular file nor a folder.
+
+        Hidden folders, which are not of a run, are passed over.
+        """
         for folder, folders, files in os.walk(self.root):
             names = (*folders, *files)
-            folders[:] = (name for name in folders if not name.startswith("."))  # not of a run
+            folders[:] = (name for name in folders if not name.startswith("."))
             for name in names:
                 path = os.path.join(folder, name)
                 try:
@@ -175,8 +183,7 @@ class RunFolder:
                 except OSError:  # another process has just removed it
                     continue
                 if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-                    kind = kind_of(mode)
-                    raise RequestError(f"{path}: a {kind}; a run folder must not hold any")
+                    yield path, kind_of(mode)
 
     def model(self, model_id: str) -> Path:
         """Folder of a model's weights, card and training curve."""

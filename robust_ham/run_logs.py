@@ -1,4 +1,4 @@
-"""Logs of a run that grow by a line: ``timings.csv`` and ``failures.jsonl``.
+"""Logs of a run that grow by a line: ``run.log``, ``timings.csv`` and ``failures.jsonl``.
 
 A process that is killed, or finds the disk full, may leave a line cut short: the next line starts
 on a line of its own, and readers pass over what was cut.
@@ -6,16 +6,20 @@ on a line of its own, and readers pass over what was cut.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
-from robust_ham.errors import naming
+from robust_ham.errors import ending_with, naming
 from robust_ham.locks import locked
-from robust_ham.regular_files import open_descriptor, read_bytes
+from robust_ham.regular_files import open_descriptor, open_to_append, read_bytes
 from robust_ham.run_folder import RunFolder
 from robust_ham.store import MAX_CSV_BYTES
+from robust_ham.streams import LineFormatter
 from robust_ham.working_folder import check_unmoved
 
 _COLUMNS = ["cell", "seconds"]
@@ -75,3 +79,41 @@ def _append(run: RunFolder, path: Path, line: str, heading: str = "") -> None:
                 content = content[os.write(descriptor, content) :]
         finally:
             os.close(descriptor)
+
+
+@contextlib.contextmanager
+def log_file(path: Path) -> Iterator[None]:
+    """Append what both packages log to a file of a run folder."""
+    handler = _LogFile(path)
+    handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(message)s"))
+    loggers = logging.getLogger("robust_ham"), logging.getLogger("attacks")
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(logging.DEBUG)
+        logger.propagate = False
+    try:
+        with ending_with(handler.close):
+            yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+            logger.propagate = True
+
+
+class _LogFile(logging.Handler):
+    """Appends lines to a log. A log that cannot be written ends a run, as any file of it does."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path, self.file = path, open_to_append(path)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = f"{self.format(record)}\n".encode(errors="backslashreplace")
+        with naming(self.path):
+            while line:
+                line = line[self.file.write(line) :]
+
+    def close(self) -> None:
+        with naming(self.path):
+            self.file.close()
+        super().close()

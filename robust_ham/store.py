@@ -23,16 +23,15 @@ import zipfile
 import zlib
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 
 from robust_ham.config import SCHEMA
 from robust_ham.errors import RequestError, ending_with, naming
 from robust_ham.locks import locked, owner
-from robust_ham.regular_files import check_memory, memory_share, open_regular, read_bytes, read_text
+from robust_ham.regular_files import open_regular, read_bytes, read_text
 from robust_ham.spreadsheets import guard_table, restore_table
 from robust_ham.stopping import uninterrupted
 from robust_ham.working_folder import check_unmoved
@@ -43,8 +42,6 @@ MAX_TEXT_BYTES = 10_000_000
 """Of a card, a manifest, a list of failures."""
 MAX_CSV_BYTES = 100_000_000
 _CHUNK_BYTES = 1 << 20
-ARRAY_HEADER_BYTES = 10_000
-"""What the arrays of an .npz file take beside their numbers, at most."""
 MAX_ROWS, MAX_COLUMNS = 10_000_000, 1_000
 _MAX_CONTAINERS = 1_000_000
 """Lists and objects of a JSON text, each of which takes 20 times its length in memory."""
@@ -272,61 +269,6 @@ def is_missing_or_damaged(error: OSError) -> bool:
     no number.
     """
     return error.errno in (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
-
-
-def read_arrays(path: Path, limit: int | None = None) -> dict[str, np.ndarray[Any, Any]]:
-    """Arrays of an .npz file, by name.
-
-    Args:
-        path: of the file.
-        limit: of all arrays together, in bytes, where it is known how large they can be; a third
-            of this machine's memory anyway.
-
-    Raises:
-        RequestError: damaged, too large when unpacked, or an array that is not of plain numbers.
-    """
-    # Read here, since zipfile takes a disk that fails for a damaged file.
-    file = io.BytesIO(read_bytes(path, memory_share(1 / 3)))
-    try:
-        with reading(path), zipfile.ZipFile(file) as archive:
-            size = sum(member.file_size for member in archive.infolist())
-            if limit is not None and size > limit:
-                raise RequestError(
-                    f"{path}: expected at most {limit:,} bytes when unpacked, got {size:,}"
-                )
-            check_memory(str(path), size, part=3)
-            for member in archive.infolist():
-                with archive.open(member) as packed:
-                    _check_array(packed, member.file_size)
-            file.seek(0)
-            with np.load(file, allow_pickle=False) as arrays:
-                return dict(arrays)
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-        raise RequestError(f"{path}: damaged (a place before its start)") from None
-
-
-def write_arrays(path: Path, arrays: dict[str, np.ndarray[Any, Any]]) -> None:
-    """Write arrays by name as a compressed .npz file."""
-    file = io.BytesIO()
-    np.savez_compressed(file, allow_pickle=False, **arrays)
-    write_bytes(path, file.getvalue())
-
-
-def _check_array(file: IO[bytes], size: int) -> None:
-    """Compare what an array says of its size with what is there, before memory is asked for.
-
-    Raises:
-        ValueError: they differ, or the array is not of plain numbers.
-    """
-    version = np.lib.format.read_magic(file)
-    if version == (1, 0):
-        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-    else:
-        shape, _, dtype = np.lib.format.read_array_header_2_0(file)
-    if dtype.kind not in "biuf" or file.tell() + math.prod(shape) * dtype.itemsize != size:
-        raise ValueError("not an array of plain numbers, or of another size than it says")
 
 
 def read_csv(path: Path, *, follow_links: bool = False, **options: Any) -> pd.DataFrame:  # noqa: ANN401

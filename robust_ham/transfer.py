@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from robust_ham.array_files import ARRAY_HEADER_BYTES, read_arrays
 from robust_ham.checkpoints import read_card
 from robust_ham.config import TransferConfig
 from robust_ham.context import Context
@@ -20,7 +21,7 @@ from robust_ham.parquet_tables import read_table
 from robust_ham.progress import Progress, unseen
 from robust_ham.receipts import check, kept_rows, receipt_of, write_kept
 from robust_ham.regular_files import is_regular
-from robust_ham.store import ARRAY_HEADER_BYTES, content_key, read_arrays, reading
+from robust_ham.store import content_key, reading
 
 VERSION = 1
 """Raised when the same pair gets another row; part of every key."""

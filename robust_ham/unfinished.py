@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from robust_ham.regular_files import is_regular
+from robust_ham.memory import memory_share
+from robust_ham.regular_files import is_regular, read_bytes
 from robust_ham.store import write_bytes
 
 log = logging.getLogger(__name__)
@@ -41,11 +42,11 @@ class Unfinished:
         """Put weights and momentum back; the curve so far, empty where there is no such state."""
         if not is_regular(self.path):
             return []
+        content = read_bytes(self.path, memory_share(1 / 2))
         try:
-            with safe_open(self.path, framework="pt") as file:
-                about = file.metadata() or {}
-            tensors = load_file(self.path)
-        except (SafetensorError, OSError, ValueError):
+            tensors = load(content)
+            about = _metadata(content)
+        except (SafetensorError, ValueError):
             about, tensors = {}, {}
         text = about.get("rows", "")
         if about.get("key") != self.key or about.get("sha256") != _hash(tensors, text):
@@ -65,6 +66,13 @@ class Unfinished:
         self.path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # not empty, or not there
             self.path.parent.rmdir()
+
+
+def _metadata(content: bytes) -> dict[str, str]:
+    """What ``save`` was told beside tensors; the header is JSON behind its length in 8 bytes."""
+    length = int.from_bytes(content[:8], "little")
+    about: dict[str, str] = json.loads(content[8 : 8 + length]).get("__metadata__", {})
+    return about
 
 
 def _tensors(model: nn.Module, optimizer: torch.optim.SGD) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from torch import nn
 from attacks import AttackOutcome
 from robust_ham.analysis.run import Run
 from robust_ham.analysis.tables import make_tables
+from robust_ham.array_files import ARRAY_HEADER_BYTES, read_arrays
 from robust_ham.attack_cells import asked_of, attack_model
 from robust_ham.cell import Cell, list_cells
 from robust_ham.cells import inputs_table
@@ -31,14 +32,7 @@ from robust_ham.progress import unseen
 from robust_ham.receipts import receipt_of
 from robust_ham.regular_files import is_regular
 from robust_ham.run_folder import RunFolder
-from robust_ham.store import (
-    ARRAY_HEADER_BYTES,
-    csv_text,
-    file_hash,
-    read_arrays,
-    read_json,
-    reading,
-)
+from robust_ham.store import csv_text, file_hash, read_json, reading
 from robust_ham.verify_files import Check, check_files, check_logs
 
 RELATIVE, SHARE = 1e-5, 0.999

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import stat
+import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ from robust_ham.checkpoints import WEIGHTS
 from robust_ham.checksums import is_covered, read_checksums
 from robust_ham.errors import RequestError
 from robust_ham.receipts import BEFORE, made_by, receipt_of
-from robust_ham.regular_files import is_regular, kind_of, read_text
+from robust_ham.regular_files import is_regular, read_text
 from robust_ham.run_folder import RunFolder, files_below
 from robust_ham.run_logs import read_timings
 from robust_ham.store import MAX_TEXT_BYTES, file_hash, parse_json, read_json
@@ -71,8 +71,8 @@ def check_files(run: RunFolder) -> Check:
     except RequestError as error:
         return Check(name, 1, [str(error)])
     recorded, faults = _recorded(run, checksums)
-    special = _special_files(run)
-    faults += [f"{file} is a {kind}, not a file" for file, kind in special.items()]
+    special = {os.path.relpath(path, run.root): kind for path, kind in run.special_files()}
+    faults += [f"{file} is a {kind}, not a file" for file, kind in sorted(special.items())]
     present = {path.relative_to(run.root).as_posix() for path in files_below(run.root)}
     present -= set(special)
     kinds = set(map(_kind, present))
@@ -117,16 +117,6 @@ def _recorded(
             allowed = [digest, receipt.about.get(BEFORE, digest)]
             recorded.setdefault(file, []).append(allowed)
     return recorded, damaged
-
-
-def _special_files(run: RunFolder) -> dict[str, str]:
-    """Links, pipes, sockets and devices of a run folder, to what each is."""
-    modes = {path: path.lstat().st_mode for path in sorted(run.root.rglob("*"))}
-    return {
-        path.relative_to(run.root).as_posix(): kind_of(mode)
-        for path, mode in modes.items()
-        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
-    }
 
 
 def _promises_checksums(run: RunFolder) -> bool:

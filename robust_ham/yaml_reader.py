@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from robust_ham.errors import shortened
+
 MAX_VALUES = 20_000
 """Keys and values of one YAML text, each alias counted as all that it stands for."""
 MAX_DEPTH = 20
@@ -97,7 +99,7 @@ def _check_scalar(node: yaml.ScalarNode, key: str) -> None:
         raise _refused(f"{key}a control character", node)
     if node.tag == _TAG + "str":
         return
-    shown = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+    shown = shortened(text, _SHOWN)
     if node.tag == _TAG + "int" and _LEADING_ZERO.fullmatch(text):
         raise _refused(
             f"{key}{shown} may be octal or decimal: write it without leading zeros, or in quotes",

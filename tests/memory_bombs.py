@@ -21,7 +21,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from robust_ham import regular_files
+from robust_ham import memory
+from robust_ham.array_files import read_arrays
 from robust_ham.config import DatasetConfig
 from robust_ham.data import load_split
 from robust_ham.errors import RequestError
@@ -29,7 +30,7 @@ from robust_ham.foreign import read_network
 from robust_ham.foreign_tables.checked_rows import checked_rows
 from robust_ham.foreign_tables.readers import read_rows
 from robust_ham.parquet_tables import read_table
-from robust_ham.store import read_arrays, read_csv, read_json
+from robust_ham.store import read_csv, read_json
 
 MILLION = 10**6
 
@@ -266,7 +267,7 @@ def peak() -> float:
 
 def main() -> None:
     """Read every bomb, as on a machine of 4 GB; another process has made them."""
-    regular_files.total_memory = lambda: 4 * 10**9
+    memory.total_memory = lambda: 4 * 10**9
     folder, found, before = Path(sys.argv[1]), {}, peak()
     for file, (_, read) in [*BOMBS.items(), *((f"{n}.pth", (None, read_network)) for n in PICKLES)]:
         try:

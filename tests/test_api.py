@@ -385,8 +385,9 @@ def test_images_of_nan_are_not_blamed_on_the_labels():
         (torch.rand(2, 1, 8, 8).to_sparse(), "images: expected a dense tensor"),
         (torch.rand(2, 1, 8, 8, device="meta"), "images: expected .* the meta device"),
         (torch.zeros(1, 1, 8, 8).expand(10**9, 1, 8, 8), "images: expected at most .* memory"),
+        (np.broadcast_to(np.zeros((1, 1, 8, 8)), (10**9, 1, 8, 8)), "images: expected at most"),
     ],
-    ids=["sparse", "meta", "expanded"],
+    ids=["sparse", "meta", "expanded", "broadcast"],
 )
 def test_tensors_without_values_of_their_own_are_refused(images, message):
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))

@@ -1,5 +1,6 @@
 """Numbers, too large or of another kind: one line says so, before memory or time is asked for."""
 
+import itertools
 import math
 import resource
 import time
@@ -16,16 +17,17 @@ from hypothesis import strategies as st
 from torch import nn
 
 from attacks import ATTACKS
-from robust_ham import bounds, compare, evaluate, load_images, memory_needs, windowed
+from robust_ham import bounds, compare, evaluate, expected, load_images, memory_needs, windowed
 from robust_ham.catalogue import attack_function, check_attack
 from robust_ham.config import AttackConfig, Config
 from robust_ham.config_fields import first_error
 from robust_ham.config_files import config_keys, parse_config
+from robust_ham.context import Context
 from robust_ham.errors import RequestError
-from robust_ham.expected import expected_cost
 from robust_ham.memory_needs import check_images, check_step
 from robust_ham.models.cnn import cnn
 from robust_ham.plan import make_plan
+from robust_ham.run_folder import RunFolder
 
 LONG = pytest.param(10**5000, id="long")  # longer than Python writes
 SIXTY = "1:" + ":".join(["59"] * 600)
@@ -266,7 +268,7 @@ def test_weights_are_counted_before_they_are_made(monkeypatch):
     with_memory(monkeypatch, 0.6)
     make_plan(config)
     with_memory(monkeypatch, 0.5)
-    with pytest.raises(RequestError, match=r"models: cnn3-w1024.* weights needs at least 0.4 GB"):
+    with pytest.raises(RequestError, match=r"models: cnn3-w1024.* weights needs at least 4.* MB"):
         make_plan(config)
 
 
@@ -321,21 +323,27 @@ def test_a_step_is_counted_on_the_cpu(monkeypatch):
     check_step(spec, recipe.model_copy(update={"accumulate": 2}), split, 4)
 
 
-def test_a_dry_run_times_a_thousand_candidates_and_multiplies(tmp_path):
-    from robust_ham.context import Context
-    from robust_ham.run_folder import RunFolder
+def test_a_dry_run_times_a_thousand_candidates_and_multiplies(tmp_path, monkeypatch):
+    asked = []
 
-    def seconds(translations):
-        attack = f"{{attack: spatial_grid, num_rotations: 1, num_translations: {translations}}}"
-        plan = make_plan(parsed(f"attacks={{g: {attack}}}", "models=[{depth: 2, widths: [4]}]"))
-        start = time.process_time()
-        cost = expected_cost(Context(plan, RunFolder(tmp_path), torch.device("cpu")))
-        return cost.attacks, time.process_time() - start
+    def attack(model, images, labels, **options):
+        asked.append((options["num_rotations"], options["num_translations"], len(images)))
+        return SimpleNamespace(fooled=torch.zeros(len(images), dtype=torch.bool))
 
-    few, _ = seconds(27)  # 729 candidates
-    many, taken = seconds(301)  # 90,601
-    assert taken < 10
-    assert 30 < many / few < 500  # 124 times as many
+    ticks = itertools.count()
+    monkeypatch.setattr(expected, "time", SimpleNamespace(monotonic=lambda: float(next(ticks))))
+    monkeypatch.setattr(expected, "attack_function", lambda name: (attack, {}))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+
+    def seconds_per_image(translations):
+        grid = f"{{attack: spatial_grid, num_rotations: 1, num_translations: {translations}}}"
+        plan = make_plan(parsed(f"attacks={{g: {grid}}}"))
+        context = Context(plan, RunFolder(tmp_path), torch.device("cpu"))
+        return expected._seconds_per_image(context, model, "g")
+
+    assert seconds_per_image(27) == 1 / 16  # 729 candidates, all timed; a second for 16 images
+    assert seconds_per_image(301) == 301**2 / (31 * 5**2)  # and long on one image already
+    assert asked == [(1, 27, 1), (1, 27, 16), (31, 5, 1)]
 
 
 # --- the command line, Python --------------------------------------------------------------------

@@ -568,6 +568,9 @@ def attacks_apart(tmp_path, ratios, norm="l2", least=0.003):
 )
 def test_attacks_of_very_different_distance_are_reported(tmp_path, ratios, norm, least):
     attacks_apart(tmp_path, ratios, norm, least)
+    samples = Run(RunFolder(tmp_path / "out")).samples
+    near, far = (samples["a-none-s0", attack][norm].to_numpy() for attack in ("ddn", "other"))
+    np.testing.assert_allclose(far / near, ratios)
 
 
 @pytest.mark.parametrize("ratios", [255 * np.geomspace(0.7, 1.4, 30), np.full(5, 1 / 255)])

@@ -35,6 +35,7 @@ from test_foreign_tables import TABLE as FOREIGN
 from robust_ham import checkpoints, foreign
 from robust_ham.analysis.curves import budget_curves, summarise
 from robust_ham.analysis.run import HISTORY_COLUMNS, KERNEL_MEASURES, Run
+from robust_ham.array_files import read_arrays
 from robust_ham.config import DatasetConfig
 from robust_ham.config_files import config_folder, load_config, parse_config
 from robust_ham.data import load_split
@@ -46,7 +47,6 @@ from robust_ham.parquet_tables import write_table
 from robust_ham.report.gallery import gallery_figure, load_gallery
 from robust_ham.report.page import _failures, _manifest
 from robust_ham.run_folder import RunFolder
-from robust_ham.store import read_arrays
 
 FEW, MANY = 100, 2000
 HANGS = timedelta(seconds=20)

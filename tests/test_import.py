@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
-from robust_ham import checkpoints, foreign
+from robust_ham import checkpoints, foreign, safe_load
 from robust_ham.config_files import parse_dataset
 from robust_ham.data import Dataset
 from robust_ham.errors import RequestError
@@ -618,10 +618,10 @@ def test_stand_ins_do_nothing(tmp_path):
         "method": Runs(getattr, nn.Linear(1, 1).state_dict(), "clear"),
     }
     torch.save(content, tmp_path / "odd.pth")
-    loaded = foreign._load(tmp_path / "odd.pth")
+    loaded = safe_load.read_torch_file(tmp_path / "odd.pth")
     assert loaded["accuracy"].numbers is None
     assert loaded["class_counter"].numbers.tolist() == [1, 1, 1]
-    assert type(loaded["method"]) is foreign._LeftOut
+    assert type(loaded["method"]) is safe_load._LeftOut
     assert foreign.read_network(tmp_path / "odd.pth").accuracy is None
 
 

@@ -1,24 +1,28 @@
 """Only regular files are read, within a limit, and nothing waits for a pipe."""
 
 import ast
+import errno
+import io
 import os
 import socket
 from pathlib import Path
 
 import pytest
 
-from robust_ham import regular_files
+from robust_ham import memory, regular_files
+from robust_ham.array_files import read_arrays
 from robust_ham.errors import RequestError
+from robust_ham.layouts.images import open_image
+from robust_ham.memory import check_memory, memory_share, total_memory
 from robust_ham.regular_files import (
-    check_memory,
     is_regular,
-    memory_share,
     open_regular,
     open_to_append,
     read_bytes,
     read_text,
-    total_memory,
 )
+from robust_ham.safe_load import read_safetensors, read_torch_file
+from robust_ham.store import read_csv, read_json
 
 
 def test_a_file_is_read_up_to_its_limit(tmp_path):
@@ -99,10 +103,28 @@ def test_text_is_added_to_regular_files_only(tmp_path):
     assert not (tmp_path / "elsewhere").exists()
 
 
+class FailingDisk(io.BytesIO):
+    def read(self, *_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+READERS = [read_torch_file, read_safetensors, read_arrays, read_json, read_csv, open_image]
+
+
+@pytest.mark.parametrize("read", READERS, ids=lambda read: read.__name__)
+def test_a_disk_that_fails_is_not_taken_for_a_damaged_file(read, tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    path.write_bytes(b"12345")
+    monkeypatch.setattr(regular_files, "open_regular", lambda *_, **__: FailingDisk())
+    with pytest.raises(OSError, match="Input/output error") as caught:
+        read(path)
+    assert caught.value.filename == str(path)
+
+
 def test_the_limit_is_a_share_of_this_machines_memory(monkeypatch):
     assert 1 << 28 < total_memory() < 1 << 50
     assert memory_share(0.25) == total_memory() // 4
-    monkeypatch.setattr(regular_files, "total_memory", lambda: 24 * 10**9)
+    monkeypatch.setattr(memory, "total_memory", lambda: 24 * 10**9)
     check_memory("x", 6 * 10**9)
     line = r"x: expected at most 6.0 GB when unpacked \(a quarter of this machine's memory\), got "
     with pytest.raises(RequestError, match=line + "12.5 GB"):
@@ -121,7 +143,7 @@ OPENERS = {
 """Last names of calls that open a path, or may."""
 ALLOWED = {
     ("regular_files.py", "os.open"),  # the one way
-    ("regular_files.py", "Path(place).read_text"),  # of the kernel
+    ("memory.py", "Path(place).read_text"),  # of the kernel
     ("profiling.py", "_STATUS.read_text"),  # of the kernel
     ("streams.py", "open"),  # /dev/null
     ("streams.py", "os.open"),
@@ -131,15 +153,12 @@ ALLOWED = {
     ("parquet_tables.py", "temporary.open"),  # to write
     ("attack_cells.py", "temporary.open"),
     ("attack_cells.py", "(temporary / _ROWS).open"),
-    ("store.py", "zipfile.ZipFile"),  # of a file that is open
-    ("store.py", "archive.open"),
-    ("foreign.py", "zipfile.ZipFile"),
+    ("array_files.py", "zipfile.ZipFile"),  # of bytes
+    ("array_files.py", "archive.open"),
+    ("safe_load.py", "zipfile.ZipFile"),
     ("layouts/idx.py", "gzip.GzipFile"),
     ("layouts/images.py", "Image.open"),
     ("parquet_tables.py", "pq.ParquetFile"),
-    ("foreign.py", "load_file"),  # maps a path, after it was opened and its size checked
-    ("unfinished.py", "safe_open"),
-    ("unfinished.py", "load_file"),
 }
 
 

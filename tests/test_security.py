@@ -25,8 +25,9 @@ from test_curves import CONFIG
 from test_data import assert_refused, mnist_like, png, write_folders, write_idx, write_parquet
 from test_report import folder  # noqa: F401
 
-from robust_ham import checkpoints, foreign, parquet_tables, regular_files, store
+from robust_ham import checkpoints, foreign, memory, parquet_tables, store
 from robust_ham.analysis.run import Run
+from robust_ham.array_files import read_arrays
 from robust_ham.config import DatasetConfig
 from robust_ham.config_files import parse_config
 from robust_ham.data import load_split
@@ -37,7 +38,7 @@ from robust_ham.parquet_tables import read_table
 from robust_ham.report.page import build_report
 from robust_ham.report.style import save_figure
 from robust_ham.run_folder import RunFolder
-from robust_ham.store import read_arrays, read_csv, read_json
+from robust_ham.store import read_csv, read_json
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted([*ROOT.glob("robust_ham/**/*.py"), *ROOT.glob("attacks/**/*.py")])
@@ -258,14 +259,14 @@ def test_images_are_limited(tmp_path, monkeypatch):
     assert_refused("mine", tmp_path, "row 0: expected an image of at most 700 pixels, got 28×28")
     monkeypatch.undo()
     write_folders(tmp_path / "folders/test", images, labels)
-    monkeypatch.setattr(regular_files, "total_memory", lambda: 3 * 3900)
+    monkeypatch.setattr(memory, "total_memory", lambda: 3 * 3900)
     assert_refused(
         "folders",
         tmp_path,
         r"folders/test: 5 decoded images: expected at most 3,900 bytes when unpacked \(a third of "
         r"this machine's memory\), got 3,920 bytes; dataset.image_size makes them smaller",
     )
-    monkeypatch.setattr(regular_files, "total_memory", lambda: 400)
+    monkeypatch.setattr(memory, "total_memory", lambda: 400)
     assert_refused("mine", tmp_path, "test-0.parquet: expected at most 100 bytes when unpacked")
     monkeypatch.undo()
     monkeypatch.setattr(parquet_tables, "MAX_ROWS", 4)
@@ -321,7 +322,7 @@ def test_arrays_are_what_they_say(tmp_path, monkeypatch):
     npz(path, shape.format("<f4", (10**6,)), bytes(4 * 10**6))
     with pytest.raises(RequestError, match=r"a.npz: expected at most 1,000 bytes when unp.* 4,0"):
         read_arrays(path, 1000)
-    monkeypatch.setattr(regular_files, "total_memory", lambda: 3 * 10**6)
+    monkeypatch.setattr(memory, "total_memory", lambda: 3 * 10**6)
     with pytest.raises(RequestError, match=r"a.npz: expected at most 1.0 MB when .*, got 4.0 MB"):
         read_arrays(path)
 

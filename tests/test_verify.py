@@ -13,6 +13,7 @@ from test_faults import write_data
 
 from robust_ham import parquet_tables, store
 from robust_ham.analysis.tables import write_tables
+from robust_ham.array_files import read_arrays
 from robust_ham.locks import try_lock
 from robust_ham.report.export import export
 from robust_ham.report.page import write_page
@@ -139,7 +140,7 @@ def forge_adversarials(folder):
     """Clean images in place of adversarial ones, with a receipt to match."""
     run = RunFolder(folder)
     path, table = (place(MODEL, "deepfool_l2") for place in (run.adversarials, run.samples))
-    arrays = store.read_arrays(path)
+    arrays = read_arrays(path)
     np.savez(path, **arrays | {"adversarial": np.zeros_like(arrays["adversarial"])})
     receipt = json.loads(run.receipt(table).read_text())
     name = path.relative_to(folder).as_posix()

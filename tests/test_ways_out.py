@@ -27,6 +27,7 @@ from robust_ham.report.comparison import write_comparison
 from robust_ham.report.html import render_page
 from robust_ham.report.style import figure_style, render
 from robust_ham.report.writers import Table, latex, markdown
+from robust_ham.run_logs import log_file
 from robust_ham.spreadsheets import guard, restore
 from robust_ham.store import csv_text, read_csv, write_csv
 
@@ -52,7 +53,7 @@ ALLOWED = {
     "add_row": {"cli._print_table"},
     "add_task": {"monitor.__init__", "monitor.cell_started", "api.evaluate"},
     "write of a stream": {"streams._show_traceback"},
-    "handler": {"cli._log_file"},
+    "handler": {"run_logs.log_file"},
     "formatter": set(),  # LineFormatter
     "to_csv": {"store.csv_text", "foreign_tables.write_run_folder"},  # the latter for a hash
     "read_csv": {"store.read_csv"},
@@ -201,7 +202,7 @@ def test_bars_of_python_show_no_markup(capsys):
 
 def test_a_record_is_a_line_of_the_log(tmp_path):
     log = logging.getLogger("robust_ham.test")
-    with cli._log_file(tmp_path / "run.log"):
+    with log_file(tmp_path / "run.log"):
         log.warning("%s: removed", HOSTILE)
         try:
             raise ValueError("x\n2026-01-01 00:00:00,000 INFO all is fine\x1b[2J")

@@ -17,10 +17,11 @@ from robust_ham.analysis.statistics import Values
 from robust_ham.config import BEST, AttackConfig, Config
 from robust_ham.config_files import config_text, parse_config
 from robust_ham.errors import RequestError
+from robust_ham.memory import check_memory
 from robust_ham.model_groups import ModelGroup
 from robust_ham.parquet_tables import read_metadata, read_table
 from robust_ham.receipts import check
-from robust_ham.regular_files import check_memory, is_regular
+from robust_ham.regular_files import is_regular
 from robust_ham.run_folder import RunFolder
 from robust_ham.store import read_csv, read_json, reading
 

@@ -8,7 +8,6 @@ import math
 import re
 import threading
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -18,7 +17,8 @@ from torch import Tensor
 
 from robust_ham.config import DatasetConfig
 from robust_ham.errors import RequestError
-from robust_ham.regular_files import check_memory, open_regular
+from robust_ham.memory import check_memory
+from robust_ham.regular_files import read_bytes
 from robust_ham.splits import KNOWN
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "PPM", "GIF", "TIFF")
@@ -60,18 +60,14 @@ def open_image(content: bytes | Path, where: str | None = None) -> Image.Image:
             32-bit integers); names ``where``, else the path.
     """
     where = where or str(content)
-    with contextlib.ExitStack() as opened:
-        file = opened.enter_context(
-            io.BytesIO(content)
-            if isinstance(content, bytes)
-            else open_regular(content, _MAX_FILE_BYTES, follow_links=True)
-        )
-        return _decoded(file, where)
-
-
-def _decoded(file: BinaryIO, where: str) -> Image.Image:
+    if isinstance(content, Path):
+        content = read_bytes(content, _MAX_FILE_BYTES, follow_links=True)
     try:
-        with contextlib.ExitStack() as turn, Image.open(_checked(file), formats=_FORMATS) as image:
+        _check_header(content)
+        with (
+            contextlib.ExitStack() as turn,
+            Image.open(io.BytesIO(content), formats=_FORMATS) as image,
+        ):
             if image.width * image.height > _MAX_PIXELS:
                 raise RequestError(
                     f"{where}: expected an image of at most {_MAX_PIXELS:,} pixels, "
@@ -89,18 +85,16 @@ def _decoded(file: BinaryIO, where: str) -> Image.Image:
         raise RequestError(f"{where}: not an image that can be read") from None
 
 
-def _checked(file: BinaryIO) -> BinaryIO:
-    """The file, unless Pillow, which reads a PPM's header byte by byte, would take long for it.
+def _check_header(content: bytes) -> None:
+    """Refuse a PPM whose header is long: Pillow reads it byte by byte.
 
     Raises:
         ValueError: a header of thousands of characters.
     """
-    start = file.read(_MAX_PPM_HEADER)
-    file.seek(0)
+    start = content[:_MAX_PPM_HEADER]
     is_ppm = start[:1] == b"P" and start[1:2] in b"123456"
     if is_ppm and len(start) == _MAX_PPM_HEADER and _PPM_HEADER.match(start) is None:
         raise ValueError("a long header")
-    return file
 
 
 def _to_8_bits(image: Image.Image, where: str) -> Image.Image:

@@ -25,6 +25,10 @@ _MOST_NETWORKS = 60
 """In a figure; more are in the table alone."""
 
 
+_EARLIER = ("comparison.csv", "configurations.csv", "comparison.html")
+"""All files of a comparison that was made before its folder had a manifest."""
+
+
 def write_comparison(folders: list[Path], out: Path) -> Report:
     """Compare runs with the first of them.
 
@@ -34,13 +38,13 @@ def write_comparison(folders: list[Path], out: Path) -> Report:
     """
     if len(folders) < 2:
         raise RequestError("compare: expected two or more run folders")
-    refuse_strangers(out, "compare")
+    refuse_strangers(out, "compare", _EARLIER)
     runs = [Run(RunFolder(folder)) for folder in folders]
     for run in runs:
         run.folder.refuse_links()
     changes, results = changed_keys(runs), compared_results(runs)
     header, rows = _table(results)
-    claim(out, " ".join(run_names(runs)), "compare")
+    claim(out, " ".join(run_names(runs)), "compare", _EARLIER)
     write_csv(out / "comparison.csv", results)
     write_csv(out / "configurations.csv", changes)
     with figure_style():

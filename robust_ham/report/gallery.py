@@ -10,10 +10,11 @@ from matplotlib.figure import Figure
 
 from robust_ham.analysis.curves import arms_of
 from robust_ham.analysis.run import Run
+from robust_ham.array_files import read_arrays
 from robust_ham.receipts import check
 from robust_ham.regular_files import is_regular
 from robust_ham.report.style import WINDOW_LABELS, columns_that_fit, figure_style, new_figure
-from robust_ham.store import read_arrays, reading
+from robust_ham.store import reading
 
 CLASS_NAMES = {
     "fashion_mnist": "T-shirt trouser pullover dress coat sandal shirt sneaker bag boot".split(),
