@@ -18,13 +18,13 @@ test-slow: $(INSTALLED)
 
 # Kills, full disks, damaged files, dying nodes, a thousand cells: the long versions (about 8 minutes).
 test-faults: $(INSTALLED)
-	$(BIN)/python -m pytest -m "slow or not slow" tests/test_faults.py tests/test_faulty_calls.py tests/test_locks.py tests/test_ray.py tests/test_soak.py tests/test_verify.py
+	$(BIN)/python -m pytest -m "slow or not slow" tests/project/test_faults.py tests/project/test_faulty_calls.py tests/project/test_soak.py tests/storage/test_locks.py tests/runs/test_ray_runner.py tests/runs/test_verify.py
 
 # The suite with every dependency at its lower bound (downloads about 3 GB, most of it for torch).
 OLDEST := .venv-oldest
 test-oldest:
 	$(PYTHON) -m venv --clear $(OLDEST)
-	$(PYTHON) tests/oldest_versions.py > $(OLDEST)/constraints.txt
+	$(PYTHON) tools/oldest_versions.py > $(OLDEST)/constraints.txt
 	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check -c $(OLDEST)/constraints.txt -e '.[dev,examples,bench]'
 	OMP_WAIT_POLICY=PASSIVE $(OLDEST)/bin/python -m pytest -n 2 --dist loadfile
 	rm -rf $(OLDEST)
@@ -37,13 +37,13 @@ lint: $(INSTALLED)
 # Trains the networks that the quickstart attacks and puts them into the package (about 1 hour).
 zoo: $(INSTALLED)
 	$(BIN)/robust-ham run zoo_fashion_mnist --stop-after train
-	rm -rf robust_ham/zoo/fashion_mnist
-	mkdir -p robust_ham/zoo/fashion_mnist
-	cp -r results/zoo_fashion_mnist/models/* robust_ham/zoo/fashion_mnist/
+	rm -rf robust_ham/models/zoo/fashion_mnist
+	mkdir -p robust_ham/models/zoo/fashion_mnist
+	cp -r results/zoo_fashion_mnist/models/* robust_ham/models/zoo/fashion_mnist/
 
 # Images per second of our training loop and of a plain DataLoader + float32 loop.
 bench-training: $(INSTALLED)
-	$(BIN)/python tests/bench_training.py
+	$(BIN)/python tools/bench_training.py
 
 # Our attacks beside other libraries' on trained networks (about 1 hour; DATA: a folder with cifar10).
 bench: $(INSTALLED)
@@ -63,11 +63,11 @@ reference: $(INSTALLED)
 # Runs the notebooks of examples/ again, with what they print and draw (about 1 minute).
 examples: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[examples]'
-	$(BIN)/python tests/notebooks.py
+	$(BIN)/python tools/notebooks.py
 
 # Puts the verdicts of the studies into results/README.md.
 results: $(INSTALLED)
-	$(BIN)/python tests/results_tables.py
+	$(BIN)/python tools/results_tables.py
 
 schema: $(INSTALLED)
 	$(BIN)/robust-ham list schema > configs/schema.json
@@ -75,7 +75,7 @@ schema: $(INSTALLED)
 readme-pictures: quickstart
 	mkdir -p results/figures
 	cp results/quickstart/figures/robustness.png results/figures/quickstart.png
-	$(BIN)/python tests/screenshots.py results/quickstart/report.html results/figures/page.png
+	$(BIN)/python tools/screenshots.py results/quickstart/report.html results/figures/page.png
 
 $(INSTALLED): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

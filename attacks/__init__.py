@@ -23,16 +23,16 @@ from typing import Protocol
 
 from torch import Tensor
 
-from attacks.adv_lib_attacks import fmn
+from attacks.adapters.adv_lib import fmn
+from attacks.adapters.foolbox import foolbox_attack
 from attacks.band_deepfool import band_deepfool
 from attacks.deepfool import deepfool
-from attacks.foolbox_attacks import foolbox_attack
-from attacks.model import Model, predict_logits
-from attacks.outcome import AttackOutcome, margins_of, misclassified
 from attacks.spatial import spatial_grid, spatial_random, spatial_shift
 from attacks.stadv import stadv
 from attacks.superdeepfool import superdeepfool
-from attacks.transforms import transformation_grid
+from attacks.utils.model import Model, predict_logits
+from attacks.utils.outcome import AttackOutcome, margins_of, misclassified
+from attacks.utils.transforms import transformation_grid
 
 __all__ = [
     "ATTACKS",

@@ -9,11 +9,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from attacks.boundary import Pruning
-from attacks.confirm import run_confirmed
 from attacks.deepfool import check_options, search
-from attacks.model import Model, check_inputs
-from attacks.outcome import AttackOutcome
+from attacks.utils.confirm import run_confirmed
+from attacks.utils.linearise import Pruning
+from attacks.utils.model import Model, check_inputs
+from attacks.utils.outcome import AttackOutcome
 
 _ROUNDING = 100  # in units of eps: a projected gradient below this share is rounding, not signal
 

@@ -13,10 +13,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from attacks.boundary import Norm, Pruning, Rivals, first_boundary, nearest_boundary
-from attacks.confirm import run_confirmed
-from attacks.model import Model, chunks
-from attacks.outcome import AttackOutcome, margins_of, misclassified
+from attacks.utils.confirm import run_confirmed
+from attacks.utils.linearise import Norm, Pruning, Rivals, first_boundary, nearest_boundary
+from attacks.utils.model import Model, chunks
+from attacks.utils.outcome import AttackOutcome, margins_of, misclassified
 
 STEP_CONSTANT = 1e-4
 """Added to the distance of every step but the first, so that no image stalls at the boundary."""
@@ -59,7 +59,7 @@ def deepfool(
             nearest even then is skipped. Expected is the class's own dual norm when it was last
             looked at, and of a class not looked at yet its gradient at the last layer, in
             proportion to those seen, where a sample of the images confirms that this holds
-            (``attacks.boundary``). None: no class is skipped.
+            (``attacks.utils.linearise``). None: no class is skipped.
         refine: bisect back towards the boundary and end 0.1 % beyond it.
 
     Returns:

@@ -15,18 +15,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attacks.confirm import run_confirmed
-from attacks.draws import image_streams
-from attacks.model import Model, chunks
-from attacks.outcome import AttackOutcome, margins_of
-from attacks.search_order import search_order
-from attacks.transforms import (
+from attacks.utils.confirm import run_confirmed
+from attacks.utils.model import Model, chunks
+from attacks.utils.outcome import AttackOutcome, margins_of
+from attacks.utils.random_streams import image_streams
+from attacks.utils.search_order import search_order
+from attacks.utils.transforms import (
     check_rotation,
     grid_transforms,
     shift_transforms,
     translation_limit,
 )
-from attacks.warp import Padding, sampling_grids, shift, warp, warp_all
+from attacks.utils.warp import Padding, sampling_grids, shift, warp, warp_all
 
 Stop = Literal["first"] | None
 

@@ -8,11 +8,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from attacks.confirm import run_confirmed
-from attacks.draws import image_streams
-from attacks.model import Model, chunks, gradient
-from attacks.outcome import AttackOutcome, margins_of
-from attacks.warp import warp_flow
+from attacks.utils.confirm import run_confirmed
+from attacks.utils.model import Model, chunks, gradient
+from attacks.utils.outcome import AttackOutcome, margins_of
+from attacks.utils.random_streams import image_streams
+from attacks.utils.warp import warp_flow
 
 _START = 0.01  # pixels; a zero flow is a stationary point of the smoothness term
 _STEP = 0.1  # pixels, the first step size of every image

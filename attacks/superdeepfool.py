@@ -8,12 +8,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from attacks.boundary import Pruning
-from attacks.confirm import run_confirmed
 from attacks.deepfool import BISECTIONS, PRUNE, check_options, refined
 from attacks.deepfool import search as deepfool_search
-from attacks.model import Model, chunks, gradient
-from attacks.outcome import AttackOutcome
+from attacks.utils.confirm import run_confirmed
+from attacks.utils.linearise import Pruning
+from attacks.utils.model import Model, chunks, gradient
+from attacks.utils.outcome import AttackOutcome
 
 _WORTHWHILE = 0.99  # an image is done once a round shortens its perturbation by less than this
 

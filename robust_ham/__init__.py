@@ -11,7 +11,7 @@ import importlib
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from robust_ham.analysis.paired import compare
+    from robust_ham.analysis.compare_tables import compare
     from robust_ham.api import evaluate, load_images, load_model
     from robust_ham.models.surgery import windowed
 
@@ -19,7 +19,7 @@ __version__ = "0.1.0"
 __all__ = ["compare", "evaluate", "load_images", "load_model", "windowed"]
 
 _PLACES = {
-    "compare": "analysis.paired",
+    "compare": "analysis.compare_tables",
     "evaluate": "api",
     "load_images": "api",
     "load_model": "api",

@@ -12,15 +12,15 @@ if __name__ == "__main__" and not sys.flags.safe_path and os.path.abspath(sys.pa
 
 from typing import NoReturn  # noqa: E402 - see above
 
-from robust_ham import stopping  # noqa: E402
+from robust_ham.storage import signals  # noqa: E402
 
 
 def main() -> NoReturn:
     """Entry point: notes signals from the start, before everything else is imported."""
-    stopping.hold()
-    from robust_ham import cli
+    signals.hold()
+    from robust_ham.cli import main
 
-    cli.main()
+    main.main()
 
 
 if __name__ == "__main__":

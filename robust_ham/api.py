@@ -16,19 +16,25 @@ from rich.progress import Progress, TaskID, TextColumn
 from torch import Tensor, nn
 
 from attacks import ATTACKS, Model
-from attacks.model import attack_mode, predict_logits
-from robust_ham import checkpoints, memory_needs
-from robust_ham.bounds import MAX_BATCH, MAX_IMAGES, MAX_SEED
-from robust_ham.catalogue import OwnFunction, attack_function, check_attack, resolve_attack
-from robust_ham.config import AttackConfig, DatasetConfig
-from robust_ham.config_fields import first_error, shown
-from robust_ham.data import load_split
+from attacks.utils.model import attack_mode, predict_logits
+from robust_ham.config.bounds import MAX_BATCH, MAX_IMAGES, MAX_SEED
+from robust_ham.config.experiment import AttackConfig, DatasetConfig
+from robust_ham.config.fields import first_error, shown
+from robust_ham.data.datasets import load_split
+from robust_ham.data.user_arrays import given_images, given_labels
 from robust_ham.errors import RequestError, printable
-from robust_ham.evaluation import AttackedImages, attacked_images
-from robust_ham.evaluation import evaluate as evaluate_one
-from robust_ham.given import given_images, given_labels
-from robust_ham.judging import logits_of
-from robust_ham.plan import ZOO
+from robust_ham.evaluation.evaluate import AttackedImages, attacked_images
+from robust_ham.evaluation.evaluate import evaluate as evaluate_one
+from robust_ham.evaluation.memory import check_attack_memory
+from robust_ham.evaluation.registry import (
+    OwnFunction,
+    attack_function,
+    check_attack,
+    resolve_attack,
+)
+from robust_ham.models import checkpoints
+from robust_ham.models.checkpoints import ZOO
+from robust_ham.models.predict import logits_of
 
 
 def load_model(place: str | Path) -> nn.Module:
@@ -135,7 +141,7 @@ def evaluate(
     for name, model in named.items():
         _check_model(name, model, clean, classes, devices[name])
     asked, own = _asked(attack, options, _shape(clean))
-    memory_needs.check_attack(asked, asked.attack, _shape(clean), len(clean), batch_size)
+    check_attack_memory(asked, asked.attack, _shape(clean), len(clean), batch_size)
     attacked = AttackedImages(clean, classes, list(range(len(classes))))
     tables = []
     name_column = TextColumn("{task.description}", style="progress.description", markup=False)

@@ -1,6 +1,6 @@
 """The memory of this machine, and shares of it beyond which requests are refused.
 
-A leaf. What a file unpacks to is limited here; what a run needs, in ``memory_needs``.
+A leaf. What a file unpacks to is limited here; what a run needs, in ``evaluation.memory``.
 """
 
 from __future__ import annotations
@@ -56,3 +56,26 @@ def in_bytes(count: int) -> str:
         if count >= size:
             return f"{count / size:.1f} {unit}"
     return f"{count:,} bytes"
+
+
+_SHARE = 0.8
+
+
+def check_need(num_bytes: int, what: str) -> None:
+    """Refuse what needs more than 80 % of this machine's memory.
+
+    Raises:
+        RequestError: it does; ``what`` names the key and what is to be held.
+    """
+    limit = memory_share(_SHARE)
+    if num_bytes > limit:
+        raise RequestError(
+            f"{what} needs at least {in_bytes(num_bytes)} of memory, expected at most "
+            f"{in_bytes(limit)}, {_SHARE:.0%} of this machine's"
+        )
+
+
+def size_of_images(image_shape: tuple[int, int, int]) -> str:
+    """Height×width×channels of images (C, H, W)."""
+    channels, height, width = image_shape
+    return f"{height}×{width}×{channels}"

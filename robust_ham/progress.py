@@ -1,6 +1,7 @@
 """How work that takes long says how far it is, and how long it takes."""
 
 from collections.abc import Callable
+from typing import Protocol
 
 Progress = Callable[[int, int], None]
 """Is called with how much is done and how much there is."""
@@ -16,3 +17,37 @@ def in_words(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.0f} s"
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
+class Monitor(Protocol):
+    """Is told what happens."""
+
+    def started(self, num_cells: int) -> None:
+        """Before the first cell."""
+
+    def cell_started(self, name: str) -> Progress:
+        """Returns what is called with (steps done, steps in all) of this cell."""
+        ...
+
+    def cell_ended(self, name: str, outcome: str, seconds: float) -> None:
+        """``outcome``: done, already there, or failed: reason."""
+
+    def note(self, line: str) -> None:
+        """Something that a user wants to know."""
+
+
+class Silent:
+    """A monitor that shows nothing."""
+
+    def started(self, num_cells: int) -> None:
+        """Show nothing."""
+
+    def cell_started(self, name: str) -> Progress:
+        """Show nothing."""
+        return unseen
+
+    def cell_ended(self, name: str, outcome: str, seconds: float) -> None:
+        """Show nothing."""
+
+    def note(self, line: str) -> None:
+        """Show nothing."""

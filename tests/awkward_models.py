@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
 from torch.utils.checkpoint import checkpoint
 
-from robust_ham.layers import WindowedConv2d
+from robust_ham.models.layers import WindowedConv2d
 
 AWKWARD: dict[str, Callable[[], nn.Module]] = {}
 """Those whose answer is the same at each call."""

@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robust_ham import checkpoints, cli
-from robust_ham.config import DatasetConfig
-from robust_ham.data import load_split
-from robust_ham.plan import ZOO
-from robust_ham.splits import balanced_order, to_float
+from robust_ham.cli import main
+from robust_ham.config.experiment import DatasetConfig
+from robust_ham.data.datasets import load_split
+from robust_ham.data.splits import balanced_order, to_float
+from robust_ham.models import checkpoints
+from robust_ham.models.checkpoints import ZOO
 
 torch.set_num_threads(2)
 
@@ -42,10 +43,10 @@ def run_cli(
 
     def run(*words: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["robust-ham", *map(str, words)])
-        monkeypatch.setattr(cli.stopping, "listen", lambda: None)
+        monkeypatch.setattr(main.signals, "listen", lambda: None)
         monkeypatch.setenv("PYTHONSAFEPATH", "1")  # as main does, but for this test only
         with pytest.raises(SystemExit) as stopped:
-            cli.main()
+            main.main()
         captured = capsys.readouterr()
         return int(stopped.value.code or 0), captured.out, captured.err
 

@@ -178,7 +178,7 @@ def _serve() -> None:
 
 def _run(request: dict[str, Any], output: int, errors: int, calls: int) -> int:
     """Run a command line in the child, as the request asks for; its exit code."""
-    from robust_ham import cli
+    from robust_ham.cli import main
 
     signal.alarm(_TIMEOUT_SECONDS)
     os.environ.update(request["environment"])
@@ -196,7 +196,7 @@ def _run(request: dict[str, Any], output: int, errors: int, calls: int) -> int:
         library.inject(request["below"].encode(), first, last, kind)
     code = _TRACEBACK
     try:
-        cli.main()
+        main.main()
     except SystemExit as ended:
         code = int(ended.code or 0)
     except BaseException:
@@ -210,11 +210,11 @@ def _run(request: dict[str, Any], output: int, errors: int, calls: int) -> int:
 
 def _warm_up(words: list[str]) -> None:
     """Run a command line here, and forget what it was."""
-    from robust_ham import cli
+    from robust_ham.cli import main
 
     sys.argv = ["robust-ham", *words]
     with contextlib.suppress(SystemExit):
-        cli.main()
+        main.main()
 
 
 if __name__ == "__main__":

@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from robust_ham import store
 from robust_ham.analysis.tables import write_tables
-from robust_ham.config_files import parse_config
-from robust_ham.executors import inline, run_plan
-from robust_ham.plan import make_plan
+from robust_ham.config.files import parse_config
+from robust_ham.runs.plan.plan import make_plan
+from robust_ham.runs.runner import inline, run_plan
+from robust_ham.storage import files
 
 CONFIG = """
 schema: 1
@@ -78,7 +78,7 @@ def run_in_child(folder, data, report=None):
     """The same in a process of its own, which writes down what became of each cell."""
     monitor = run_here(folder, data)
     if report is not None:
-        store.write_json(Path(report), {"outcomes": monitor.outcomes})
+        files.write_json(Path(report), {"outcomes": monitor.outcomes})
 
 
 def run_until_killed(folder, data):

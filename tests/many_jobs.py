@@ -19,19 +19,20 @@ import torch
 from faulty_runs import Listening
 from test_faults import write_data
 
-from robust_ham import gate, store
-from robust_ham.attack_cells import asked_of
-from robust_ham.checkpoints import CARD, describe
-from robust_ham.checks import Finding
-from robust_ham.config_files import parse_config
-from robust_ham.context import Context
-from robust_ham.executors import run_plan
-from robust_ham.model_cells import _predictions_key, model_key
-from robust_ham.parquet_tables import read_table, write_table
-from robust_ham.plan import make_plan
-from robust_ham.receipts import sign
-from robust_ham.run_folder import RunFolder
-from robust_ham.store import read_json, write_json
+from robust_ham.config.files import parse_config
+from robust_ham.models.checkpoints import CARD, describe
+from robust_ham.runs.jobs import gate
+from robust_ham.runs.jobs.attack import asked_of
+from robust_ham.runs.jobs.attack_checks import Finding
+from robust_ham.runs.jobs.model import _predictions_key, model_key
+from robust_ham.runs.plan.context import Context
+from robust_ham.runs.plan.plan import make_plan
+from robust_ham.runs.runner import run_plan
+from robust_ham.storage import files
+from robust_ham.storage.files import read_json, write_json
+from robust_ham.storage.parquet_tables import read_table, write_table
+from robust_ham.storage.receipts import sign
+from robust_ham.storage.run_folder import RunFolder
 
 CONFIG = """
 schema: 1
@@ -67,12 +68,12 @@ def config_of(num_seeds, config=CONFIG):
 @contextmanager
 def _in_haste():
     """Without waiting for the disk; the gate finds that all is well."""
-    before = store._flush, gate._findings
-    store._flush, gate._findings = lambda path: None, _no_faults
+    before = files._flush, gate._findings
+    files._flush, gate._findings = lambda path: None, _no_faults
     try:
         yield
     finally:
-        store._flush, gate._findings = before
+        files._flush, gate._findings = before
 
 
 def _no_faults(checked, attack_id, others, key):

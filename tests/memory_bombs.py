@@ -22,15 +22,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from robust_ham import memory
-from robust_ham.array_files import read_arrays
-from robust_ham.config import DatasetConfig
-from robust_ham.data import load_split
+from robust_ham.analysis.importing.readers import read_rows
+from robust_ham.analysis.importing.validate import checked_rows
+from robust_ham.config.experiment import DatasetConfig
+from robust_ham.data.datasets import load_split
 from robust_ham.errors import RequestError
-from robust_ham.foreign import read_network
-from robust_ham.foreign_tables.checked_rows import checked_rows
-from robust_ham.foreign_tables.readers import read_rows
-from robust_ham.parquet_tables import read_table
-from robust_ham.store import read_csv, read_json
+from robust_ham.models.importing.networks import read_network
+from robust_ham.storage.array_files import read_arrays
+from robust_ham.storage.files import read_csv, read_json
+from robust_ham.storage.parquet_tables import read_table
 
 MILLION = 10**6
 

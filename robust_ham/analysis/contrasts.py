@@ -20,22 +20,10 @@ from robust_ham.analysis.curves import (
 )
 from robust_ham.analysis.doubts import UNDECIDED, Kept, SignedArm, withhold_doubtful
 from robust_ham.analysis.run import Run
-from robust_ham.analysis.statistics import (
-    Values,
-    holm,
-    pooled_seed_variance,
-    ratio,
-    vary_alike,
-)
-from robust_ham.analysis.verdicts import (
-    FEW_SEEDS,
-    UNKNOWN,
-    Margins,
-    judge_mean,
-    judge_median_ratio,
-)
-from robust_ham.config import AttackConfig
-from robust_ham.model_groups import ModelGroup
+from robust_ham.analysis.statistics import Values, holm, pooled_seed_variance, ratio, vary_alike
+from robust_ham.analysis.verdicts import FEW_SEEDS, UNKNOWN, Margins, judge_mean, judge_median_ratio
+from robust_ham.config.experiment import AttackConfig
+from robust_ham.config.models import ModelGroup
 
 CONTRAST_COLUMNS = (
     "family window kernel_size versus versus_kernel_size metric attack budget scale num_seeds "

@@ -28,8 +28,8 @@ from robust_ham.analysis.statistics import (
     median_interval,
     wilson,
 )
-from robust_ham.config import BEST, AttackConfig
-from robust_ham.model_groups import ModelGroup
+from robust_ham.config.experiment import BEST, AttackConfig
+from robust_ham.config.models import ModelGroup
 
 SUMMARY_COLUMNS = (
     "model_id architecture window kernel_size effective_width effective_width_learned depth width "

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robust_ham.analysis.run import Run
-from robust_ham.config import AttackConfig
-from robust_ham.model_groups import ModelGroup
+from robust_ham.config.experiment import AttackConfig
+from robust_ham.config.models import ModelGroup
 
 UNDECIDED = {"verdict": "undecided", "seeds_to_decide": None, "images_to_decide": None}
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from robust_ham.config import AttackConfig, Config
+from robust_ham.config.experiment import AttackConfig, Config
 from robust_ham.errors import RequestError
 
 STATUSES = ("already_wrong", "fooled", "survived", "invalid")

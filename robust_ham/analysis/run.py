@@ -14,16 +14,16 @@ import pandas as pd
 
 from robust_ham.analysis.rows import AttackRows, Mask, check_agreement
 from robust_ham.analysis.statistics import Values
-from robust_ham.config import BEST, AttackConfig, Config
-from robust_ham.config_files import config_text, parse_config
+from robust_ham.config.experiment import BEST, AttackConfig, Config
+from robust_ham.config.files import config_text, parse_config
+from robust_ham.config.models import ModelGroup
 from robust_ham.errors import RequestError
 from robust_ham.memory import check_memory
-from robust_ham.model_groups import ModelGroup
-from robust_ham.parquet_tables import read_metadata, read_table
-from robust_ham.receipts import check
 from robust_ham.regular_files import is_regular
-from robust_ham.run_folder import RunFolder
-from robust_ham.store import read_csv, read_json, reading
+from robust_ham.storage.files import read_csv, read_json, reading
+from robust_ham.storage.parquet_tables import read_metadata, read_table
+from robust_ham.storage.receipts import check
+from robust_ham.storage.run_folder import RunFolder
 
 HISTORY_COLUMNS = "train_loss train_accuracy validation_loss validation_accuracy".split()
 MEASURED = "effective_width effective_width_learned params flops test_accuracy".split()

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pandas as pd
 
-from robust_ham.analysis.checkpoint_pairs import checkpoint_pairs
-from robust_ham.analysis.claims import answer_claims
+from robust_ham.analysis.claims.answers import answer_claims
+from robust_ham.analysis.compare_models import checkpoint_pairs
 from robust_ham.analysis.contrasts import contrasts
 from robust_ham.analysis.curves import budget_curves, kernel_size_curves, summarise
 from robust_ham.analysis.mechanism import mechanisms
 from robust_ham.analysis.run import Run
-from robust_ham.checksums import record_files
 from robust_ham.errors import RequestError
-from robust_ham.run_folder import RunFolder
-from robust_ham.store import write_csv
+from robust_ham.storage.checksums import record_files
+from robust_ham.storage.files import write_csv
+from robust_ham.storage.run_folder import RunFolder
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torchvision
 from torch import nn
 
-from robust_ham.models.kernels import change_kernel
+from robust_ham.models.kernel_surgery import change_kernel
 
 
 def resnet18(num_classes: int = 1000, *, kernel_size: int = 3, window: str = "none") -> nn.Module:

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import torch
 
-from robust_ham.config import Config
-from robust_ham.model_groups import MatchConfig, ModelGroup, ResNet18CifarGroup
-from robust_ham.models import MODELS, num_flops, num_params
+from robust_ham.config.experiment import Config
+from robust_ham.config.models import MatchConfig, ModelGroup, ResNet18CifarGroup
+from robust_ham.models.build import MODELS, num_flops, num_params
 
 STEP = 64
 """Widths are multiples of 1/64, as channels are."""

@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robust_ham.layers import conv2d
+from robust_ham.models.layers import conv2d
 
 
 class BasicBlock(nn.Module):

@@ -8,17 +8,17 @@ from typing import Literal
 
 from torch import nn
 
-from robust_ham.bounds import MAX_KERNEL
-from robust_ham.layers import WindowedConv2d, copied, weight_parametrizations, window_name
-from robust_ham.models.applied import applies_its_weight, trial_of
-from robust_ham.models.kernels import (
+from robust_ham.config.bounds import MAX_KERNEL
+from robust_ham.models.effective_kernel import applies_its_weight, trial_of
+from robust_ham.models.kernel_surgery import (
     change_kernel,
     is_odd,
     padding_for,
     remove_parametrizations,
     set_window,
 )
-from robust_ham.windows import window_2d
+from robust_ham.models.layers import WindowedConv2d, copied, weight_parametrizations, window_name
+from robust_ham.models.windows import window_2d
 
 Layers = Callable[[str, nn.Conv2d], bool] | Sequence[str] | None
 
@@ -41,7 +41,7 @@ def windowed(
 
     Args:
         model: any network; it is left as it is.
-        window: a name in ``robust_ham.windows.WINDOWS_2D``; ``"none"``: plain convolutions, to
+        window: a name in ``models.windows.WINDOWS_2D``; ``"none"``: plain convolutions, to
             change their size only.
         kernel_size: odd size k of the chosen kernels; None: as they are. Padding grows with the
             kernel, so that sizes of feature maps stay.

@@ -9,17 +9,17 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from robust_ham.analysis.compare_runs import changed_keys, compared_results, run_names
 from robust_ham.analysis.run import Run
-from robust_ham.analysis.run_pairs import changed_keys, compared_results, run_names
 from robust_ham.errors import RequestError
-from robust_ham.ownership import claim, refuse_strangers
-from robust_ham.report.figures import METRIC_NAMES
+from robust_ham.report.figures.robustness import METRIC_NAMES
+from robust_ham.report.figures.style import figure_style, panel_grid, render
 from robust_ham.report.html import render_page
 from robust_ham.report.inline import inline_svg
 from robust_ham.report.page import Report
-from robust_ham.report.style import figure_style, panel_grid, render
-from robust_ham.run_folder import RunFolder
-from robust_ham.store import write_csv, write_text
+from robust_ham.storage.files import write_csv, write_text
+from robust_ham.storage.ownership import claim, refuse_strangers
+from robust_ham.storage.run_folder import RunFolder
 
 _MOST_NETWORKS = 60
 """In a figure; more are in the table alone."""

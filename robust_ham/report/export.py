@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from robust_ham.analysis.tables import Tables
-from robust_ham.checksums import record_files
 from robust_ham.errors import RequestError
-from robust_ham.report.explorer import panel_figure, panels
-from robust_ham.report.page_tables import page_tables
-from robust_ham.report.pictures import drawings
-from robust_ham.report.style import FORMATS, figure_width, save_figure
-from robust_ham.report.writers import WRITERS
-from robust_ham.store import write_text
+from robust_ham.report.figures.catalogue import drawings
+from robust_ham.report.figures.panels import panel_figure, panels
+from robust_ham.report.figures.style import FORMATS, figure_width, save_figure
+from robust_ham.report.formats import WRITERS
+from robust_ham.report.tables import page_tables
+from robust_ham.storage.checksums import record_files
+from robust_ham.storage.files import write_text
 
 NARROWEST, WIDEST = 2.0, 30.0
 """Inches."""

@@ -12,29 +12,23 @@ from markupsafe import Markup
 from robust_ham.analysis.curves import right_without_attack
 from robust_ham.analysis.run import Run
 from robust_ham.analysis.tables import Tables, write_tables
-from robust_ham.checksums import record_files
-from robust_ham.config import Config
-from robust_ham.receipts import check
+from robust_ham.config.experiment import Config
 from robust_ham.regular_files import is_regular, read_text
-from robust_ham.report.cards import strips
-from robust_ham.report.explorer import Panel, panel_figure, panels, swatches
-from robust_ham.report.figures import METRIC_NAMES, attack_title
+from robust_ham.report.figures.catalogue import Picture, Section, draw_pictures
+from robust_ham.report.figures.panels import Panel, panel_figure, panels, swatches
+from robust_ham.report.figures.robustness import METRIC_NAMES, attack_title
+from robust_ham.report.figures.rows import axis_name
+from robust_ham.report.figures.style import WINDOW_LABELS, render
+from robust_ham.report.formats import Table
+from robust_ham.report.gallery import strips
 from robust_ham.report.html import render_page
 from robust_ham.report.inline import data_uri, inline_svg
-from robust_ham.report.networks import axis_name
-from robust_ham.report.page_tables import CHOICES, findings_table, headline_table, models_table
 from robust_ham.report.paged import MANY_MODELS, MANY_ROWS, rows_as_json, shorten_pictures
-from robust_ham.report.pictures import Picture, Section, draw_pictures
-from robust_ham.report.style import WINDOW_LABELS, render
+from robust_ham.report.tables import CHOICES, findings_table, headline_table, models_table
 from robust_ham.report.verdict_table import claim_table, in_words, verdict_matrix, verdict_table
-from robust_ham.report.writers import Table
-from robust_ham.store import (
-    MAX_TEXT_BYTES,
-    parse_json,
-    read_json,
-    reading,
-    write_text,
-)
+from robust_ham.storage.checksums import record_files
+from robust_ham.storage.files import MAX_TEXT_BYTES, parse_json, read_json, reading, write_text
+from robust_ham.storage.receipts import check
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 
 from robust_ham.errors import visible
-from robust_ham.report.writers import Table
+from robust_ham.report.formats import Table
 
 MANY_MODELS = 300
 """Beyond which tables are paged and figures shortened."""

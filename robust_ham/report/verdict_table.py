@@ -10,8 +10,8 @@ import pandas as pd
 
 from robust_ham.analysis.curves import SHARES
 from robust_ham.analysis.run import Run
-from robust_ham.report.figures import attack_title, metric_label
-from robust_ham.report.style import WINDOW_LABELS, size_label
+from robust_ham.report.figures.robustness import attack_title, metric_label
+from robust_ham.report.figures.style import WINDOW_LABELS, size_label
 
 
 def verdict_table(run: Run, effects: pd.DataFrame) -> list[dict[str, str]]:

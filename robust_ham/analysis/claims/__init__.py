@@ -1,0 +1,1 @@
+"""Statements of the reference works, and how a run's tables answer them."""

@@ -1,0 +1,1 @@
+"""Per-image tables of other libraries -> a run folder."""

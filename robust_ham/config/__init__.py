@@ -1,0 +1,1 @@
+"""Typed sections of a configuration, read from YAML. Without torch; imports ``errors``."""

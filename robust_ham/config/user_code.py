@@ -1,0 +1,159 @@
+"""Functions of a user's own, named by a configuration: the only code that it can run."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import importlib
+import inspect
+import math
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from robust_ham.config.experiment import AttackConfig
+from robust_ham.config.fields import number, shown
+from robust_ham.errors import RequestError
+
+Parameter = inspect.Parameter
+
+_KEYS = set(AttackConfig.model_fields) - {"attack"}
+
+_MAX_REASON = 300
+
+
+def import_function(name: str, key: str) -> Any:  # noqa: ANN401
+    """The function ``module:function``; modules of the working directory come last.
+
+    ``key`` is what the message calls it.
+
+    Raises:
+        RequestError: no such module or function.
+    """
+    module_name, _, function_name = name.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    with one_line_for(f"{key} {name}"):
+        function: Any = importlib.import_module(module_name)
+    for part in function_name.split("."):
+        function = getattr(function, part, None)
+    if not callable(function):
+        raise RequestError(f"{key} {name}: no such function")
+    return function
+
+
+@contextlib.contextmanager
+def one_line_for(what: str) -> Iterator[None]:
+    """Say in one line what a user's own code raises, and where: ``what`` names that code.
+
+    Raises:
+        RequestError: whatever it raises, but for a lack of memory.
+    """
+    try:
+        yield
+    except (RequestError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except (Exception, SystemExit) as error:
+        reason = " ".join(str(error).split())[:_MAX_REASON]
+        raise RequestError(f"{what}: {type(error).__name__}: {reason}{_place(error)}") from None
+
+
+def _place(error: BaseException) -> str:
+    """Function, file and line that raised, the deepest that is neither torch's nor ours."""
+    libraries = [Path(str(m.__file__)).parent for m in (torch, importlib)]
+    libraries.append(Path(__file__).parents[1])
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not any(Path(frame.filename).is_relative_to(folder) for folder in libraries)
+        and not frame.filename.startswith("<")
+    ]
+    if not frames:
+        return ""
+    return f" (in {frames[-1].name}, {Path(frames[-1].filename).name}:{frames[-1].lineno})"
+
+
+def source_hash(function: Any) -> str:  # noqa: ANN401
+    """SHA-256 of the file that a function is written in: its results are another's when it changes.
+
+    Empty where there is no such file.
+    """
+    while isinstance(function, functools.partial):
+        function = function.func
+    if not (inspect.isroutine(function) or inspect.isclass(function)):
+        function = type(function)  # an object with __call__
+    try:
+        source = inspect.getsource(inspect.getmodule(function) or function)
+    except (OSError, TypeError):
+        return ""
+    return hashlib.sha256(source.encode()).hexdigest()
+
+
+def options_after(function: Callable[..., Any], name: str) -> dict[str, Parameter]:
+    """What a user's attack takes after model, images and labels, by keyword.
+
+    Raises:
+        RequestError: it does not take these three, or an option is called as a key of all attacks.
+    """
+    try:
+        try:
+            signature = inspect.signature(function, eval_str=True)
+        except Exception:  # annotations may name what is imported for type checkers only
+            signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        raise RequestError(f"attack {name}: expected a function written in Python") from None
+    parameters = list(signature.parameters.values())
+    by_place = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if len(by_place) < 3 and not any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        raise RequestError(f"attack {name}: expected a function of model, images and labels")
+    options = by_place[3:] + [p for p in parameters if p.kind in (p.KEYWORD_ONLY, p.VAR_KEYWORD)]
+    for parameter in options:
+        if parameter.name in _KEYS:
+            raise RequestError(
+                f"attack {name}: its option {parameter.name} has the name of a key of every "
+                "attack: call it otherwise, as eps"
+            )
+    return {p.name: p for p in options if p.kind is not p.POSITIONAL_ONLY}
+
+
+def like_default(value: Any, default: Any) -> Any:  # noqa: ANN401
+    """``value`` for an option without annotation, as its default suggests: text may be a number.
+
+    Raises:
+        ValueError: another kind of value than the default's.
+    """
+    if isinstance(default, bool | str):
+        if not isinstance(value, type(default)):
+            expected = "text" if isinstance(default, str) else "true or false"
+            raise ValueError(f"expected {expected}, got {shown(value)}")
+        return value
+    if isinstance(default, int | float):
+        return _number_like(value, default)
+    if isinstance(value, list | tuple):
+        parts = default if isinstance(default, list | tuple) and default else (None,)
+        kind = type(default) if isinstance(default, list | tuple) else type(value)
+        return kind(like_default(part, parts[0]) for part in value)
+    if isinstance(value, str) and re.search("[/eE]", value):  # others are in quotes: text
+        with contextlib.suppress(ValueError):
+            return number(value)
+    return value
+
+
+def _number_like(value: object, default: float) -> float:
+    given = number(value)
+    if not isinstance(given, int | float):
+        try:
+            given = float(given)  # numpy's
+        except (TypeError, ValueError):
+            raise ValueError(f"expected a number, got {shown(value)}") from None
+    if not math.isfinite(given):
+        raise ValueError(f"expected a finite number, got {shown(value)}")
+    whole = isinstance(default, int) and given == int(given)
+    return int(given) if whole else float(given)

@@ -1,0 +1,166 @@
+"""Which files of a folder make up a split."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from robust_ham.data.splits import SplitName
+from robust_ham.errors import RequestError
+
+_NAMES: dict[SplitName, tuple[tuple[str, ...], ...]] = {
+    "train": (("train",),),
+    "test": (("test",), ("validation", "valid", "val")),
+}
+"""Names of a split, preferred first; names in one group mean the same."""
+_SHARD = re.compile(r"(?:-(\d+)(?:-of-(\d+))?(?:-[0-9a-f]{8,})?)?\.parquet")
+"""What follows the split's name: nothing, ``-0``, ``-00000-of-00003``, with or without a hash."""
+
+SplitFiles = list[Path] | Path
+"""The parquet files of a split in the order of their names, or its folder of class folders."""
+
+
+def find_split_files(folder: Path, split: SplitName) -> Iterator[SplitFiles]:
+    """The files of a split, preferred first: ``test``, then ``validation`` for the test split.
+
+    Parquet files lie in the folder itself, in ``data/``, or, where neither has a split, in the only
+    sub-folder that has; in each of these, perhaps in a folder per split.
+
+    Raises:
+        RequestError: files of two kinds or generations, two sub-folders, or a shard is missing.
+    """
+    places = _parquet_folders(folder)
+    for names in _NAMES[split]:
+        found: list[SplitFiles] = []
+        for name in names:
+            for place in places:
+                found += [s for s in (_shards(place, name), _split_folder(place / name)) if s]
+            if (folder / name).is_dir() and not _split_folder(folder / name):
+                found.append(folder / name)
+        if len(found) > 1:
+            first, second = (_name(files, folder) for files in found[:2])
+            raise RequestError(
+                f"{folder}: {first} and {second} both hold the {split} images; keep one of them"
+            )
+        yield from found
+
+
+def _parquet_folders(folder: Path) -> list[Path]:
+    """Where parquet files are looked for: Hugging Face has a folder per configuration, or data/."""
+    places = [folder, folder / "data"]
+    if any(map(_holds_splits, places)):
+        return places
+    split_names = {name for groups in _NAMES.values() for names in groups for name in names}
+    others = [
+        entry
+        for entry in sorted(folder.iterdir())
+        if entry.name not in split_names and not entry.name.startswith(".") and _holds_splits(entry)
+    ]
+    if len(others) > 1:
+        first, second = (entry.name for entry in others[:2])
+        raise RequestError(
+            f"{folder}: {first}/ and {second}/ both hold parquet files of splits; keep one of them"
+        )
+    return places + others
+
+
+def _holds_splits(folder: Path) -> bool:
+    """Whether parquet files of any split lie in a folder, or in its folders of splits."""
+    return any(
+        any(folder.glob(f"{name}.parquet"))
+        or any(folder.glob(f"{name}-*.parquet"))
+        or _parquet_files(folder / name)
+        for groups in _NAMES.values()
+        for names in groups
+        for name in names
+    )
+
+
+def _parquet_files(folder: Path) -> list[Path]:
+    """Parquet files of a folder of a split; none if it holds class folders."""
+    if not folder.is_dir():
+        return []
+    entries = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]
+    if any(entry.is_dir() for entry in entries):
+        return []
+    return [entry for entry in entries if entry.suffix == ".parquet"]
+
+
+def _split_folder(folder: Path) -> list[Path]:
+    """The shards in the folder of a split: ``test/0000.parquet`` or ``test/test-….parquet``."""
+    files = _parquet_files(folder)
+    numbered = [file for file in files if file.stem.isdecimal()]
+    other = next((file for file in files if file not in numbered), None)
+    if not numbered:
+        return _shards(folder, folder.name) if files else []
+    if other is not None:
+        raise RequestError(f"{folder}: {numbered[0].name} and {other.name}: expected one naming")
+    _check_complete(folder, "", [_Shard(file, int(file.stem), None) for file in numbered])
+    return numbered
+
+
+def _name(files: SplitFiles, folder: Path) -> str:
+    if isinstance(files, Path):
+        return f"{files.name}/"
+    return str(files[0].relative_to(folder))
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """A parquet file, its number, and how many there are, where its name says so."""
+
+    file: Path
+    number: int | None
+    total: int | None
+
+
+def _shards(folder: Path, name: str) -> list[Path]:
+    """All parquet files of the split ``name`` in ``folder``; ``name_small`` is another split."""
+    shards = []
+    for file in sorted(folder.glob(f"{name}*.parquet")):
+        rest = file.name.removeprefix(name)
+        match = _SHARD.fullmatch(rest)
+        if match is not None:
+            number, total = (int(group) if group else None for group in match.groups())
+            shards.append(_Shard(file, number, total))
+        elif rest.startswith("-"):
+            raise RequestError(
+                f"{file}: expected {name}.parquet, {name}-0.parquet or "
+                f"{name}-00000-of-00001.parquet; rename it or move it to a folder of its own"
+            )
+    if shards:
+        _check_complete(folder, name, shards)
+    return [shard.file for shard in shards]
+
+
+def _check_complete(folder: Path, name: str, shards: list[_Shard]) -> None:
+    """Check that shards are of one generation, and that none is missing."""
+    first = shards[0]
+    file_of: dict[int | None, Path] = {}
+    for shard in shards:
+        is_like_first = (shard.number is None, shard.total) == (first.number is None, first.total)
+        if not is_like_first or shard.number in file_of:
+            other = file_of.get(shard.number, first.file)
+            raise RequestError(
+                f"{folder}: {other.name} and {shard.file.name} are of two generations; remove one"
+            )
+        file_of[shard.number] = shard.file
+    if first.number is None:
+        return
+    count = len(shards) if first.total is None else first.total
+    if first.total in file_of and 0 not in file_of:  # counted from 1
+        file_of[0] = file_of.pop(first.total)
+    missing = next((number for number in range(count) if number not in file_of), None)
+    if missing is not None:
+        ending = "" if first.total is None else f"-of-{first.total:05}"
+        number = str(missing) if first.total is None else f"{missing:05}"
+        if not name:  # 0000.parquet
+            number = str(missing).zfill(len(first.file.stem))
+        start = f"{name}-" if name else ""
+        raise RequestError(
+            f"{folder}: {start}{number}{ending}.parquet is missing beside {first.file.name}"
+        )
+    if len(shards) > count:
+        raise RequestError(f"{folder}: expected {count} files {name}-*, got {len(shards)}")

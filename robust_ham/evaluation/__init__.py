@@ -1,0 +1,1 @@
+"""Run an attack, score its output independently, write one row per image."""

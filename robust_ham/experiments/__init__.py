@@ -1,0 +1,1 @@
+"""Experiments beside a run: explanatory figures, and other libraries side by side."""

@@ -1,0 +1,122 @@
+"""Passes through the network and peak memory of one run of a library, in a process of its own.
+
+So no library profits from, or pays for, what another left behind.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from attacks.adapters.common import Counted
+from robust_ham.config.experiment import OURS
+from robust_ham.evaluation.registry import attack_function
+from robust_ham.experiments.benchmark import peer_libraries
+from robust_ham.experiments.benchmark.peer_libraries import Options
+
+WARM_UP_IMAGES = 8
+_STATUS = Path("/proc/self/status")  # Linux alone has it
+
+
+@dataclass(frozen=True)
+class Passes:
+    """What a library spent: images through the model forwards and backwards, and memory.
+
+    ``points``: at how many different images the model was evaluated; ``peak_memory_mb`` None: not
+    known on this system.
+    """
+
+    forwards: int
+    backwards: int
+    points: int
+    peak_memory_mb: float | None
+
+
+class CountedPoints(Counted):
+    """Counts different images too."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.points: set[bytes] = set()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) to logits (B, K)."""
+        for image in images.detach().cpu().numpy():
+            self.points.add(hashlib.blake2b(image.tobytes(), digest_size=16).digest())
+        return super().forward(images)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One attack of one library on images (N, C, H, W) with labels (N,)."""
+
+    library: str
+    attack: str
+    options: Options
+    model: nn.Module
+    images: Tensor
+    labels: Tensor
+
+    def run(self, model: nn.Module, part: slice = slice(None)) -> None:
+        """Attack ``model`` on some of the images."""
+        images, labels = self.images[part], self.labels[part]
+        peer_libraries.run(self.library, self.attack, self.options, model, images, labels)
+
+
+def profile(job: Job) -> Passes:
+    """Passes and peak memory of one run in a fresh process."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+        return pool.submit(_profile_here, job, torch.get_num_threads()).result()
+
+
+def _profile_here(job: Job, threads: int) -> Passes:
+    torch.set_num_threads(threads)
+    peer_libraries.load(job.library)
+    job.run(job.model, slice(WARM_UP_IMAGES))
+    counted = CountedPoints(job.model).eval()
+    if job.library != OURS:
+        with _PeakMemory(job.images.device) as peak:
+            job.run(counted)
+        return Passes(counted.forwards, counted.backwards, len(counted.points), peak.megabytes)
+    function = attack_function(job.attack)[0]  # ours count their own passes, on the fast copy
+    with _PeakMemory(job.images.device) as peak:
+        outcome = function(job.model, job.images, job.labels, **job.options)
+    job.run(counted)  # only for the points: counting hides the network from what makes it fast
+    passes = int(outcome.forwards.sum()), int(outcome.backwards.sum())
+    return Passes(*passes, len(counted.points), peak.megabytes)
+
+
+class _PeakMemory:
+    """Memory in use at the worst moment of a block, over what was in use at its start."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.megabytes: float | None = None
+
+    def __enter__(self) -> _PeakMemory:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            self.before = torch.cuda.memory_allocated(self.device)
+        elif _STATUS.is_file():
+            Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+            self.before = _from_status("VmRSS")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.device.type == "cuda":
+            self.megabytes = (torch.cuda.max_memory_allocated(self.device) - self.before) / 1e6
+        elif _STATUS.is_file():
+            self.megabytes = (_from_status("VmHWM") - self.before) / 1e6
+
+
+def _from_status(name: str) -> int:
+    """Bytes of a line such as ``VmRSS: 123 kB``."""
+    (line,) = [x for x in _STATUS.read_text().splitlines() if x.startswith(name)]
+    return int(line.split()[1]) * 1024

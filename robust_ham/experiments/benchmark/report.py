@@ -1,0 +1,165 @@
+"""A benchmark's table and figure: seconds of each library beside ours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from robust_ham.config.experiment import OURS
+from robust_ham.report.figures.style import figure_style, save_figure
+from robust_ham.report.formats import Table, markdown
+from robust_ham.storage.files import write_text
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Where the page is, and the table to print."""
+
+    page: Path
+    table: Table
+
+
+def build_benchmark(folder: Path, table: pd.DataFrame) -> Benchmark:
+    """Write ``bench.md`` and ``figures/bench.*`` of a benchmark's ``table``."""
+    save_figure(_figure(table), folder / "figures", "bench")
+    page = folder / "bench.md"
+    write_text(page, f"{markdown(summary_of(table))}\n{markdown(table_of(table))}")
+    return Benchmark(page, short_table_of(table))
+
+
+def summary_of(table: pd.DataFrame) -> Table:
+    """A row per attack and library: over networks, the median and the extremes.
+
+    The extremes of times are those of every round on every network.
+    """
+    header = "attack|library|its time / ours|fooled|fooled by ours|mean L2 / ours|mean L∞ / ours"
+    ours = table[table["library"] == OURS].set_index(["attack", "model_id"])
+    others = table[table["library"] != OURS].set_index(["attack", "model_id"])
+    rows = []
+    for (attack, library), here in others.groupby(["attack", "library"], sort=False):
+        reference = ours.loc[here.index]
+        low, high = here["ratio_low"].min(), here["ratio_high"].max()
+        rows.append(
+            [
+                str(attack),
+                f"{library} {here['version'].iloc[0]}",
+                f"{here['ratio'].median():.1f} ({low:.1f} … {high:.1f})",
+                _range(here["fooled"], ".1%"),
+                _range(reference["fooled"], ".1%"),
+                _range(here["mean_l2"] / reference["mean_l2"], ".3f"),
+                _range(here["mean_linf"] / reference["mean_linf"], ".3f"),
+            ]
+        )
+    caption = "Every attack and library: median over networks, lowest and highest."
+    return Table("summary", caption, header.split("|"), rows)
+
+
+def _range(values: pd.Series, form: str) -> str:
+    """Lowest … highest; one number where they do not differ."""
+    low, high = (_number(value, form) for value in (values.min(), values.max()))
+    return low if low == high else f"{low} … {high}"
+
+
+_SHORT = "network|attack|library|seconds|times ours|fooled|mean L2|mean L∞".split("|")
+
+
+def table_of(table: pd.DataFrame) -> Table:
+    """A row per network, attack and library."""
+    header = (
+        "network|attack|library|seconds|times ours|times floor|forwards|backwards|fooled"
+        "|same as ours|median L2|mean L2|mean L∞|memory (MB)"
+    ).split("|")
+    rows = []
+    for row in table.to_dict(orient="records"):
+        ratio = f"{row['ratio']:.1f} ({row['ratio_low']:.1f} … {row['ratio_high']:.1f})"
+        rows.append(
+            [
+                str(row["model_id"]),
+                str(row["attack"]),
+                f"{row['library']} {row['version']}",
+                _number(row["seconds"], ".2f"),
+                "1" if row["library"] == OURS else ratio,
+                _number(row["times_floor"], ".1f"),
+                _number(row["forwards"], ".1f"),
+                _number(row["backwards"], ".1f"),
+                _number(row["fooled"], ".1%"),
+                _number(row["same_fooled"], ".1%"),
+                _number(row["median_l2"], ".4f"),
+                _number(row["mean_l2"], ".4f"),
+                _number(row["mean_linf"], ".5f"),
+                _number(row["peak_memory_mb"], ".0f"),
+            ]
+        )
+    return Table("bench", "Every network, attack and library.", header, rows)
+
+
+def short_table_of(table: pd.DataFrame) -> Table:
+    """The columns that a terminal has room for."""
+    whole = table_of(table)
+    columns = [whole.header.index(name) for name in _SHORT]
+    rows = [[row[i] for i in columns] for row in whole.rows]
+    return Table(whole.name, whole.caption, _SHORT, rows)
+
+
+def _number(value: Any, form: str) -> str:  # noqa: ANN401 - a cell of a table
+    return "" if pd.isna(value) else format(value, form)
+
+
+def _figure(table: pd.DataFrame) -> Figure:
+    """A panel per model and attack: time of each library in units of ours, lowest to highest."""
+    models, attacks = list(table["model_id"].unique()), list(table["attack"].unique())
+    libraries = list(table["library"].unique())[::-1]  # the first on top
+    with figure_style():
+        size = (2.3 * len(attacks) + 1.6, (0.25 * len(libraries) + 0.55) * len(models) + 0.3)
+        figure = Figure(figsize=size, layout="constrained")
+        panels = figure.subplots(len(models), len(attacks), squeeze=False, sharex=True, sharey=True)
+        for line, model in zip(panels, models, strict=True):
+            for panel, attack in zip(line, attacks, strict=True):
+                here = table[(table["model_id"] == model) & (table["attack"] == attack)]
+                _panel(panel, here, libraries)
+            line[-1].annotate(
+                model,
+                (1.02, 0.5),
+                xycoords="axes fraction",
+                rotation=-90,
+                va="center",
+                fontsize=7.5,
+            )
+        for top, bottom, attack in zip(panels[0], panels[-1], attacks, strict=True):
+            top.set_title(attack)
+            bottom.set_xlabel("time, in units of ours")
+        axes = panels[0, 0]  # the others share its limits and ticks
+        axes.set_xscale("log")
+        axes.set_xlim(0.7 * min(1, table["ratio_low"].min()), 4 * table["ratio_high"].max())
+        axes.xaxis.set_major_locator(FixedLocator([0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300]))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}×"))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_yticks(range(len(libraries)), libraries)
+        axes.set_ylim(-0.6, len(libraries) - 0.4)
+    return figure
+
+
+def _panel(panel: Axes, table: pd.DataFrame, libraries: list[str]) -> None:
+    """One model under one attack: a library per line, and its seconds."""
+    colours = sns.color_palette("colorblind")
+    panel.axvline(1, color="0.8", linewidth=1, zorder=0)
+    for row in table.to_dict(orient="records"):
+        y, ratio = libraries.index(row["library"]), row["ratio"]
+        spread = [[ratio - row["ratio_low"]], [row["ratio_high"] - ratio]]
+        colour = colours[(len(libraries) - 1 - y) % len(colours)]
+        panel.errorbar(ratio, y, xerr=spread, fmt="o", color=colour, capsize=2)
+        panel.annotate(
+            f"{row['seconds']:.3g} s",
+            (row["ratio_high"], y),
+            xytext=(5, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=7.5,
+        )

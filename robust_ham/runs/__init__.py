@@ -1,0 +1,1 @@
+"""A run from its plan to its last table. Imports everything but ``experiments`` and ``cli``."""

@@ -1,0 +1,263 @@
+"""The process that talks to Ray for a run; ``ray_executor`` starts it and reads what it sends.
+
+Ray's library blocks inside C++, replaces signal handlers, prints, and ends its process when a
+cluster dies. In a process of its own, which can be killed at any time, none of this reaches a run.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import socket
+import threading
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from robust_ham.errors import RequestError
+from robust_ham.runs.plan.job import Cell
+from robust_ham.runs.ray_task import Job
+from robust_ham.storage.receipts import read_signed
+from robust_ham.storage.run_folder import RunFolder
+
+Answer = RequestError | tuple[tuple[Any, ...] | None, dict[str, bytes]]
+"""Of a worker: why it cannot take part, or the fields of an ``Attempt``, and files."""
+
+LOCAL, AUTO = "local", "auto"
+"""Addresses: Ray on this machine alone; the cluster that ``RAY_ADDRESS`` or Ray itself names."""
+
+PROBE_SECONDS = 4.0
+_POLL_SECONDS = 0.5
+_CHECK_SECONDS = 2.0
+_END_SECONDS = 40.0
+_RETRIES = 3  # of a cell whose worker has died
+_NODE_DIED = "its process on this machine, raylet, has died"
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+_SETTINGS = 4  # the kind of the first frame that an HTTP/2 server sends
+
+
+def drive(link: Connection, address: str, folder: str, cpus: int, gpus: float) -> None:
+    """Join the cluster and run cells on it, until ``link`` is closed.
+
+    Receives ``(job, cell)``. Sends ``("refused", reason)`` or ``("joined", address, [resources of
+    each node])``, then for each cell ``("ended", name, answer of run_cell)``, ``("died", name,
+    error)`` or ``("failed", name, reason)``, twice a second ``("news", {name: (done, total)})``,
+    and ``("lost", reason)`` if the cluster is.
+    """
+    os.setsid()  # Ctrl-C is for the process that runs the plan
+    os.chdir("/")  # Ray puts the current folder first on the path of its workers
+    silence = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):
+        os.dup2(silence, stream)
+    events: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    threading.Thread(target=_receive, args=(link, events), daemon=True).start()
+    try:
+        found = _reachable(address)
+        for name in ("RAY_ADDRESS", "RAY_CLIENT_MODE"):  # what is to be joined has been decided
+            os.environ.pop(name, None)
+        import ray
+
+        ray.init(address, logging_level="error", log_to_driver=False)
+        driver = _Driver(link, events, folder, cpus, gpus)
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        link.send(("joined", found, nodes))
+    except (Exception, SystemExit) as error:
+        link.send(("refused", one_line(error)))
+        return
+    try:
+        driver.serve()
+    except Exception as error:
+        link.send(("lost", one_line(error)))
+        os._exit(1)  # Ray would wait for the cluster
+    ray.shutdown()
+
+
+def one_line(error: BaseException) -> str:
+    """Ray's own reason for an error, which may fill a page."""
+    error = error.__cause__ or error
+    lines = str(error).splitlines()
+    if any(line.endswith("Traceback (most recent call last):") for line in lines):
+        lines = lines[max(n for n, line in enumerate(lines) if not line.startswith(" ")) :]
+    reason = " ".join(" ".join(lines).split())[:500]
+    plain = reason and isinstance(error, ConnectionError | RuntimeError)
+    return reason if plain else f"{type(error).__name__}: {reason}".removesuffix(": ")
+
+
+def _receive(link: Connection, events: queue.SimpleQueue[Any]) -> None:
+    """In a thread: pass requests on; the end of ``link`` is the end of this process."""
+    while True:
+        try:
+            events.put(link.recv())
+        except (EOFError, OSError):
+            break
+    events.put(None)
+    time.sleep(_END_SECONDS)
+    os._exit(1)  # Ray has not let this process end
+
+
+def _reachable(address: str) -> str:
+    """The address, ``auto`` resolved, once something answers there as Ray does.
+
+    Raises:
+        ConnectionError: nothing does.
+    """
+    if address == LOCAL:
+        return address
+    if address == AUTO:
+        from ray._private.services import canonicalize_bootstrap_address
+
+        address = canonicalize_bootstrap_address(AUTO) or AUTO
+    reasons = [f"no answer within {PROBE_SECONDS:g} s"]
+
+    def probe() -> None:
+        reasons.append(why_unreachable(address))
+
+    thread = threading.Thread(target=probe, daemon=True)  # a name server may take minutes
+    thread.start()
+    thread.join(PROBE_SECONDS + 0.5)
+    if reasons[-1]:
+        raise ConnectionError(reasons[-1])
+    return address
+
+
+def why_unreachable(address: str) -> str:
+    """What is wrong with ``host:port``; empty if an HTTP/2 server, as Ray's head is, is there."""
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), PROBE_SECONDS / 2) as server:
+            if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
+                return ""
+            server.settimeout(PROBE_SECONDS / 2)
+            server.sendall(_PREFACE)
+            header = server.recv(9)
+    except TimeoutError:
+        return "no answer, or not one of Ray's"
+    except (OSError, UnicodeError) as error:
+        return getattr(error, "strerror", None) or str(error)
+    return "" if header[3:4] == bytes([_SETTINGS]) else "what answers there is not Ray's head"
+
+
+class Desk:
+    """Beside the process that runs the plan: hears news of workers, gives them files of models."""
+
+    def __init__(self, folder: str) -> None:
+        self.run, self.news = RunFolder(Path(folder)), dict[str, tuple[int, int]]()
+
+    def write_news(self, name: str, done: int, total: int) -> None:
+        """A worker is so far with a cell."""
+        self.news[name] = done, total
+
+    def read_news(self) -> dict[str, tuple[int, int]]:
+        """What has been heard since the last call."""
+        news, self.news = self.news, {}
+        return news
+
+    def models(self, names: list[str]) -> dict[str, bytes]:
+        """Those of them that are finished, with their receipts."""
+        return read_signed(self.run, [self.run.model(name) for name in names])
+
+
+class _Driver:
+    """Hands cells to Ray and sends back how they end."""
+
+    def __init__(
+        self,
+        link: Connection,
+        events: queue.SimpleQueue[Any],
+        folder: str,
+        cpus: int,
+        gpus: float,
+    ) -> None:
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        self.ray, self.link, self.events = ray, link, events
+        self.node = ray.get_runtime_context().get_node_id()
+        self.run_cell = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=_RETRIES)(run_cell)
+        self.desk = ray.remote(  # a desk that dies is set up again, without its news
+            num_cpus=0,
+            max_restarts=-1,
+            max_task_retries=-1,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(self.node, soft=False),
+        )(Desk).remote(folder)
+        self.news: Any = None
+        self.told = self.checked = time.monotonic()
+
+    def serve(self) -> None:
+        """Until the other end of the link is closed.
+
+        Raises:
+            Exception: the cluster is lost.
+        """
+        while True:
+            try:
+                event = self.events.get(timeout=_POLL_SECONDS)
+            except queue.Empty:
+                event = ()
+            if event is None:
+                return
+            if event and isinstance(event[0], Job):
+                self._start(*event)
+            elif event:
+                self._tell_end(*event)
+            if time.monotonic() - self.told > _POLL_SECONDS:
+                self._tell_news()
+            if time.monotonic() - self.checked > _CHECK_SECONDS:
+                self._check()
+
+    def _start(self, job: Job, cell: Cell) -> None:
+        future = self.run_cell.remote(job, cell, self.desk).future()
+        future.add_done_callback(lambda future: self.events.put((cell.name, future)))
+
+    def _tell_end(self, name: str, future: Any) -> None:  # noqa: ANN401
+        error = future.exception()
+        errors = self.ray.exceptions
+        if error is None:
+            self.link.send(("ended", name, future.result()))
+        elif isinstance(error, errors.LocalRayletDiedError):
+            raise ConnectionError(_NODE_DIED)
+        elif isinstance(error, errors.RayTaskError | errors.RaySystemError):
+            self.link.send(("failed", name, one_line(getattr(error, "cause", None) or error)))
+        else:  # its worker died, again and again
+            self.link.send(("died", name, type(error).__name__))
+
+    def _tell_news(self) -> None:
+        self.told, news = time.monotonic(), {}
+        if self.news is not None and self.ray.wait([self.news], timeout=0)[0]:
+            try:
+                news = self.ray.get(self.news)
+            except self.ray.exceptions.RayError:  # nothing is shown until there is a desk again
+                news = {}
+            self.news = None
+        if self.news is None:
+            self.news = self.desk.read_news.remote()
+        self.link.send(("news", news))
+
+    def _check(self) -> None:
+        """See whether the node that this process belongs to is alive, as the head knows."""
+        self.checked = time.monotonic()
+        alive = {node["NodeID"] for node in self.ray.nodes() if node["Alive"]}
+        if self.node not in alive:
+            raise ConnectionError(_NODE_DIED)
+
+
+def run_cell(job: Job, cell: Cell, desk: Any) -> Answer:  # noqa: ANN401
+    """On a worker: run one cell, and tell how far it is twice a second."""
+    import ray
+
+    from robust_ham.runs.ray_worker import run_there
+
+    told, models = 0.0, [*cell.needs, cell.spec.model_id]
+
+    def progress(done: int, total: int) -> None:
+        nonlocal told
+        if time.monotonic() - told > _POLL_SECONDS:
+            told = time.monotonic()
+            desk.write_news.remote(cell.name, done, total)
+
+    try:
+        attempt, files = run_there(job, cell, lambda: ray.get(desk.models.remote(models)), progress)
+    except RequestError as error:
+        return RequestError(f"{socket.gethostname()}: {error}")
+    return tuple(attempt) if attempt else None, files

@@ -1,0 +1,259 @@
+"""Cells of a run on the machines of a Ray cluster; one whose worker dies is run again elsewhere."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import multiprocessing
+import os
+import re
+import secrets
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+from robust_ham.errors import RequestError
+from robust_ham.progress import Progress
+from robust_ham.runs.attempt import Attempt, already_there
+from robust_ham.runs.jobs.attack import join_shards
+from robust_ham.runs.plan.context import Context
+from robust_ham.runs.plan.job import Cell
+from robust_ham.runs.ray_driver import AUTO, LOCAL, Answer, drive
+from robust_ham.runs.ray_task import Job
+from robust_ham.runs.runner import Executor, Ledger
+from robust_ham.storage import signals
+from robust_ham.storage.receipts import write_signed
+
+log = logging.getLogger(__name__)
+
+_POLL_SECONDS = 0.5
+_JOIN_SECONDS = 30.0
+_START_SECONDS = 120.0  # of Ray on this machine
+_SILENT_SECONDS = 90.0  # Ray itself waits a minute for its head to come back
+_CLOSE_SECONDS = 10.0
+_ENDED = "Ray has ended its process here"
+_NO_START = "Ray cannot be started on this machine"
+_ADDRESS = re.compile(r"(?:[\w.-]+|\[[0-9a-fA-F:.]+\]):(\d{1,5})", re.ASCII)
+
+
+def on_ray(
+    data_root: Path | None,
+    address: str | None = None,
+    num_workers: int | None = None,
+    gpus_per_cell: float | None = None,
+) -> Executor:
+    """An executor of at most ``num_workers`` cells at a time; None: as many as there is room for.
+
+    A cell takes as many CPUs as ``evaluation.threads`` says and, on CUDA, one GPU or the share of
+    it that ``gpus_per_cell`` says. ``address``: of a running cluster; None: this machine, whatever
+    ``RAY_ADDRESS`` says.
+
+    Raises:
+        RequestError: the address is none.
+        ModuleNotFoundError: Ray is not installed.
+    """
+    address = LOCAL if address is None else _check_address("--address", address)
+    if address == AUTO and (named := os.environ.get("RAY_ADDRESS")):
+        address = _check_address("RAY_ADDRESS", named)
+    if importlib.util.find_spec("ray") is None:
+        raise ModuleNotFoundError("ray is not installed", name="ray")
+
+    def execute(context: Context, ledger: Ledger) -> None:
+        token = context.run.lock(f"ray-{secrets.token_hex(8)}")
+        gpus = 0.0 if context.device.type == "cpu" else gpus_per_cell or 1.0
+        ray = _Ray(address, context, gpus)
+        try:
+            token.touch()
+            _tell_cluster(ray.join(), address, ledger)
+            ray.tell_if_none_fits(ledger)
+            _Cells(context, ledger, Job.of(context, data_root, token.name), ray).run(num_workers)
+        finally:
+            with signals.uninterrupted():
+                token.unlink(missing_ok=True)
+                ray.close()
+
+    return execute
+
+
+def _check_address(key: str, address: str) -> str:
+    """The address, if it can be one.
+
+    Raises:
+        RequestError: it cannot.
+    """
+    port = _ADDRESS.fullmatch(address)
+    if address in (AUTO, LOCAL) or (port and 0 < int(port[1]) < 2**16):
+        return address
+    raise RequestError(
+        f"{key}: expected host:port of a Ray cluster's head, as `ray start --head` prints it, "
+        f"auto or local, got {address!r}"
+    )
+
+
+def _tell_cluster(joined: str, address: str, ledger: Ledger) -> None:
+    """Say which cluster it is where the command line does not."""
+    ignored = os.environ.get("RAY_ADDRESS") if address == LOCAL else None
+    if ignored:
+        ledger.monitor.note(
+            f"RAY_ADDRESS={ignored} is ignored: Ray runs on this machine; --address auto joins it"
+        )
+    if address != LOCAL:
+        ledger.monitor.note(f"joined the Ray cluster at {joined}")
+
+
+class _Ray:
+    """A cluster, by way of the process that talks to it."""
+
+    def __init__(self, address: str, context: Context, gpus: float) -> None:
+        cpus = context.plan.config.evaluation.threads
+        self.address, self.needed = address, {"CPU": cpus, "GPU": gpus}
+        spawn = multiprocessing.get_context("spawn")
+        self.link, theirs = spawn.Pipe()
+        folder = str(context.run.root.resolve())
+        self.process = spawn.Process(target=drive, args=(theirs, address, folder, cpus, gpus))
+        with signals.uninterrupted():
+            self.process.start()
+            theirs.close()
+        self.answers, self.heard = False, time.monotonic()
+
+    def join(self) -> str:
+        """Wait for the cluster; its address.
+
+        Raises:
+            ConnectionError: there is none, or it cannot be joined.
+        """
+        here = self.address == LOCAL
+        limit = _START_SECONDS if here else _JOIN_SECONDS
+        answer = self._receive(limit) or ("refused", f"no answer within {limit:g} s")
+        if answer[0] != "joined":
+            what = f"the Ray cluster at {self.address} cannot be joined"
+            raise ConnectionError(f"{what if not here else _NO_START}: {answer[1]}")
+        _, joined, self.nodes = answer
+        self.answers, self.heard = True, time.monotonic()
+        return str(joined)
+
+    def tell_if_none_fits(self, ledger: Ledger) -> None:
+        """Say so if no machine of the cluster is large enough for a cell."""
+        if not any(all(node.get(k, 0) >= v for k, v in self.needed.items()) for node in self.nodes):
+            asked = " and ".join(
+                f"{count:g} {name}" for name, count in self.needed.items() if count
+            )
+            ledger.monitor.note(f"no node of the cluster has {asked} for a cell: waiting")
+
+    def start(self, job: Job, cell: Cell) -> None:
+        """Hand out a cell."""
+        try:
+            self.link.send((job, cell))
+        except OSError:
+            self._raise_lost(_ENDED)
+
+    def receive(self) -> tuple[Any, ...]:
+        """What came within half a second: ``drive`` says what that may be; else empty.
+
+        Raises:
+            ConnectionError: the cluster is lost.
+        """
+        message = self._receive(_POLL_SECONDS)
+        if message and message[0] == "lost":
+            self._raise_lost(message[1])
+        if message:
+            self.heard = time.monotonic()
+        elif time.monotonic() - self.heard > _SILENT_SECONDS:
+            self._raise_lost(f"nothing was heard for {_SILENT_SECONDS:g} s")
+        return message
+
+    def close(self) -> None:
+        """End the process; one that can still end what it has on Ray is given the time."""
+        self.link.close()
+        self.process.join(_CLOSE_SECONDS if self.answers else 0)
+        self.process.kill()
+        self.process.join()
+
+    def _receive(self, seconds: float) -> tuple[Any, ...]:
+        try:
+            return self.link.recv() if self.link.poll(seconds) else ()
+        except (EOFError, OSError):
+            return "lost", _ENDED
+
+    def _raise_lost(self, reason: str) -> NoReturn:
+        self.answers = False
+        raise ConnectionError(
+            f"the Ray cluster is lost ({reason}); finished cells are kept, the same command goes on"
+        )
+
+
+class _Cells:
+    """Hands cells out, writes down how they end, and shows how far they are."""
+
+    def __init__(self, context: Context, ledger: Ledger, job: Job, ray: _Ray) -> None:
+        self.context, self.ledger, self.job, self.ray = context, ledger, job, ray
+        self.at_work: dict[str, Cell] = {}
+        self.steps: dict[str, Progress] = {}
+
+    def run(self, num_workers: int | None) -> None:
+        """Until every cell has ended.
+
+        Raises:
+            ConnectionError: the cluster is lost, or has no Python that can run cells.
+            RequestError: a worker would make other results than this process.
+        """
+        waiting = list(self.context.plan.cells)
+        while waiting or self.at_work:
+            with signals.uninterrupted():
+                waiting = [cell for cell in waiting if not self._taken(cell, num_workers)]
+            message = self.ray.receive()
+            with signals.uninterrupted():
+                waiting += self._heed(message)
+
+    def _taken(self, cell: Cell, num_workers: int | None) -> bool:
+        """Whether a cell waits no more: handed out, or nothing is to be or can be done."""
+        full = num_workers is not None and len(self.at_work) >= num_workers
+        if full or not self.ledger.is_ready(cell):
+            return False
+        known = self.ledger.fails_with(cell) or already_there(self.context, cell)
+        if known is not None:
+            self.ledger.note(cell, known)
+            return True
+        self.at_work[cell.name] = cell
+        self.ray.start(self.job, cell)
+        return True
+
+    def _heed(self, message: tuple[Any, ...]) -> Iterator[Cell]:
+        """Note what has come; yields a cell that another process is at."""
+        if not message:
+            return
+        if message[0] == "news":
+            self._show(message[1])
+            return
+        kind, name, content = message
+        if kind == "failed":
+            raise ConnectionError(f"a worker of the Ray cluster cannot run {name}: {content}")
+        cell = self.at_work.pop(name)
+        if kind == "died":
+            self.ledger.note(cell, Attempt(f"failed: {content}", 0.0, content))
+        elif (attempt := self._result(cell, content)) is not None:
+            self.ledger.note(cell, attempt)
+        else:
+            time.sleep(_POLL_SECONDS)
+            yield cell
+
+    def _result(self, cell: Cell, answer: Answer) -> Attempt | None:
+        """What a worker answers; files that it made are put into the run folder."""
+        if isinstance(answer, RequestError):
+            raise answer
+        fields, files = answer
+        if files and (known := already_there(self.context, cell)):
+            return known  # another process was quicker
+        write_signed(self.context.run, files)
+        if files and cell.attack_id is not None and cell.num_shards > 1:
+            join_shards(self.context, cell, cell.attack_id)
+        return Attempt(*fields) if fields else None
+
+    def _show(self, news: dict[str, tuple[int, int]]) -> None:
+        for name, (done, total) in news.items():
+            if name not in self.at_work:
+                continue
+            if name not in self.steps:
+                self.steps[name] = self.ledger.monitor.cell_started(name)
+            self.steps[name](done, total)

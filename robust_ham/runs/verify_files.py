@@ -1,0 +1,182 @@
+"""Whether the files of a run folder are those that were written: none changed, missing or added."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from robust_ham.analysis.run import Run
+from robust_ham.errors import RequestError
+from robust_ham.models.checkpoints import WEIGHTS
+from robust_ham.regular_files import is_regular, read_text
+from robust_ham.runs.plan.job import list_cells
+from robust_ham.storage.checksums import is_covered, read_checksums
+from robust_ham.storage.files import MAX_TEXT_BYTES, file_hash, parse_json, read_json
+from robust_ham.storage.receipts import BEFORE, made_by, receipt_of
+from robust_ham.storage.run_folder import RunFolder, files_below
+from robust_ham.storage.run_logs import read_timings
+
+_MAY_LACK = ("adversarials", "margins", "gallery", "predictions", WEIGHTS)
+"""Kinds of files that a repository may leave out, all or none; of ``export/``, any file."""
+_RESULTS = (
+    *("models", "predictions", "samples", "gallery", "margins", "grids", "spectra"),
+    *("adversarials", "shards", "gate.csv", "kernels.csv", "transfer.csv"),
+)
+"""What has had a receipt in every version of the run folder."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """What was looked at, and what is wrong with it."""
+
+    name: str
+    num_checked: int
+    faults: list[str]
+    not_here: list[str] = field(default_factory=list)
+    """Files on record that were not passed on with the folder."""
+    unrecorded: list[str] = field(default_factory=list)
+    """Files that no checksum is on record of, so that changes to them cannot be noticed."""
+
+    def lines(self) -> Iterator[str]:
+        """The same for people, without the faults themselves."""
+        verdict = f"{len(self.faults)} faults" if self.faults else "ok"
+        missing = f", {len(self.not_here)} not here" if self.not_here else ""
+        yield f"{self.name}: {verdict} ({self.num_checked} checked{missing})"
+        if self.not_here:
+            yield f"  not here: {_in_short(self.not_here)}"
+        if self.unrecorded:
+            yield f"  no checksum on record: {_in_short(self.unrecorded)}"
+
+
+def _in_short(files: list[str]) -> str:
+    """Files by name; those in folders counted by folder."""
+    counts = Counter(file[: file.find("/") + 1] or file for file in files)
+    return ", ".join(f"{n} in {name}" if name[-1] == "/" else name for name, n in counts.items())
+
+
+def check_files(run: RunFolder) -> Check:
+    """Every file but logs against its checksum, in receipts and in ``SHA256SUMS``.
+
+    A file without a checksum was added later. In folders written before runs recorded all of their
+    files this is known of results alone, which have always had receipts.
+    """
+    name = "files are as they were written"
+    try:
+        checksums = read_checksums(run)
+    except RequestError as error:
+        return Check(name, 1, [str(error)])
+    recorded, faults = _recorded(run, checksums)
+    special = {os.path.relpath(path, run.root): kind for path, kind in run.special_files()}
+    faults += [f"{file} is a {kind}, not a file" for file, kind in sorted(special.items())]
+    present = {path.relative_to(run.root).as_posix() for path in files_below(run.root)}
+    present -= set(special)
+    kinds = set(map(_kind, present))
+    num_checked, not_here = 0, list[str]()
+    for file, records in sorted(recorded.items()):
+        kind = _kind(file)
+        if file in present:
+            num_checked += 1
+            digest = file_hash(run.root / file)
+            if not all(digest in allowed for allowed in records):
+                faults.append(f"{file} is not as it was written (SHA-256 differs)")
+        elif kind == "export" or (kind in _MAY_LACK and kind not in kinds):
+            not_here.append(file)
+        else:
+            faults.append(f"{file} is missing")
+    others = present - set(checksums) - {run.checksums.name}
+    if any(_kind(file) == run.receipts.name for file in checksums):
+        added = set(filter(is_covered, others))
+    else:
+        if _promises_checksums(run):
+            faults.append(f"{run.checksums.name} is missing, or names no results")
+        others -= set(recorded)
+        results = _RESULTS if run.receipts.is_dir() else ()
+        added = {file for file in others if file.partition("/")[0] in results}
+    faults += [f"{file} has no checksum on record: it was added later" for file in sorted(added)]
+    return Check(name, num_checked, faults, not_here, sorted(others - added))
+
+
+def _recorded(
+    run: RunFolder, checksums: dict[str, str]
+) -> tuple[dict[str, list[list[str]]], list[str]]:
+    """File to the checksums that each record of it allows; and the receipts that are damaged."""
+    recorded = {file: [[digest]] for file, digest in checksums.items()}
+    damaged = list[str]()
+    for path in sorted(files_below(run.receipts)):
+        receipt = receipt_of(run, made_by(run, path))
+        if receipt is None:
+            damaged.append(f"{path.relative_to(run.root)} is damaged")
+            continue
+        recorded.setdefault(path.relative_to(run.root).as_posix(), [])
+        for file, digest in receipt.files.items():
+            allowed = [digest, receipt.about.get(BEFORE, digest)]
+            recorded.setdefault(file, []).append(allowed)
+    return recorded, damaged
+
+
+def _promises_checksums(run: RunFolder) -> bool:
+    """Whether the manifest says that all files are in ``SHA256SUMS``."""
+    try:
+        return "checksums" in read_json(run.manifest)
+    except (OSError, ValueError, RequestError):
+        return False
+
+
+def _kind(name: str) -> str:
+    """The folder that a file is in, but weights are a kind of their own."""
+    return WEIGHTS if name.endswith(WEIGHTS) else name.partition("/")[0]
+
+
+def check_logs(run: RunFolder) -> Check:
+    """``timings.csv`` and ``failures.jsonl`` can be read, and agree with the results.
+
+    Logs have no checksum: a number changed in ``timings.csv`` cannot be noticed.
+    """
+    paths = [path for path in (run.timings, run.failures) if is_regular(path)]
+    faults = _timing_faults(run) if run.timings in paths else []
+    if run.failures in paths:
+        faults += _failure_faults(run)
+    return Check("logs can be read", len(paths), faults)
+
+
+def _timing_faults(run: RunFolder) -> list[str]:
+    try:
+        seconds = pd.Series(read_timings(run), dtype=str)
+    except (ValueError, RequestError):
+        return ["timings.csv: expected the columns cell, seconds"]
+    numbers = pd.to_numeric(seconds, errors="coerce").to_numpy(np.float64)
+    bad = seconds[~(np.isfinite(numbers) & (numbers >= 0))]
+    return [f"timings.csv: {cell}: expected seconds, got {text!r}" for cell, text in bad.items()]
+
+
+def _failure_faults(run: RunFolder) -> list[str]:
+    """Lines of ``failures.jsonl`` that make no sense, or name a cell that is finished.
+
+    A cell that failed in one process may have been finished by another: where the file has a
+    checksum, it is believed.
+    """
+    recorded = run.failures.name in read_checksums(run)
+    finished = {
+        cell.name
+        for cell in list_cells(Run(run).config)
+        if receipt_of(run, cell.result(run)) is not None
+    }
+    faults = []
+    try:
+        lines = read_text(run.failures, MAX_TEXT_BYTES, errors="replace").splitlines()
+    except RequestError as error:  # too large
+        return [str(error)]
+    for line in lines:
+        try:
+            name = str(parse_json(line)["cell"])
+        except (ValueError, LookupError, TypeError, RecursionError):
+            faults.append(f"failures.jsonl: not a line of a failed cell: {line[:100]!r}")
+            continue
+        if name in finished and not recorded:
+            faults.append(f"failures.jsonl says that {name} failed, but it is finished")
+    return faults

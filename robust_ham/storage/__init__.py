@@ -1,0 +1,1 @@
+"""A run folder: files written whole, locks, signals, checksums. Without torch."""

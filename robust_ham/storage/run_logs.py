@@ -1,0 +1,138 @@
+"""Logs of a run that grow by a line: ``run.log``, ``timings.csv`` and ``failures.jsonl``.
+
+A process that is killed, or finds the disk full, may leave a line cut short: the next line starts
+on a line of its own, and readers pass over what was cut.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+from robust_ham.errors import ending_with, naming, printable
+from robust_ham.regular_files import open_descriptor, open_to_append, read_bytes
+from robust_ham.storage.files import MAX_CSV_BYTES
+from robust_ham.storage.locks import locked
+from robust_ham.storage.run_folder import RunFolder
+from robust_ham.storage.working_folder import check_unmoved
+
+_COLUMNS = ["cell", "seconds"]
+_CUT = "?"
+"""Ends a line that was cut short, so that what it holds is no number by mistake."""
+
+
+def note_timing(run: RunFolder, name: str, seconds: float) -> None:
+    """Add to ``timings.csv`` how long a cell took; of several lines of a cell, the last counts."""
+    _append(run, run.timings, f"{name},{round(seconds, 3)}", heading=",".join(_COLUMNS))
+
+
+def note_failure(run: RunFolder, name: str, error: str, reason: str) -> None:
+    """Add a line to ``failures.jsonl``."""
+    line = json.dumps({"cell": name, "error": error, "reason": reason})
+    _append(run, run.failures, line)
+
+
+def read_timings(run: RunFolder) -> dict[str, str]:
+    """Name of a cell to its seconds, as the text that the last line of the cell holds.
+
+    Raises:
+        FileNotFoundError: nothing was timed yet.
+        ValueError: a line is not a cell and its seconds.
+        RequestError: not a regular file, or too large.
+    """
+    content = read_bytes(run.timings, MAX_CSV_BYTES).decode(errors="replace")
+    *lines, _ = content.split("\n")  # the last is empty, or was cut short
+    try:
+        rows = list(csv.reader(line for line in lines if not line.endswith(_CUT)))
+    except csv.Error as error:
+        raise ValueError(f"{run.timings}: {error}") from None
+    if not rows or rows[0] != _COLUMNS or any(len(row) != len(_COLUMNS) for row in rows):
+        raise ValueError(f"{run.timings}: expected the columns {', '.join(_COLUMNS)}")
+    return {name: seconds for name, seconds in rows[1:]}
+
+
+def _append(run: RunFolder, path: Path, line: str, heading: str = "") -> None:
+    """Append a line in one write; ``heading`` is the first line of the file.
+
+    Raises:
+        RequestError: not a regular file.
+        OSError: the file cannot be written.
+    """
+    check_unmoved(path)
+    with locked(run.lock(path.stem)), naming(path):
+        descriptor = open_descriptor(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
+        try:
+            size = os.fstat(descriptor).st_size
+            if size <= len(heading):  # nothing, or not even the heading is whole
+                os.ftruncate(descriptor, 0)
+                line = f"{heading}\n{line}" if heading else line
+            elif os.pread(descriptor, 1, size - 1) != b"\n":
+                line = f"{_CUT}\n{line}"
+            content = f"{line}\n".encode()
+            while content:  # all of it at once, unless the disk is full
+                content = content[os.write(descriptor, content) :]
+        finally:
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def log_file(path: Path) -> Iterator[None]:
+    """Append what both packages log to a file of a run folder."""
+    handler = _LogFile(path)
+    handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(message)s"))
+    loggers = logging.getLogger("robust_ham"), logging.getLogger("attacks")
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(logging.DEBUG)
+        logger.propagate = False
+    try:
+        with ending_with(handler.close):
+            yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+            logger.propagate = True
+
+
+class _LogFile(logging.Handler):
+    """Appends lines to a log. A log that cannot be written ends a run, as any file of it does."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path, self.file = path, open_to_append(path)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = f"{self.format(record)}\n".encode(errors="backslashreplace")
+        with naming(self.path):
+            while line:
+                line = line[self.file.write(line) :]
+
+    def close(self) -> None:
+        with naming(self.path):
+            self.file.close()
+        super().close()
+
+
+class LineFormatter(logging.Formatter):
+    """A line per record, whatever names its message holds; lines of a traceback are indented."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        """The line of a record."""
+        record.message = printable(record.message)
+        return super().formatMessage(record)
+
+    def formatException(  # noqa: N802
+        self,
+        ei: tuple[type[BaseException], BaseException, TracebackType | None]
+        | tuple[None, None, None],
+    ) -> str:
+        """The lines of its traceback."""
+        return "\n".join(
+            f"    {printable(line)}" for line in super().formatException(ei).split("\n")
+        )

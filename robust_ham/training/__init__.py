@@ -1,0 +1,1 @@
+"""Train one network; resume; torchrun. Imports ``models`` and what stands below it."""

@@ -1,0 +1,174 @@
+"""A cell elsewhere, without any engine: what a worker refuses, makes, and hands back."""
+
+import dataclasses
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+from faulty_runs import CONFIG, results, run_here
+from test_faults import write_data
+
+from robust_ham.config.files import parse_config
+from robust_ham.errors import RequestError
+from robust_ham.progress import unseen
+from robust_ham.runs.attempt import already_there, run_cell, run_key
+from robust_ham.runs.jobs.model import help_train
+from robust_ham.runs.plan.context import Context
+from robust_ham.runs.plan.plan import make_plan
+from robust_ham.runs.ray_driver import Desk
+from robust_ham.runs.ray_runner import _Cells
+from robust_ham.runs.ray_task import Job
+from robust_ham.runs.ray_worker import run_there
+from robust_ham.storage.receipts import read_signed, write_signed
+from robust_ham.storage.run_folder import RunFolder
+from robust_ham.training.train import TrainingError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    run_here(folder, data)
+    return folder
+
+
+def context_of(folder, data, config=CONFIG):
+    return Context(make_plan(parse_config(config), data), RunFolder(folder), CPU)
+
+
+REAL_JOB = Job.of
+
+
+def job_elsewhere(context, data, token="no token"):
+    """Of a worker that does not see the folder."""
+    return dataclasses.replace(REAL_JOB(context, data, token), folder="/nowhere")
+
+
+def test_a_worker_with_other_data_is_refused(data, tmp_path):
+    job = job_elsewhere(context_of(tmp_path, data), data)
+    other = write_data(tmp_path / "other", first=50)
+    cell = context_of(tmp_path, data).plan.cells[0]
+    with pytest.raises(RequestError, match="has other data, code or precision than here"):
+        run_there(dataclasses.replace(job, data_root=str(other)), cell, dict, unseen)
+
+
+@pytest.mark.parametrize("change", ["steps: 10", "epochs: 2", "threads: 1", "num_images: 12"])
+def test_the_key_of_a_run_is_of_all_that_decides_it(data, tmp_path, monkeypatch, change):
+    key = run_key(context_of(tmp_path, data))
+    assert run_key(context_of(tmp_path, data)) == key
+    name, _, number = change.partition(": ")
+    changed = CONFIG.replace(change, f"{name}: {int(number) - 1 or 2}")
+    assert run_key(context_of(tmp_path, data, changed)) != key
+    for module in ("robust_ham.training.train.VERSION", "robust_ham.runs.jobs.attack.VERSION"):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, 999)
+            assert run_key(context_of(tmp_path, data)) != key
+
+
+def test_what_is_there_is_not_made_elsewhere(whole, data, tmp_path):
+    """A shard that the driver has; a model whose predictions alone are missing."""
+    folder = RunFolder(tmp_path / "run")
+    shutil.copytree(whole, folder.root)
+    context = context_of(folder.root, data)
+    model, attack = context.plan.cells[0], context.plan.cells[1]
+    assert (attack.shard, attack.num_shards) == (0, 2)
+    rows = attack.result(folder)
+    folder.receipt(rows).unlink()
+    assert already_there(context, attack) is None
+    run_cell(context, attack, unseen)
+    assert not folder.receipt(rows).exists()  # the other shard is missing
+    assert already_there(context, attack) is not None
+    run_cell(context, context.plan.cells[2], unseen)
+    assert rows.read_bytes() == (whole / rows.relative_to(folder.root)).read_bytes()
+
+    folder.receipt(folder.predictions(model.name)).unlink()
+    steps = []
+    desk = Desk(str(folder.root))
+    attempt, files = run_there(
+        job_elsewhere(context, data),
+        model,
+        lambda: desk.models([model.name]),
+        lambda done, total: steps.append(done),
+    )
+    assert (attempt.outcome, steps) == ("done", [])  # it was not trained
+    assert {name.split("/")[-2] for name in files} == {"predictions"}
+    write_signed(folder, files)
+    assert results(folder.root) == results(whole)
+
+
+def test_shards_of_a_process_that_was_killed_while_it_removed_them(whole, data, tmp_path):
+    """Their whole is there; what is left of them goes, whoever comes next."""
+    folder = RunFolder(tmp_path / "run")
+    shutil.copytree(whole, folder.root)
+    context = context_of(folder.root, data)
+    first, second = context.plan.cells[1:3]
+    assert (first.shard, second.shard, first.attack_id) == (0, 1, second.attack_id)
+    left = folder.shard(first.spec.model_id, first.attack_id, 0)
+    for cell in (first, second):
+        left.mkdir(parents=True)
+        (left / "samples.parquet").touch()
+        assert already_there(context, cell) is not None
+        assert results(folder.root) == results(whole)
+        assert not (folder.root / "shards").exists()
+
+
+def test_a_model_that_comes_back_appears_whole(whole, tmp_path, monkeypatch):
+    made = RunFolder(whole)
+    name = sorted(path.name for path in made.root.joinpath("models").iterdir())[0]
+    files = read_signed(made, [made.model(name)])
+    assert len(files) == 4
+    target = RunFolder(tmp_path / "run")
+    target.model(name).mkdir(parents=True)
+    (target.model(name) / "half").touch()  # of somebody killed
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("robust_ham.storage.files._flush", killed)
+        with pytest.raises(KeyboardInterrupt):
+            write_signed(target, files)
+    assert not target.model(name).exists()
+    write_signed(target, files)
+    assert len(list(target.model(name).iterdir())) == 3
+    assert target.receipt(target.model(name)).is_file()
+
+
+def test_what_comes_back_second_replaces_nothing(whole, data, tmp_path):
+    """A process that shares the folder was quicker than a worker that does not."""
+    context = context_of(shutil.copytree(whole, tmp_path / "run"), data)
+    cell = context.plan.cells[0]
+    answer = ("done", 1.0, None), read_signed(context.run, [context.run.model(cell.name)])
+    cells = SimpleNamespace(context=context)
+    assert _Cells._result(cells, cell, answer).outcome == "already there"
+    assert not (tmp_path / "run" / "superseded").exists()
+
+
+def test_processes_that_help_to_train_skip_what_the_first_skips(data, tmp_path, monkeypatch):
+    twins = CONFIG.replace(
+        "training:",
+        "  - {architecture: cnn, depth: 2, widths: [8], first_kernel: same, kernel_size: 3, "
+        "accuracy_of: hamming, sweep: {window: [none]}}\ntraining:",
+        1,
+    ).replace("num_train: 1000", "num_train: 900, num_validation: 100")
+    context = context_of(tmp_path, data, twins)
+    tried = []
+
+    def train(context, spec, progress):
+        tried.append(spec.model_id)
+        if spec.window == "hamming":
+            raise TrainingError("the loss is nan")
+
+    monkeypatch.setattr("robust_ham.runs.jobs.model._train", train)
+    help_train(context)
+    models = [cell for cell in context.plan.cells if cell.attack_id is None]
+    skipped = [cell.name for cell in models if any("hamming" in name for name in cell.needs)]
+    assert len(skipped) == 1
+    assert tried == [cell.name for cell in models if cell.name not in skipped]
