@@ -22,14 +22,14 @@ def in_words(seconds: float) -> str:
 class Monitor(Protocol):
     """Is told what happens."""
 
-    def started(self, num_cells: int) -> None:
-        """Before the first cell."""
+    def started(self, num_jobs: int) -> None:
+        """Before the first job."""
 
-    def cell_started(self, name: str) -> Progress:
-        """Returns what is called with (steps done, steps in all) of this cell."""
+    def job_started(self, name: str) -> Progress:
+        """Returns what is called with (steps done, steps in all) of this job."""
         ...
 
-    def cell_ended(self, name: str, outcome: str, seconds: float) -> None:
+    def job_ended(self, name: str, outcome: str, seconds: float) -> None:
         """``outcome``: done, already there, or failed: reason."""
 
     def note(self, line: str) -> None:
@@ -39,14 +39,14 @@ class Monitor(Protocol):
 class Silent:
     """A monitor that shows nothing."""
 
-    def started(self, num_cells: int) -> None:
+    def started(self, num_jobs: int) -> None:
         """Show nothing."""
 
-    def cell_started(self, name: str) -> Progress:
+    def job_started(self, name: str) -> Progress:
         """Show nothing."""
         return unseen
 
-    def cell_ended(self, name: str, outcome: str, seconds: float) -> None:
+    def job_ended(self, name: str, outcome: str, seconds: float) -> None:
         """Show nothing."""
 
     def note(self, line: str) -> None:

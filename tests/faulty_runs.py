@@ -31,7 +31,7 @@ attacks:
 transfer: {attack: deepfool_l2, budget: 0.5}
 evaluation: {num_images: 12, shard_size: 6, threads: 1, keep_adversarials: true, gate: false}
 """
-NUM_CELLS = 2 + 2 * 2 * 2
+NUM_JOBS = 2 + 2 * 2 * 2
 _VARIES = ("timings.csv", "manifest.json", "run.log", "SHA256SUMS")
 
 
@@ -41,13 +41,13 @@ class Listening:
     def __init__(self):
         self.outcomes, self.notes = {}, []
 
-    def started(self, num_cells):
+    def started(self, num_jobs):
         pass
 
-    def cell_started(self, name):
+    def job_started(self, name):
         return lambda done, total: None
 
-    def cell_ended(self, name, outcome, seconds):
+    def job_ended(self, name, outcome, seconds):
         self.outcomes[name] = outcome
 
     def note(self, line):
@@ -55,7 +55,7 @@ class Listening:
 
 
 def run_here(folder, data, config=CONFIG, executor=inline, monitor=None):
-    """Run, write the tables, and say what became of each cell and what was noted."""
+    """Run, write the tables, and say what became of each job and what was noted."""
     monitor, folder = monitor or Listening(), Path(folder)
     plan = make_plan(parse_config(config), Path(data))
     assert run_plan(plan, folder, torch.device("cpu"), monitor, executor).num_failed == 0
@@ -75,7 +75,7 @@ def results(folder):
 
 
 def run_in_child(folder, data, report=None):
-    """The same in a process of its own, which writes down what became of each cell."""
+    """The same in a process of its own, which writes down what became of each job."""
     monitor = run_here(folder, data)
     if report is not None:
         files.write_json(Path(report), {"outcomes": monitor.outcomes})

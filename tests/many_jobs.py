@@ -94,7 +94,7 @@ def make_many(folder, data, num_seeds, config=CONFIG):
             if spec.seed:
                 _copy_model(context, originals[_arm(spec)], spec)
         run_plan(context.plan, run.root, device, Listening())
-    lines = "".join(f"{cell.name},0.25\n" for cell in context.plan.cells)
+    lines = "".join(f"{job.name},0.25\n" for job in context.plan.jobs)
     run.timings.write_text(f"cell,seconds\n{lines}")
     return context
 

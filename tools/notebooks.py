@@ -7,15 +7,15 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
 def code_cells(path):
-    """The source of each code cell, and what it has printed."""
-    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
-        if cell["cell_type"] == "code":
-            streams = [o["text"] for o in cell["outputs"] if o["output_type"] == "stream"]
-            yield "".join(cell["source"]), "".join("".join(text) for text in streams)
+    """The source of each code job, and what it has printed."""
+    for job in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        if job["job_type"] == "code":
+            streams = [o["text"] for o in job["outputs"] if o["output_type"] == "stream"]
+            yield "".join(job["source"]), "".join("".join(text) for text in streams)
 
 
 def run(path):
-    """Run a notebook from its first cell to its last, and write it with its outputs."""
+    """Run a notebook from its first job to its last, and write it with its outputs."""
     import nbclient
     import nbformat
 

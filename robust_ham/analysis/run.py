@@ -33,7 +33,7 @@ KERNEL_MEASURES = "effective_taps bandwidth side_lobe_energy edge_energy".split(
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder as tables; models and attacks whose cells are not done are left out."""
+    """A run folder as tables; models and attacks whose jobs are not done are left out."""
 
     folder: RunFolder
 

@@ -23,7 +23,7 @@ from robust_ham.cli.streams import (
     show_lines_of_others,
     standard_output,
 )
-from robust_ham.config.bounds import MAX_CELLS, MAX_GPUS, MAX_ROUNDS, MAX_THREADS, MAX_WORKERS
+from robust_ham.config.bounds import MAX_GPUS, MAX_JOBS, MAX_ROUNDS, MAX_THREADS, MAX_WORKERS
 from robust_ham.errors import printable
 from robust_ham.experiments.explain import EXPERIMENTS
 from robust_ham.storage import signals
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from robust_ham.runs.plan.plan import Plan
     from robust_ham.runs.runner import Executor
 
-EXIT_ENVIRONMENT, EXIT_REQUEST, EXIT_CELLS, EXIT_GATE = 1, 2, 3, 4
+EXIT_ENVIRONMENT, EXIT_REQUEST, EXIT_JOBS, EXIT_GATE = 1, 2, 3, 4
 
 app = typer.Typer(
     name="robust-ham",
@@ -62,7 +62,7 @@ class StopAfter(enum.StrEnum):
 
 
 class ExecutorName(enum.StrEnum):
-    """Who runs the cells."""
+    """Who runs the jobs."""
 
     inline = "inline"
     ray = "ray"
@@ -145,7 +145,7 @@ def run(
     workers: Annotated[
         int | None,
         typer.Option(
-            min=1, max=MAX_WORKERS, help="Cells at a time on Ray; default: all there is room."
+            min=1, max=MAX_WORKERS, help="Jobs at a time on Ray; default: all there is room."
         ),
     ] = None,
     gpus_per_cell: Annotated[
@@ -221,7 +221,7 @@ def _run(
         with log_file(run_folder.log), _monitor() as monitor:
             outcome = run_plan(plan, folder, device, monitor, execute, source)
         if outcome.num_failed:
-            failed = f"{outcome.num_failed} of {len(plan.cells)} cells failed"
+            failed = f"{outcome.num_failed} of {len(plan.jobs)} jobs failed"
             _complain(f"{failed}: {run_folder.failures}")
         for line in outcome.distrusted:
             _complain(f"not to be trusted: {line}")
@@ -234,7 +234,7 @@ def _run(
         finally:
             check_present(run_folder, ["config.yaml", *read_checksums(run_folder)])
     if outcome.num_failed:
-        return EXIT_CELLS
+        return EXIT_JOBS
     return EXIT_GATE if outcome.distrusted else 0
 
 
@@ -295,7 +295,7 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="For other programs.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Cells of a run: done, at work, failed, left; and how long the rest will take."""
+    """Jobs of a run: done, at work, failed, left; and how long the rest will take."""
     from robust_ham.runs.status import read_status
 
     before: list[str] = []
@@ -316,7 +316,7 @@ def status(
 @app.command()
 def verify(
     run_dir: Annotated[Path, typer.Argument(help="Folder that `run` has written.")],
-    cells: Annotated[int, typer.Option(min=0, max=MAX_CELLS, help="Attacks made once more.")] = 3,
+    cells: Annotated[int, typer.Option(min=0, max=MAX_JOBS, help="Attacks made once more.")] = 3,
     data_root: DataRoot = None,
     device: Device = "auto",
     debug: Debug = False,
@@ -351,7 +351,7 @@ def verify(
                 _say(line)
             for fault in check.faults:
                 _complain(fault)
-                code = EXIT_CELLS
+                code = EXIT_JOBS
     except RequestError as error:  # the data are not here: what has been found still counts
         explained = _explain(error)
         code = code or explained
@@ -689,16 +689,16 @@ def _show_plan(plan: Plan, folder: Path, device: torch.device, *, as_json: bool)
         expected = expected_cost(context)
         content = {
             "run": str(folder),
-            "cells": [cell.name for cell in plan.cells],
+            "cells": [job.name for job in plan.jobs],
             "seconds": {"training": expected.training, "attacks": expected.attacks},
             "training_flops": expected.training_flops,
         }
         _say_json(content)
         return
-    for cell in plan.cells:
-        _say(f"  {cell.name}")
+    for job in plan.jobs:
+        _say(f"  {job.name}")
     _say(
-        f"{len(plan.cells)} cells: {len(config.model_specs())} models, {len(config.attacks)} "
+        f"{len(plan.jobs)} jobs: {len(config.model_specs())} models, {len(config.attacks)} "
         f"attacks on {config.evaluation.num_images} images each, into {folder}"
     )
     expected = expected_cost(context)
@@ -742,8 +742,8 @@ def _print_table(header: list[str], rows: list[list[str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    def as_text(cell: str) -> Text:  # rich reads markup and emoji in plain strings
-        return Text(printable(cell))
+    def as_text(job: str) -> Text:  # rich reads markup and emoji in plain strings
+        return Text(printable(job))
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in header:
@@ -771,7 +771,7 @@ def _work_folder(folder: Path, name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _monitor() -> Iterator[Monitor]:
-    """Nested bars on a terminal, a line per cell elsewhere."""
+    """Nested bars on a terminal, a line per job elsewhere."""
     from robust_ham.cli.progress import Bars, Lines
 
     if sys.stdout.isatty():

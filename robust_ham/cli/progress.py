@@ -14,23 +14,23 @@ if TYPE_CHECKING:
 
 
 class Lines:
-    """A plain line per finished cell; ``say`` prints it."""
+    """A plain line per finished job; ``say`` prints it."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self.say = say
 
-    def started(self, num_cells: int) -> None:
-        """How many cells there are."""
-        self.num_cells, self.num_done = num_cells, 0
+    def started(self, num_jobs: int) -> None:
+        """How many jobs there are."""
+        self.num_jobs, self.num_done = num_jobs, 0
 
-    def cell_started(self, name: str) -> Progress:
-        """A cell is at work."""
+    def job_started(self, name: str) -> Progress:
+        """A job is at work."""
         return unseen
 
-    def cell_ended(self, name: str, outcome: str, seconds: float) -> None:
-        """A cell has ended."""
+    def job_ended(self, name: str, outcome: str, seconds: float) -> None:
+        """A job has ended."""
         self.num_done += 1
-        self.say(f"[{self.num_done}/{self.num_cells}] {name}: {outcome} ({seconds:.1f} s)")
+        self.say(f"[{self.num_done}/{self.num_jobs}] {name}: {outcome} ({seconds:.1f} s)")
 
     def note(self, line: str) -> None:
         """Something that a user wants to know."""
@@ -38,7 +38,7 @@ class Lines:
 
 
 class Bars:
-    """One bar for the run, one for each cell at work."""
+    """One bar for the run, one for each job at work."""
 
     def __init__(self) -> None:
         from rich.progress import (
@@ -57,8 +57,8 @@ class Bars:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         )
-        self.run = self.progress.add_task("cells")
-        self.cells: dict[str, TaskID] = {}
+        self.run = self.progress.add_task("jobs")
+        self.jobs: dict[str, TaskID] = {}
 
     def __enter__(self) -> Bars:
         self.progress.start()
@@ -67,28 +67,28 @@ class Bars:
     def __exit__(self, *_: object) -> None:
         self.progress.stop()
 
-    def started(self, num_cells: int) -> None:
-        """How many cells there are."""
-        self.progress.update(self.run, total=num_cells)
+    def started(self, num_jobs: int) -> None:
+        """How many jobs there are."""
+        self.progress.update(self.run, total=num_jobs)
 
-    def cell_started(self, name: str) -> Progress:
-        """A cell is at work."""
-        bar = self.cells[name] = self.progress.add_task(printable(name), total=None)
+    def job_started(self, name: str) -> Progress:
+        """A job is at work."""
+        bar = self.jobs[name] = self.progress.add_task(printable(name), total=None)
         last = 0.0
 
         def step(done: int, total: int) -> None:
             nonlocal last
-            if name in self.cells and (done == total or time.monotonic() - last > 0.1):
+            if name in self.jobs and (done == total or time.monotonic() - last > 0.1):
                 last = time.monotonic()
                 self.progress.update(bar, completed=done, total=total)
 
         return step
 
-    def cell_ended(self, name: str, outcome: str, seconds: float) -> None:
-        """A cell has ended."""
+    def job_ended(self, name: str, outcome: str, seconds: float) -> None:
+        """A job has ended."""
         self.progress.advance(self.run)
-        if name in self.cells:
-            self.progress.remove_task(self.cells.pop(name))
+        if name in self.jobs:
+            self.progress.remove_task(self.jobs.pop(name))
         if outcome.startswith("failed"):
             self.note(f"{name}: {outcome}")
 

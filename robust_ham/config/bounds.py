@@ -10,7 +10,7 @@ from __future__ import annotations
 
 MAX_MODELS = 10_000
 """Of one configuration, sweeps expanded: more is a slip or malice, and would never end."""
-MAX_CELLS = 1_000_000
+MAX_JOBS = 1_000_000
 """Models and their attacks, shard by shard."""
 MAX_ITEMS = 1_000
 """Of a list: budgets, milestones, seeds, endpoints. Curves are drawn through tens of budgets."""
@@ -42,9 +42,9 @@ MAX_DISTANCE = 10_000.0
 MAX_THREADS = 1_024
 """Machines have up to some hundred cores; a million threads end the interpreter."""
 MAX_WORKERS = 100_000
-"""Cells at a time on a cluster."""
+"""Jobs at a time on a cluster."""
 MAX_GPUS = 64.0
-"""Of one cell."""
+"""Of one job."""
 MAX_ROUNDS = 1_000
 """Times that a benchmark times each library."""
 MAX_OPTION = 1_000_000

@@ -23,11 +23,11 @@ from pydantic import (
 
 from robust_ham.config.bounds import (
     MAX_BATCH,
-    MAX_CELLS,
     MAX_EPOCHS,
     MAX_IMAGE_SIZE,
     MAX_IMAGES,
     MAX_ITEMS,
+    MAX_JOBS,
     MAX_MODELS,
     MAX_RATE,
     MAX_THREADS,
@@ -318,7 +318,7 @@ class EvaluationConfig(Section):
         None,
         ge=1,
         le=MAX_IMAGES,
-        description="images of one cell, so that several workers share an attack on a model; "
+        description="images of one job, so that several workers share an attack on a model; "
         "null: all of them",
     )
     threads: int = Field(
@@ -391,10 +391,10 @@ class Config(Section):
         num_models = sum(group.num_models for group in self.models)
         if num_models > MAX_MODELS:
             raise ValueError(f"models: expected at most {MAX_MODELS:,} in all, got {num_models:,}")
-        num_cells = num_models * (1 + sum(map(self.num_shards, self.attacks)))
-        if num_cells > MAX_CELLS:
+        num_jobs = num_models * (1 + sum(map(self.num_shards, self.attacks)))
+        if num_jobs > MAX_JOBS:
             raise ValueError(
-                f"evaluation.shard_size: expected at most {MAX_CELLS:,} cells, got {num_cells:,}"
+                f"evaluation.shard_size: expected at most {MAX_JOBS:,} jobs, got {num_jobs:,}"
             )
         seen: set[str] = set()
         for spec in self.model_specs():
@@ -523,7 +523,7 @@ class Config(Section):
         return any(isinstance(group, TableGroup) for group in self.models)
 
     def num_shards(self, attack_id: str) -> int:
-        """Into how many cells an attack on one model is divided."""
+        """Into how many jobs an attack on one model is divided."""
         num_images = self.attacks[attack_id].num_images or self.evaluation.num_images
         return math.ceil(num_images / (self.evaluation.shard_size or num_images))
 

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import hashlib
 import importlib
+import importlib.util
 import inspect
 import math
 import os
@@ -15,8 +16,6 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from robust_ham.config.experiment import AttackConfig
 from robust_ham.config.fields import number, shown
@@ -58,16 +57,19 @@ def one_line_for(what: str) -> Iterator[None]:
     """
     try:
         yield
-    except (RequestError, MemoryError, torch.OutOfMemoryError):
+    except (RequestError, MemoryError):
         raise
     except (Exception, SystemExit) as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's; this package stays without torch
+            raise
         reason = " ".join(str(error).split())[:_MAX_REASON]
         raise RequestError(f"{what}: {type(error).__name__}: {reason}{_place(error)}") from None
 
 
 def _place(error: BaseException) -> str:
     """Function, file and line that raised, the deepest that is neither torch's nor ours."""
-    libraries = [Path(str(m.__file__)).parent for m in (torch, importlib)]
+    specs = [importlib.util.find_spec(name) for name in ("torch", "importlib")]
+    libraries = [Path(spec.origin).parent for spec in specs if spec and spec.origin]
     libraries.append(Path(__file__).parents[1])
     frames = [
         frame

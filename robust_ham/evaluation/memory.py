@@ -19,7 +19,7 @@ _COPIES = ("population", "initial_gradient_eval_steps", "max_gradient_eval_steps
 
 
 def check_images_memory(config: Config, num_images: int, image_shape: tuple[int, int, int]) -> None:
-    """Refuse too many attacked images (C, H, W): all of them, and those that a cell returns."""
+    """Refuse too many attacked images (C, H, W): all of them, and those that a job returns."""
     returned = min(num_images, config.evaluation.shard_size or num_images)
     check_need(
         _FLOAT * math.prod(image_shape) * (num_images + returned),
@@ -41,7 +41,7 @@ def check_attack_memory(
         config: the attack, whose options have been checked; one's own may hold what it likes.
         attack_id: its key.
         image_shape: (C, H, W).
-        num_images: attacked in one cell.
+        num_images: attacked in one job.
         batch_size: handed to the attack at once.
     """
     if is_own(config.attack):

@@ -219,7 +219,7 @@ def _manifest(path: Path) -> dict[str, Any] | None:
 
 
 def _failures(path: Path) -> list[dict[str, Any]]:
-    """What the page says of cells that failed."""
+    """What the page says of jobs that failed."""
     with reading(path):
         try:
             lines = read_text(path, MAX_TEXT_BYTES).splitlines()

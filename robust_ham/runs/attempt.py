@@ -1,4 +1,4 @@
-"""One cell of a run: left alone if its result is there, else computed and written whole.
+"""One job of a run: left alone if its result is there, else computed and written whole.
 
 A result carries the key of everything that decides it; only a result with the right key counts.
 """
@@ -20,7 +20,7 @@ from robust_ham.progress import Progress
 from robust_ham.runs.jobs.attack import attack_model, attack_recipe, find_rows
 from robust_ham.runs.jobs.model import is_obtained, model_key, obtain_model
 from robust_ham.runs.plan.context import Context, Done
-from robust_ham.runs.plan.job import Cell
+from robust_ham.runs.plan.job import Job
 from robust_ham.storage.files import content_key
 from robust_ham.storage.locks import try_lock
 from robust_ham.storage.parquet_tables import write_table
@@ -30,13 +30,13 @@ log = logging.getLogger(__name__)
 
 
 class Attempt(NamedTuple):
-    """How a cell has ended."""
+    """How a job has ended."""
 
     outcome: str
     """``done``, ``already there``, or ``failed: `` and why."""
     seconds: float
     error: str | None = None
-    """Of a failed cell: the kind of the error."""
+    """Of a failed job: the kind of the error."""
 
 
 def run_key(context: Context) -> str:
@@ -54,19 +54,17 @@ def run_key(context: Context) -> str:
     return content_key(context.where | about)
 
 
-def already_there(context: Context, cell: Cell) -> Attempt | None:
-    """How a cell ends that has nothing to do, as far as that is known without its model."""
-    if cell.attack_id is None:
-        there = is_obtained(context, cell.spec)
+def already_there(context: Context, job: Job) -> Attempt | None:
+    """How a job ends that has nothing to do, as far as that is known without its model."""
+    if job.attack_id is None:
+        there = is_obtained(context, job.spec)
     else:
-        there = find_rows(context, cell, cell.attack_id)
+        there = find_rows(context, job, job.attack_id)
     return Attempt("already there", 0.0) if there else None
 
 
-def attempt_cell(
-    context: Context, cell: Cell, started: Callable[[str], Progress]
-) -> Attempt | None:
-    """Run a cell, unless another process is at it: None.
+def attempt_job(context: Context, job: Job, started: Callable[[str], Progress]) -> Attempt | None:
+    """Run a job, unless another process is at it: None.
 
     ``started`` is told its name when it begins, and returns what is told of its progress.
 
@@ -75,34 +73,34 @@ def attempt_cell(
         OSError: the folder cannot be written.
     """
     start = time.monotonic()
-    if distributed.num_processes() == 1 and (known := already_there(context, cell)):
+    if distributed.num_processes() == 1 and (known := already_there(context, job)):
         return known  # without a lock, which costs more than to look
-    lock = try_lock(context.run.lock(cell.name))
+    lock = try_lock(context.run.lock(job.name))
     if lock is None:
         return None
     with ending_with(lock.release):
         try:
-            outcome: str = run_cell(context, cell, started(cell.name))
+            outcome: str = run_job(context, job, started(job.name))
             error = None
         except (RequestError, OSError):
             raise
-        except Exception as fault:  # one cell's fault is noted; the others go on
+        except Exception as fault:  # one job's fault is noted; the others go on
             outcome = f"failed: {' '.join(str(fault).split()) or type(fault).__name__}"
             error = type(fault).__name__
-            log.debug("%s failed", cell.name, exc_info=True)
+            log.debug("%s failed", job.name, exc_info=True)
     return Attempt(outcome, time.monotonic() - start, error)
 
 
-def run_cell(context: Context, cell: Cell, progress: Progress) -> Done:
+def run_job(context: Context, job: Job, progress: Progress) -> Done:
     """Obtain a model, or attack one.
 
     Raises:
         RequestError: a checkpoint or an option is not what was asked for.
         TrainingError: the loss is no longer finite.
     """
-    if cell.attack_id is None:
-        return obtain_model(context, cell.spec, progress)
-    return attack_model(context, cell, cell.attack_id, progress)
+    if job.attack_id is None:
+        return obtain_model(context, job.spec, progress)
+    return attack_model(context, job, job.attack_id, progress)
 
 
 def inputs_table(context: Context) -> pd.DataFrame:

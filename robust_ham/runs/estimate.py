@@ -1,4 +1,4 @@
-"""How long a run will take: one short pass of every kind of cell, measured here and now."""
+"""How long a run will take: one short pass of every kind of job, measured here and now."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from robust_ham.models.build import num_flops
 from robust_ham.models.checkpoints import source_folder
 from robust_ham.models.predict import logits_of
 from robust_ham.runs.plan.context import Context
-from robust_ham.runs.plan.job import Cell
+from robust_ham.runs.plan.job import Job
 from robust_ham.runs.status import is_done
 from robust_ham.training import train
 
@@ -30,7 +30,7 @@ _LONG = 2.0  # seconds of an attack on one image, after which 16 are not tried
 
 
 class Expected(NamedTuple):
-    """What the cells that are left will take one after the other."""
+    """What the jobs that are left will take one after the other."""
 
     training: float
     """Seconds."""
@@ -47,24 +47,24 @@ def expected_cost(context: Context) -> Expected:
     is yet to be trained is attacked as it is after three steps, on what it says itself; a trained
     one may resist longer, so this is a guess. The gate and the report are not in it.
     """
-    left = [cell for cell in context.plan.cells if not is_done(context.run, cell)]
-    kinds: dict[tuple[str, str, int], list[Cell]] = {}
-    for cell in left:
-        kind = (cell.spec.source, cell.spec.family, cell.spec.kernel_size)
-        kinds.setdefault(kind, []).append(cell)
+    left = [job for job in context.plan.jobs if not is_done(context.run, job)]
+    kinds: dict[tuple[str, str, int], list[Job]] = {}
+    for job in left:
+        kind = (job.spec.source, job.spec.family, job.spec.kernel_size)
+        kinds.setdefault(kind, []).append(job)
     torch.set_num_threads(context.plan.config.evaluation.threads)
     shape, num_train = context.plan.attacked.images.shape[1:], len(context.plan.dataset.train)
     training = attacks = 0.0
     flops = 0
-    for cells in kinds.values():
-        specs = [c.spec for c in cells if c.attack_id is None and _is_trained(context, c.spec)]
-        seconds, model = _measured_model(context, cells[0].spec, bool(specs))
+    for jobs in kinds.values():
+        specs = [c.spec for c in jobs if c.attack_id is None and _is_trained(context, c.spec)]
+        seconds, model = _measured_model(context, jobs[0].spec, bool(specs))
         training += len(specs) * seconds
         epochs = sum(context.plan.config.training_of(spec).epochs for spec in specs)
         flops += 3 * epochs * num_train * num_flops(model, shape)
-        for attack_id in {c.attack_id for c in cells if c.attack_id is not None}:
+        for attack_id in {c.attack_id for c in jobs if c.attack_id is not None}:
             images = sum(
-                len(context.plan.shard_of(c).labels) for c in cells if c.attack_id == attack_id
+                len(context.plan.shard_of(c).labels) for c in jobs if c.attack_id == attack_id
             )
             attacks += images * _seconds_per_image(context, model, attack_id)
     return Expected(training, attacks, flops)

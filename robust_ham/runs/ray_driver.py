@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from robust_ham.errors import RequestError
-from robust_ham.runs.plan.job import Cell
-from robust_ham.runs.ray_task import Job
+from robust_ham.runs.plan.job import Job
+from robust_ham.runs.worker_setup import WorkerSetup
 from robust_ham.storage.receipts import read_signed
 from robust_ham.storage.run_folder import RunFolder
 
@@ -31,17 +31,17 @@ PROBE_SECONDS = 4.0
 _POLL_SECONDS = 0.5
 _CHECK_SECONDS = 2.0
 _END_SECONDS = 40.0
-_RETRIES = 3  # of a cell whose worker has died
+_RETRIES = 3  # of a job whose worker has died
 _NODE_DIED = "its process on this machine, raylet, has died"
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 _SETTINGS = 4  # the kind of the first frame that an HTTP/2 server sends
 
 
 def drive(link: Connection, address: str, folder: str, cpus: int, gpus: float) -> None:
-    """Join the cluster and run cells on it, until ``link`` is closed.
+    """Join the cluster and run jobs on it, until ``link`` is closed.
 
-    Receives ``(job, cell)``. Sends ``("refused", reason)`` or ``("joined", address, [resources of
-    each node])``, then for each cell ``("ended", name, answer of run_cell)``, ``("died", name,
+    Receives ``(setup, job)``. Sends ``("refused", reason)`` or ``("joined", address, [resources of
+    each node])``, then for each job ``("ended", name, answer of run_job)``, ``("died", name,
     error)`` or ``("failed", name, reason)``, twice a second ``("news", {name: (done, total)})``,
     and ``("lost", reason)`` if the cluster is.
     """
@@ -145,7 +145,7 @@ class Desk:
         self.run, self.news = RunFolder(Path(folder)), dict[str, tuple[int, int]]()
 
     def write_news(self, name: str, done: int, total: int) -> None:
-        """A worker is so far with a cell."""
+        """A worker is so far with a job."""
         self.news[name] = done, total
 
     def read_news(self) -> dict[str, tuple[int, int]]:
@@ -159,7 +159,7 @@ class Desk:
 
 
 class _Driver:
-    """Hands cells to Ray and sends back how they end."""
+    """Hands jobs to Ray and sends back how they end."""
 
     def __init__(
         self,
@@ -174,7 +174,7 @@ class _Driver:
 
         self.ray, self.link, self.events = ray, link, events
         self.node = ray.get_runtime_context().get_node_id()
-        self.run_cell = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=_RETRIES)(run_cell)
+        self.run_job = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=_RETRIES)(run_job)
         self.desk = ray.remote(  # a desk that dies is set up again, without its news
             num_cpus=0,
             max_restarts=-1,
@@ -197,7 +197,7 @@ class _Driver:
                 event = ()
             if event is None:
                 return
-            if event and isinstance(event[0], Job):
+            if event and isinstance(event[0], WorkerSetup):
                 self._start(*event)
             elif event:
                 self._tell_end(*event)
@@ -206,9 +206,9 @@ class _Driver:
             if time.monotonic() - self.checked > _CHECK_SECONDS:
                 self._check()
 
-    def _start(self, job: Job, cell: Cell) -> None:
-        future = self.run_cell.remote(job, cell, self.desk).future()
-        future.add_done_callback(lambda future: self.events.put((cell.name, future)))
+    def _start(self, setup: WorkerSetup, job: Job) -> None:
+        future = self.run_job.remote(setup, job, self.desk).future()
+        future.add_done_callback(lambda future: self.events.put((job.name, future)))
 
     def _tell_end(self, name: str, future: Any) -> None:  # noqa: ANN401
         error = future.exception()
@@ -242,22 +242,24 @@ class _Driver:
             raise ConnectionError(_NODE_DIED)
 
 
-def run_cell(job: Job, cell: Cell, desk: Any) -> Answer:  # noqa: ANN401
-    """On a worker: run one cell, and tell how far it is twice a second."""
+def run_job(setup: WorkerSetup, job: Job, desk: Any) -> Answer:  # noqa: ANN401
+    """On a worker: run one job, and tell how far it is twice a second."""
     import ray
 
     from robust_ham.runs.ray_worker import run_there
 
-    told, models = 0.0, [*cell.needs, cell.spec.model_id]
+    told, models = 0.0, [*job.needs, job.spec.model_id]
 
     def progress(done: int, total: int) -> None:
         nonlocal told
         if time.monotonic() - told > _POLL_SECONDS:
             told = time.monotonic()
-            desk.write_news.remote(cell.name, done, total)
+            desk.write_news.remote(job.name, done, total)
 
     try:
-        attempt, files = run_there(job, cell, lambda: ray.get(desk.models.remote(models)), progress)
+        attempt, files = run_there(
+            setup, job, lambda: ray.get(desk.models.remote(models)), progress
+        )
     except RequestError as error:
         return RequestError(f"{socket.gethostname()}: {error}")
     return tuple(attempt) if attempt else None, files

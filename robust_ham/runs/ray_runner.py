@@ -1,4 +1,4 @@
-"""Cells of a run on the machines of a Ray cluster; one whose worker dies is run again elsewhere."""
+"""Jobs of a run on the machines of a Ray cluster; one whose worker dies is run again elsewhere."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from robust_ham.progress import Progress
 from robust_ham.runs.attempt import Attempt, already_there
 from robust_ham.runs.jobs.attack import join_shards
 from robust_ham.runs.plan.context import Context
-from robust_ham.runs.plan.job import Cell
+from robust_ham.runs.plan.job import Job
 from robust_ham.runs.ray_driver import AUTO, LOCAL, Answer, drive
-from robust_ham.runs.ray_task import Job
 from robust_ham.runs.runner import Executor, Ledger
+from robust_ham.runs.worker_setup import WorkerSetup
 from robust_ham.storage import signals
 from robust_ham.storage.receipts import write_signed
 
@@ -43,9 +43,9 @@ def on_ray(
     num_workers: int | None = None,
     gpus_per_cell: float | None = None,
 ) -> Executor:
-    """An executor of at most ``num_workers`` cells at a time; None: as many as there is room for.
+    """An executor of at most ``num_workers`` jobs at a time; None: as many as there is room for.
 
-    A cell takes as many CPUs as ``evaluation.threads`` says and, on CUDA, one GPU or the share of
+    A job takes as many CPUs as ``evaluation.threads`` says and, on CUDA, one GPU or the share of
     it that ``gpus_per_cell`` says. ``address``: of a running cluster; None: this machine, whatever
     ``RAY_ADDRESS`` says.
 
@@ -67,7 +67,9 @@ def on_ray(
             token.touch()
             _tell_cluster(ray.join(), address, ledger)
             ray.tell_if_none_fits(ledger)
-            _Cells(context, ledger, Job.of(context, data_root, token.name), ray).run(num_workers)
+            _Jobs(context, ledger, WorkerSetup.of(context, data_root, token.name), ray).run(
+                num_workers
+            )
         finally:
             with signals.uninterrupted():
                 token.unlink(missing_ok=True)
@@ -134,17 +136,17 @@ class _Ray:
         return str(joined)
 
     def tell_if_none_fits(self, ledger: Ledger) -> None:
-        """Say so if no machine of the cluster is large enough for a cell."""
+        """Say so if no machine of the cluster is large enough for a job."""
         if not any(all(node.get(k, 0) >= v for k, v in self.needed.items()) for node in self.nodes):
             asked = " and ".join(
                 f"{count:g} {name}" for name, count in self.needed.items() if count
             )
-            ledger.monitor.note(f"no node of the cluster has {asked} for a cell: waiting")
+            ledger.monitor.note(f"no node of the cluster has {asked} for a job: waiting")
 
-    def start(self, job: Job, cell: Cell) -> None:
-        """Hand out a cell."""
+    def start(self, setup: WorkerSetup, job: Job) -> None:
+        """Hand out a job."""
         try:
-            self.link.send((job, cell))
+            self.link.send((setup, job))
         except OSError:
             self._raise_lost(_ENDED)
 
@@ -179,48 +181,48 @@ class _Ray:
     def _raise_lost(self, reason: str) -> NoReturn:
         self.answers = False
         raise ConnectionError(
-            f"the Ray cluster is lost ({reason}); finished cells are kept, the same command goes on"
+            f"the Ray cluster is lost ({reason}); finished jobs are kept, the same command goes on"
         )
 
 
-class _Cells:
-    """Hands cells out, writes down how they end, and shows how far they are."""
+class _Jobs:
+    """Hands jobs out, writes down how they end, and shows how far they are."""
 
-    def __init__(self, context: Context, ledger: Ledger, job: Job, ray: _Ray) -> None:
-        self.context, self.ledger, self.job, self.ray = context, ledger, job, ray
-        self.at_work: dict[str, Cell] = {}
+    def __init__(self, context: Context, ledger: Ledger, setup: WorkerSetup, ray: _Ray) -> None:
+        self.context, self.ledger, self.setup, self.ray = context, ledger, setup, ray
+        self.at_work: dict[str, Job] = {}
         self.steps: dict[str, Progress] = {}
 
     def run(self, num_workers: int | None) -> None:
-        """Until every cell has ended.
+        """Until every job has ended.
 
         Raises:
-            ConnectionError: the cluster is lost, or has no Python that can run cells.
+            ConnectionError: the cluster is lost, or has no Python that can run jobs.
             RequestError: a worker would make other results than this process.
         """
-        waiting = list(self.context.plan.cells)
+        waiting = list(self.context.plan.jobs)
         while waiting or self.at_work:
             with signals.uninterrupted():
-                waiting = [cell for cell in waiting if not self._taken(cell, num_workers)]
+                waiting = [job for job in waiting if not self._taken(job, num_workers)]
             message = self.ray.receive()
             with signals.uninterrupted():
                 waiting += self._heed(message)
 
-    def _taken(self, cell: Cell, num_workers: int | None) -> bool:
-        """Whether a cell waits no more: handed out, or nothing is to be or can be done."""
+    def _taken(self, job: Job, num_workers: int | None) -> bool:
+        """Whether a job waits no more: handed out, or nothing is to be or can be done."""
         full = num_workers is not None and len(self.at_work) >= num_workers
-        if full or not self.ledger.is_ready(cell):
+        if full or not self.ledger.is_ready(job):
             return False
-        known = self.ledger.fails_with(cell) or already_there(self.context, cell)
+        known = self.ledger.fails_with(job) or already_there(self.context, job)
         if known is not None:
-            self.ledger.note(cell, known)
+            self.ledger.note(job, known)
             return True
-        self.at_work[cell.name] = cell
-        self.ray.start(self.job, cell)
+        self.at_work[job.name] = job
+        self.ray.start(self.setup, job)
         return True
 
-    def _heed(self, message: tuple[Any, ...]) -> Iterator[Cell]:
-        """Note what has come; yields a cell that another process is at."""
+    def _heed(self, message: tuple[Any, ...]) -> Iterator[Job]:
+        """Note what has come; yields a job that another process is at."""
         if not message:
             return
         if message[0] == "news":
@@ -229,25 +231,25 @@ class _Cells:
         kind, name, content = message
         if kind == "failed":
             raise ConnectionError(f"a worker of the Ray cluster cannot run {name}: {content}")
-        cell = self.at_work.pop(name)
+        job = self.at_work.pop(name)
         if kind == "died":
-            self.ledger.note(cell, Attempt(f"failed: {content}", 0.0, content))
-        elif (attempt := self._result(cell, content)) is not None:
-            self.ledger.note(cell, attempt)
+            self.ledger.note(job, Attempt(f"failed: {content}", 0.0, content))
+        elif (attempt := self._result(job, content)) is not None:
+            self.ledger.note(job, attempt)
         else:
             time.sleep(_POLL_SECONDS)
-            yield cell
+            yield job
 
-    def _result(self, cell: Cell, answer: Answer) -> Attempt | None:
+    def _result(self, job: Job, answer: Answer) -> Attempt | None:
         """What a worker answers; files that it made are put into the run folder."""
         if isinstance(answer, RequestError):
             raise answer
         fields, files = answer
-        if files and (known := already_there(self.context, cell)):
+        if files and (known := already_there(self.context, job)):
             return known  # another process was quicker
         write_signed(self.context.run, files)
-        if files and cell.attack_id is not None and cell.num_shards > 1:
-            join_shards(self.context, cell, cell.attack_id)
+        if files and job.attack_id is not None and job.num_shards > 1:
+            join_shards(self.context, job, job.attack_id)
         return Attempt(*fields) if fields else None
 
     def _show(self, news: dict[str, tuple[int, int]]) -> None:
@@ -255,5 +257,5 @@ class _Cells:
             if name not in self.at_work:
                 continue
             if name not in self.steps:
-                self.steps[name] = self.ledger.monitor.cell_started(name)
+                self.steps[name] = self.ledger.monitor.job_started(name)
             self.steps[name](done, total)

@@ -1,4 +1,4 @@
-"""A run from its first cell to its last table; who runs the cells: here, this process in turn.
+"""A run from its first job to its last table; who runs the jobs: here, this process in turn.
 
 Several processes may run the same plan in the same folder: each takes what no other is at.
 """
@@ -19,7 +19,7 @@ import torch
 from robust_ham.errors import RequestError
 from robust_ham.progress import Monitor, Silent
 from robust_ham.regular_files import read_text
-from robust_ham.runs.attempt import Attempt, already_there, attempt_cell, run_key, write_inputs
+from robust_ham.runs.attempt import Attempt, already_there, attempt_job, run_key, write_inputs
 from robust_ham.runs.cleanup import set_aside_stale
 from robust_ham.runs.jobs.gate import write_gate
 from robust_ham.runs.jobs.kernels import write_kernels
@@ -27,7 +27,7 @@ from robust_ham.runs.jobs.model import help_train
 from robust_ham.runs.jobs.transfer import write_transfer
 from robust_ham.runs.manifest import write_manifest
 from robust_ham.runs.plan.context import Context
-from robust_ham.runs.plan.job import Cell
+from robust_ham.runs.plan.job import Job
 from robust_ham.runs.plan.plan import Plan
 from robust_ham.runs.status import PROCESS, num_processes
 from robust_ham.storage import signals
@@ -51,7 +51,7 @@ log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.2
 _STEP_LOCKS = re.compile(r"(start|tables|timings|failures|(process|ray)-[0-9a-f]+)\.lock")
-"""Names of all locks of a run but those of cells."""
+"""Names of all locks of a run but those of jobs."""
 
 
 def choose_device(name: str) -> torch.device:
@@ -75,85 +75,85 @@ def choose_device(name: str) -> torch.device:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How many cells of a run failed, and what the gate says of models that cannot be trusted."""
+    """How many jobs of a run failed, and what the gate says of models that cannot be trusted."""
 
     num_failed: int = 0
     distrusted: tuple[str, ...] = ()
 
 
 class Ledger:
-    """What has become of each cell of a run."""
+    """What has become of each job of a run."""
 
     def __init__(self, context: Context, monitor: Monitor) -> None:
         self.context = context
         self.monitor = monitor
         self.ended: dict[str, Attempt] = {}
 
-    def is_ready(self, cell: Cell) -> bool:
-        """Whether what comes before the cell has ended."""
-        return all(name in self.ended for name in cell.needs)
+    def is_ready(self, job: Job) -> bool:
+        """Whether what comes before the job has ended."""
+        return all(name in self.ended for name in job.needs)
 
-    def fails_with(self, cell: Cell) -> Attempt | None:
-        """How a cell ends that needs one that failed."""
-        for name in cell.needs:
+    def fails_with(self, job: Job) -> Attempt | None:
+        """How a job ends that needs one that failed."""
+        for name in job.needs:
             if name in self.ended and self.ended[name].error is not None:
                 return Attempt(f"failed: its model {name} failed", 0.0, "RuntimeError")
         return None
 
     def still_failed(self) -> set[str]:
-        """Names of the cells that failed here and that no other process has done since."""
+        """Names of the jobs that failed here and that no other process has done since."""
         left = set[str]()
-        for cell in self.context.plan.cells:  # a model stands before what needs it
-            if self.ended[cell.name].error is not None and (
-                not left.isdisjoint(cell.needs) or already_there(self.context, cell) is None
+        for job in self.context.plan.jobs:  # a model stands before what needs it
+            if self.ended[job.name].error is not None and (
+                not left.isdisjoint(job.needs) or already_there(self.context, job) is None
             ):
-                left.add(cell.name)
+                left.add(job.name)
         return left
 
     @property
     def seconds(self) -> float:
-        """Spent in cells that were computed here."""
+        """Spent in jobs that were computed here."""
         return sum(a.seconds for a in self.ended.values() if a.outcome == "done")
 
     @property
     def num_there(self) -> int:
-        """Cells whose results were there already; the log has one line for all of them."""
+        """Jobs whose results were there already; the log has one line for all of them."""
         return sum(a.outcome == "already there" for a in self.ended.values())
 
-    def note(self, cell: Cell, attempt: Attempt) -> None:
-        """A cell has ended: write it down, and tell the user."""
-        self.ended[cell.name] = attempt
+    def note(self, job: Job, attempt: Attempt) -> None:
+        """A job has ended: write it down, and tell the user."""
+        self.ended[job.name] = attempt
         run = self.context.run
         if attempt.error is not None:
-            note_failure(run, cell.name, attempt.error, attempt.outcome.removeprefix("failed: "))
+            note_failure(run, job.name, attempt.error, attempt.outcome.removeprefix("failed: "))
         elif attempt.outcome == "done":
-            note_timing(run, cell.name, attempt.seconds)
+            note_timing(run, job.name, attempt.seconds)
         if attempt.outcome != "already there":
-            log.info("%s: %s (%.1f s)", cell.name, attempt.outcome, attempt.seconds)
-        self.monitor.cell_ended(cell.name, attempt.outcome, attempt.seconds)
+            log.info("%s: %s (%.1f s)", job.name, attempt.outcome, attempt.seconds)
+        self.monitor.job_ended(job.name, attempt.outcome, attempt.seconds)
 
 
 Executor = Callable[[Context, Ledger], None]
-"""Sees to it that every cell of the plan ends."""
+"""Sees to it that every job of the plan ends."""
 
 
 def inline(context: Context, ledger: Ledger) -> None:
-    """Run the cells here, one after the other; what other processes are at is waited for."""
-    waiting, told = list(context.plan.cells), False
+    """Run the jobs here, one after the other; what other processes are at is waited for."""
+    waiting, told = list(context.plan.jobs), False
     while waiting:
         left = []
-        for cell in waiting:
+        for job in waiting:
             signals.check()
-            attempt = ledger.fails_with(cell)
-            if attempt is None and ledger.is_ready(cell):
-                attempt = attempt_cell(context, cell, ledger.monitor.cell_started)
+            attempt = ledger.fails_with(job)
+            if attempt is None and ledger.is_ready(job):
+                attempt = attempt_job(context, job, ledger.monitor.job_started)
             if attempt is None:
-                left.append(cell)
+                left.append(job)
             else:
-                ledger.note(cell, attempt)
+                ledger.note(job, attempt)
         if len(left) == len(waiting):
             if not told:
-                ledger.monitor.note(f"{len(left)} cells wait for another process")
+                ledger.monitor.note(f"{len(left)} jobs wait for another process")
                 told = True
             time.sleep(_POLL_SECONDS)
         waiting = left
@@ -167,9 +167,9 @@ def run_plan(
     executor: Executor = inline,
     source: Path | None = None,
 ) -> Outcome:
-    """Run every cell whose result is not there yet.
+    """Run every job whose result is not there yet.
 
-    A failed cell is noted in ``failures.jsonl`` and the others go on; attacks on a model that
+    A failed job is noted in ``failures.jsonl`` and the others go on; attacks on a model that
     failed fail too. Of several processes of torchrun, the first does all but its share of training.
 
     Where there are attacks, what is finished is measured for transfer and checked by the gate at
@@ -180,7 +180,7 @@ def run_plan(
         folder: of the run; made where it is missing.
         device: that computes.
         monitor: is told how far the run is.
-        executor: sees to it that every cell ends.
+        executor: sees to it that every job ends.
         source: the file that the plan's configuration was read from; it is never written.
 
     Raises:
@@ -211,18 +211,18 @@ def run_plan(
 
 
 def _run(ledger: Ledger, executor: Executor, *, keeps_config: bool) -> Outcome:
-    """Run every cell, then write what is known once all have ended."""
+    """Run every job, then write what is known once all have ended."""
     context, monitor, begin = ledger.context, ledger.monitor, time.monotonic()
     plan, run = context.plan, context.run
     with _joined(context, monitor, keeps_config=keeps_config):
         forget_files(run, run.written_by_run)
         write_inputs(context)
         write_manifest(context)
-        attacked = any(cell.attack_id is not None for cell in plan.cells)
+        attacked = any(job.attack_id is not None for job in plan.jobs)
         num_last = attacked * ((plan.config.transfer is not None) + plan.config.evaluation.gate)
-        monitor.started(len(plan.cells) + num_last)
+        monitor.started(len(plan.jobs) + num_last)
         executor(context, ledger)
-        log.info("%d of %d cells were there already", ledger.num_there, len(plan.cells))
+        log.info("%d of %d jobs were there already", ledger.num_there, len(plan.jobs))
         _tell_overhead(ledger, time.monotonic() - begin)
         with locked(run.lock("tables"), signals.check):
             failed = ledger.still_failed()
@@ -235,13 +235,13 @@ def _run(ledger: Ledger, executor: Executor, *, keeps_config: bool) -> Outcome:
 
 
 def _results(ledger: Ledger, failed: set[str]) -> Iterator[str]:
-    """Paths inside the run folder that must be there once the cells that ended well have ended."""
+    """Paths inside the run folder that must be there once the jobs that ended well have ended."""
     run, places = ledger.context.run, dict[Path, None]()
     left = set[Path]()  # of several shards, one that failed is enough
-    for cell in ledger.context.plan.cells:
-        signed = run.predictions(cell.spec.model_id) if cell.attack_id is None else cell.result(run)
-        made = [cell.result(run), run.receipt(signed)]
-        if cell.name in failed or cell.name not in ledger.ended:
+    for job in ledger.context.plan.jobs:
+        signed = run.predictions(job.spec.model_id) if job.attack_id is None else job.result(run)
+        made = [job.result(run), run.receipt(signed)]
+        if job.name in failed or job.name not in ledger.ended:
             left.update(made)
         places |= dict.fromkeys(made)
     for path in (run.config, run.inputs, *(path for path in places if path not in left)):
@@ -291,28 +291,28 @@ def _joined(context: Context, monitor: Monitor, *, keeps_config: bool) -> Iterat
 
 
 def _tell_overhead(ledger: Ledger, seconds: float) -> None:
-    """Say what a cell costs beside its own work."""
+    """Say what a job costs beside its own work."""
     num_done = sum(a.outcome == "done" for a in ledger.ended.values())
     beside = 1000 * (seconds - ledger.seconds) / max(1, len(ledger.ended))
-    line = f"{num_done} cells in {seconds:.1f} s, {ledger.seconds:.1f} s of work"
+    line = f"{num_done} jobs in {seconds:.1f} s, {ledger.seconds:.1f} s of work"
     if num_done:  # several at a time do more work than time passes
-        ledger.monitor.note(line + (f", {beside:.0f} ms beside it per cell" if beside > 0 else ""))
+        ledger.monitor.note(line + (f", {beside:.0f} ms beside it per job" if beside > 0 else ""))
 
 
 def _write_tables(
     context: Context, monitor: Monitor, failed: set[str], attacked: bool
 ) -> tuple[str, ...]:
-    """Write what is known once all cells have ended; a line for each model not to be trusted."""
+    """Write what is known once all jobs have ended; a line for each model not to be trusted."""
     write_kernels(context, failed)
     asked = context.plan.config.transfer
     if attacked and asked is not None:
         start = time.monotonic()
-        write_transfer(context, asked, failed, monitor.cell_started("transfer"))
+        write_transfer(context, asked, failed, monitor.job_started("transfer"))
         _note_step(context, monitor, "transfer", "done", start)
     if not attacked or not context.plan.config.evaluation.gate:
         return ()
     start = time.monotonic()
-    findings = write_gate(context, failed, monitor.cell_started("gate"))
+    findings = write_gate(context, failed, monitor.job_started("gate"))
     fails = findings[findings["severity"] == "fail"]
     warns = int((findings["severity"] == "warn").sum())
     _note_step(context, monitor, "gate", f"{len(fails)} fail, {warns} warn", start)
@@ -325,4 +325,4 @@ def _write_tables(
 def _note_step(context: Context, monitor: Monitor, name: str, outcome: str, start: float) -> None:
     seconds = time.monotonic() - start
     note_timing(context.run, name, seconds)
-    monitor.cell_ended(name, outcome, seconds)
+    monitor.job_ended(name, outcome, seconds)

@@ -1,4 +1,4 @@
-"""Whether a finished run can be relied upon: its files, its stored images, and some cells anew."""
+"""Whether a finished run can be relied upon: its files, its stored images, and some jobs anew."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from robust_ham.runs.jobs.attack import asked_of, attack_model
 from robust_ham.runs.jobs.model import load_model, model_key
 from robust_ham.runs.manifest import requested
 from robust_ham.runs.plan.context import Context
-from robust_ham.runs.plan.job import Cell, list_cells
+from robust_ham.runs.plan.job import Job, list_jobs
 from robust_ham.runs.verify_files import Check, check_files, check_logs
 from robust_ham.storage.array_files import ARRAY_HEADER_BYTES, read_arrays
 from robust_ham.storage.files import csv_text, file_hash, read_json, reading
@@ -42,7 +42,7 @@ RELATIVE, SHARE = 1e-5, 0.999
 def verify(
     run: RunFolder,
     make_context: Callable[[], Context],
-    num_cells: int,
+    num_jobs: int,
     say: Callable[[str], None],
 ) -> Iterator[Check]:
     """All checks, the quick ones first; data are read by ``make_context`` once they are needed.
@@ -59,7 +59,7 @@ def verify(
     if isinstance(config, Check):
         yield config
         return
-    yield check_cells(run)
+    yield check_jobs(run)
     yield check_logs(run)
     yield check_tables(run)
     if config.is_of_tables:
@@ -69,7 +69,7 @@ def verify(
     yield check_inputs(context)
     yield check_keys(context)
     yield check_adversarials(context)
-    yield check_again(context, num_cells, say)
+    yield check_again(context, num_jobs, say)
 
 
 def _config_of(run: RunFolder) -> Config | Check:
@@ -80,12 +80,12 @@ def _config_of(run: RunFolder) -> Config | Check:
         return Check("the configuration can be read", 1, [str(error)])
 
 
-def check_cells(run: RunFolder) -> Check:
-    """Every cell of the configuration is finished."""
-    cells = list_cells(Run(run).config)
-    left = [cell for cell in cells if receipt_of(run, cell.result(run)) is None]
-    faults = [f"{cell.name} is not finished" for cell in left]
-    return Check("cells are finished", len(cells), faults)
+def check_jobs(run: RunFolder) -> Check:
+    """Every job of the configuration is finished."""
+    jobs = list_jobs(Run(run).config)
+    left = [job for job in jobs if receipt_of(run, job.result(run)) is None]
+    faults = [f"{job.name} is not finished" for job in left]
+    return Check("jobs are finished", len(jobs), faults)
 
 
 def check_tables(run: RunFolder) -> Check:
@@ -151,17 +151,17 @@ def _other_inputs(before: pd.DataFrame, after: pd.DataFrame) -> Iterator[str]:
 def check_keys(context: Context) -> Check:
     """Every finished result was made from these data, by these versions of the code."""
     run, faults, num_checked = context.run, list[str](), 0
-    for cell in context.plan.cells:
-        spec, receipt = cell.spec, receipt_of(run, cell.result(run))
+    for job in context.plan.jobs:
+        spec, receipt = job.spec, receipt_of(run, job.result(run))
         if receipt is None or receipt_of(run, run.model(spec.model_id)) is None:
             continue
         num_checked += 1
-        if cell.attack_id is None:
+        if job.attack_id is None:
             key = model_key(context, spec)
         else:
-            key = asked_of(context, spec, cell.attack_id).key
+            key = asked_of(context, spec, job.attack_id).key
         if key is not None and key != receipt.key:
-            faults.append(f"{cell.name} was made from something else than it would be now")
+            faults.append(f"{job.name} was made from something else than it would be now")
     return Check("results are of these data and versions", num_checked, faults)
 
 
@@ -213,35 +213,35 @@ def _as_found(images: torch.Tensor, rows: pd.DataFrame) -> AttackOutcome:
     return AttackOutcome(images, fooled, none, none, None if rows["l2"].notna().any() else moved)
 
 
-def check_again(context: Context, num_cells: int, say: Callable[[str], None]) -> Check:
+def check_again(context: Context, num_jobs: int, say: Callable[[str], None]) -> Check:
     """Some attacks, drawn at random, made once more: the same rows must come out."""
     run, faults, num_checked = context.run, list[str](), 0
     wanted = [
-        cell
-        for cell in context.plan.cells
-        if cell.attack_id is not None
-        and cell.shard == 0
-        and receipt_of(run, cell.result(run)) is not None
+        job
+        for job in context.plan.jobs
+        if job.attack_id is not None
+        and job.shard == 0
+        and receipt_of(run, job.result(run)) is not None
     ]
     np.random.default_rng().shuffle(wanted)
-    for cell in wanted:
-        if num_checked == num_cells:
+    for job in wanted:
+        if num_checked == num_jobs:
             break
-        if _model_here(context, cell.spec) is not None:
-            say(f"{cell.name}: made once more")
-            faults += [f"{cell.name}: {reason}" for reason in _made_differently(context, cell)]
+        if _model_here(context, job.spec) is not None:
+            say(f"{job.name}: made once more")
+            faults += [f"{job.name}: {reason}" for reason in _made_differently(context, job)]
             num_checked += 1
     return Check("attacks give the same rows once more", num_checked, faults)
 
 
-def _made_differently(context: Context, cell: Cell) -> Iterator[str]:
-    run, model_id, attack_id = context.run, cell.spec.model_id, str(cell.attack_id)
+def _made_differently(context: Context, job: Job) -> Iterator[str]:
+    run, model_id, attack_id = context.run, job.spec.model_id, str(job.attack_id)
     with tempfile.TemporaryDirectory() as folder:
         other = RunFolder(Path(folder))
         shutil.copytree(run.model(model_id), other.model(model_id), ignore=_special_files)
         again = Context(context.plan, other, context.device)
-        for shard in range(cell.num_shards):
-            part = Cell(cell.spec, attack_id, shard, cell.num_shards)
+        for shard in range(job.num_shards):
+            part = Job(job.spec, attack_id, shard, job.num_shards)
             attack_model(again, part, attack_id, unseen)
         before, after = run.samples(model_id, attack_id), other.samples(model_id, attack_id)
         if file_hash(before) == file_hash(after):

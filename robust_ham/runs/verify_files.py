@@ -14,7 +14,7 @@ from robust_ham.analysis.run import Run
 from robust_ham.errors import RequestError
 from robust_ham.models.checkpoints import WEIGHTS
 from robust_ham.regular_files import is_regular, read_text
-from robust_ham.runs.plan.job import list_cells
+from robust_ham.runs.plan.job import list_jobs
 from robust_ham.storage.checksums import is_covered, read_checksums
 from robust_ham.storage.files import MAX_TEXT_BYTES, file_hash, parse_json, read_json
 from robust_ham.storage.receipts import BEFORE, made_by, receipt_of
@@ -148,23 +148,23 @@ def _timing_faults(run: RunFolder) -> list[str]:
     try:
         seconds = pd.Series(read_timings(run), dtype=str)
     except (ValueError, RequestError):
-        return ["timings.csv: expected the columns cell, seconds"]
+        return ["timings.csv: expected the columns job, seconds"]
     numbers = pd.to_numeric(seconds, errors="coerce").to_numpy(np.float64)
     bad = seconds[~(np.isfinite(numbers) & (numbers >= 0))]
-    return [f"timings.csv: {cell}: expected seconds, got {text!r}" for cell, text in bad.items()]
+    return [f"timings.csv: {job}: expected seconds, got {text!r}" for job, text in bad.items()]
 
 
 def _failure_faults(run: RunFolder) -> list[str]:
-    """Lines of ``failures.jsonl`` that make no sense, or name a cell that is finished.
+    """Lines of ``failures.jsonl`` that make no sense, or name a job that is finished.
 
-    A cell that failed in one process may have been finished by another: where the file has a
+    A job that failed in one process may have been finished by another: where the file has a
     checksum, it is believed.
     """
     recorded = run.failures.name in read_checksums(run)
     finished = {
-        cell.name
-        for cell in list_cells(Run(run).config)
-        if receipt_of(run, cell.result(run)) is not None
+        job.name
+        for job in list_jobs(Run(run).config)
+        if receipt_of(run, job.result(run)) is not None
     }
     faults = []
     try:
@@ -175,7 +175,7 @@ def _failure_faults(run: RunFolder) -> list[str]:
         try:
             name = str(parse_json(line)["cell"])
         except (ValueError, LookupError, TypeError, RecursionError):
-            faults.append(f"failures.jsonl: not a line of a failed cell: {line[:100]!r}")
+            faults.append(f"failures.jsonl: not a line of a failed job: {line[:100]!r}")
             continue
         if name in finished and not recorded:
             faults.append(f"failures.jsonl says that {name} failed, but it is finished")

@@ -134,12 +134,12 @@ class RunFolder:
 
     @property
     def timings(self) -> Path:
-        """Seconds per cell."""
+        """Seconds per job."""
         return self.root / "timings.csv"
 
     @property
     def failures(self) -> Path:
-        """One line per failed cell."""
+        """One line per failed job."""
         return self.root / "failures.jsonl"
 
     @property
@@ -241,7 +241,7 @@ class RunFolder:
         return self.root / "locks"
 
     def lock(self, name: str) -> Path:
-        """Lock of a cell or of a step of the run."""
+        """Lock of a job or of a step of the run."""
         return self.locks / f"{name.replace('/', '+')}.lock"
 
     def set_aside(self, path: Path) -> Path:

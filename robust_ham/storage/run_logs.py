@@ -28,7 +28,7 @@ _CUT = "?"
 
 
 def note_timing(run: RunFolder, name: str, seconds: float) -> None:
-    """Add to ``timings.csv`` how long a cell took; of several lines of a cell, the last counts."""
+    """Add to ``timings.csv`` how long a job took; of several lines of a job, the last counts."""
     _append(run, run.timings, f"{name},{round(seconds, 3)}", heading=",".join(_COLUMNS))
 
 
@@ -39,11 +39,11 @@ def note_failure(run: RunFolder, name: str, error: str, reason: str) -> None:
 
 
 def read_timings(run: RunFolder) -> dict[str, str]:
-    """Name of a cell to its seconds, as the text that the last line of the cell holds.
+    """Name of a job to its seconds, as the text that the last line of the job holds.
 
     Raises:
         FileNotFoundError: nothing was timed yet.
-        ValueError: a line is not a cell and its seconds.
+        ValueError: a line is not a job and its seconds.
         RequestError: not a regular file, or too large.
     """
     content = read_bytes(run.timings, MAX_CSV_BYTES).decode(errors="replace")

@@ -201,7 +201,7 @@ def test_curves_against_kernel_size_average_over_seeds(run):
     assert clean["per_seed"] == pytest.approx((0.75, 0.75))
 
 
-def test_an_arm_whose_cells_are_not_all_done_waits(run):
+def test_an_arm_whose_jobs_are_not_all_done_waits(run):
     spec = run.specs[1]
     run.folder.samples(spec.model_id, "d").unlink()
     curves = kernel_size_curves(Run(run.folder))

@@ -306,7 +306,7 @@ def test_it_cannot_be_run(run_cli, tmp_path):
     assert code == 2
     assert errors.count("\n") == 1
     code, printed, _ = run_cli("status", path.parent / "out")
-    assert "3 of 3 cells done" in printed
+    assert "3 of 3 jobs done" in printed
 
 
 def test_no_torch_is_needed(tmp_path):

@@ -175,7 +175,7 @@ def test_stop_after_and_dry_run(run_cli, config, tmp_path):
     out = tmp_path / "out"
     code, printed, _ = run_cli("run", config, "--out", out, "--dry-run")
     assert code == 0
-    assert "6 cells: 2 models, 2 attacks on 20 images each" in printed
+    assert "6 jobs: 2 models, 2 attacks on 20 images each" in printed
     assert not out.exists()
     run_cli("run", config, "--out", out, "--stop-after", "train")
     assert (out / "models/cnn2-w4-k3-none-s0/model.json").exists()
@@ -185,19 +185,19 @@ def test_stop_after_and_dry_run(run_cli, config, tmp_path):
     assert not (out / "report.html").exists()
 
 
-def test_a_failing_cell_does_not_stop_the_others(run_cli, config, tmp_path, monkeypatch):
-    real = attempt.run_cell
+def test_a_failing_job_does_not_stop_the_others(run_cli, config, tmp_path, monkeypatch):
+    real = attempt.run_job
 
-    def fails_once(context, cell, progress):
-        if cell.name == "cnn2-w4-k3-none-s0":
+    def fails_once(context, job, progress):
+        if job.name == "cnn2-w4-k3-none-s0":
             raise RuntimeError("the loss\nis nan")
-        return real(context, cell, progress)
+        return real(context, job, progress)
 
-    monkeypatch.setattr("robust_ham.runs.attempt.run_cell", fails_once)
+    monkeypatch.setattr("robust_ham.runs.attempt.run_job", fails_once)
     out = tmp_path / "out"
     code, printed, errors = run_cli("run", config, "--out", out)
     assert code == 3
-    assert "3 of 6 cells failed" in errors
+    assert "3 of 6 jobs failed" in errors
     assert "cnn2-w4-k3-none-s0: failed: the loss is nan" in printed
     lines = [json.loads(line) for line in (out / "failures.jsonl").read_text().splitlines()]
     assert [line["cell"] for line in lines] == [
@@ -206,16 +206,16 @@ def test_a_failing_cell_does_not_stop_the_others(run_cli, config, tmp_path, monk
         "cnn2-w4-k3-none-s0/spatial_shift",
     ]
     assert "Failed: cnn2-w4-k3-none-s0: the loss is nan" in (out / "report.html").read_text()
-    monkeypatch.setattr("robust_ham.runs.attempt.run_cell", real)
+    monkeypatch.setattr("robust_ham.runs.attempt.run_job", real)
     assert run_cli("run", config, "--out", out)[0] == 0
     assert not (out / "failures.jsonl").exists()
 
 
-def test_training_that_diverges_is_a_failed_cell(run_cli, config, tmp_path):
+def test_training_that_diverges_is_a_failed_job(run_cli, config, tmp_path):
     out = tmp_path / "out"
     code, _, errors = run_cli("run", config, "--out", out, "-o", "training.lr=1e30")
     assert code == 3
-    assert "6 of 6 cells failed" in errors
+    assert "6 of 6 jobs failed" in errors
     assert "lower training.lr" in (out / "failures.jsonl").read_text()
 
 

@@ -15,7 +15,7 @@ from attacks import deepfool, spatial_grid
 from robust_ham.config.experiment import OURS, AttackConfig
 from robust_ham.evaluation.registry import attack_options
 from robust_ham.experiments.benchmark import peer_libraries
-from robust_ham.experiments.benchmark.profiling import CountedPoints, Job, profile
+from robust_ham.experiments.benchmark.profiling import CountedPoints, ProfiledCall, profile
 from robust_ham.experiments.benchmark.report import summary_of, table_of
 from robust_ham.report.formats import markdown, markdown_rows
 
@@ -51,7 +51,7 @@ def test_counts_are_those_that_the_attack_reports():
 def test_our_passes_are_those_on_the_fast_copy():
     model, images, labels = right_images(40)
     outcome = deepfool(model, images, labels)
-    found = profile(Job(OURS, "deepfool", DEEPFOOL, model, images, labels))
+    found = profile(ProfiledCall(OURS, "deepfool", DEEPFOOL, model, images, labels))
     passes = int(outcome.forwards.sum()), int(outcome.backwards.sum())
     assert (found.forwards, found.backwards) == passes
     assert len(images) < found.points < found.forwards
@@ -70,7 +70,7 @@ def test_foolbox_in_a_process_of_its_own():
     """Ten classes, a forward and a backward for each candidate but one, every step."""
     model, images, labels = right_images(12)
     options = DEEPFOOL | {"steps": 4}
-    found = profile(Job("foolbox", "deepfool", options, model, images, labels))
+    found = profile(ProfiledCall("foolbox", "deepfool", options, model, images, labels))
     assert found.backwards == 9 * 4 * len(images)
     assert found.forwards >= found.backwards
     assert found.peak_memory_mb is None or found.peak_memory_mb >= 0
@@ -108,7 +108,9 @@ def test_memory_does_not_grow_with_the_number_of_images():
     model = zoo_model(3, "none")
     images, labels = fashion_images(1024)
     peaks = [
-        profile(Job(OURS, "deepfool", DEEPFOOL, model, images[:n], labels[:n])).peak_memory_mb
+        profile(
+            ProfiledCall(OURS, "deepfool", DEEPFOOL, model, images[:n], labels[:n])
+        ).peak_memory_mb
         for n in (128, 1024)
     ]
     if None in peaks:

@@ -19,7 +19,7 @@ import pytest
 import torch
 from faulty_runs import (
     CONFIG,
-    NUM_CELLS,
+    NUM_JOBS,
     Listening,
     results,
     run_as_nobody,
@@ -35,9 +35,9 @@ from robust_ham.config.files import parse_config
 from robust_ham.data.datasets import load_split
 from robust_ham.errors import RequestError
 from robust_ham.progress import unseen
-from robust_ham.runs.attempt import Attempt, run_cell, run_key
+from robust_ham.runs.attempt import Attempt, run_job, run_key
 from robust_ham.runs.plan.context import Context
-from robust_ham.runs.plan.job import list_cells
+from robust_ham.runs.plan.job import list_jobs
 from robust_ham.runs.plan.plan import make_plan
 from robust_ham.runs.runner import inline
 from robust_ham.runs.status import PROCESS, read_status
@@ -68,7 +68,7 @@ def data(tmp_path_factory):
 def whole(data, tmp_path_factory):
     """An uninterrupted run: its folder, and its results."""
     folder = tmp_path_factory.mktemp("whole")
-    assert list(run_here(folder, data).outcomes.values()).count("done") == NUM_CELLS + 1
+    assert list(run_here(folder, data).outcomes.values()).count("done") == NUM_JOBS + 1
     return folder, results(folder)
 
 
@@ -121,14 +121,14 @@ def test_killed_at_every_rename(whole, data, tmp_path, monkeypatch):
         monitor = run_here(state, data)
         assert results(state) == expected
         assert finished_files(state).items() >= kept.items()  # nothing finished was made anew
-        assert all(" cells in " in line for line in monitor.notes)  # nothing was damaged
+        assert all(" jobs in " in line for line in monitor.notes)  # nothing was damaged
         assert not list(state.rglob(".*tmp*"))
         shutil.rmtree(state)
 
 
 def killed_at_random_moments(count, data, tmp_path, children):
     """Of each of ``count`` runs: whether it was killed, what it had finished, and what was made
-    of it by the same command, its results and what became of its cells."""
+    of it by the same command, its results and what became of its jobs."""
     seed = time.time_ns()
     print(f"seed {seed}")
     moments, start = random.Random(seed), time.monotonic()
@@ -189,14 +189,14 @@ def test_a_run_that_begins_or_ends_leaves_alone_what_a_report_is_writing(whole, 
     assert results(folder) == whole[1]
 
 
-def test_a_cell_that_failed_here_and_was_done_elsewhere_is_done(whole, data, tmp_path):
+def test_a_job_that_failed_here_and_was_done_elsewhere_is_done(whole, data, tmp_path):
     """As where one machine has too little memory."""
     folder = tmp_path / "run"
     shutil.copytree(whole[0], folder)
 
     def one_fails(context, ledger):
         inline(context, ledger)
-        name = context.plan.cells[0].name
+        name = context.plan.jobs[0].name
         ledger.ended[name] = Attempt("failed: no memory", 0.0, "OutOfMemoryError")
 
     run_here(folder, data, executor=one_fails)
@@ -247,27 +247,27 @@ def test_a_receipt_of_a_shard_that_is_missing_does_not_stop_a_run(whole, data, t
     run = RunFolder(tmp_path / "run")
     shutil.copytree(whole[0], run.root)
     context = Context(make_plan(parse_config(CONFIG), data), run, torch.device("cpu"))
-    cell = next(cell for cell in context.plan.cells if cell.attack_id is not None)
-    rows = cell.result(run)
+    job = next(job for job in context.plan.jobs if job.attack_id is not None)
+    rows = job.result(run)
     rows.unlink()
     run.receipt(rows).unlink()
-    run_cell(context, cell, unseen)
+    run_job(context, job, unseen)
     shutil.rmtree(run.root / "shards")
     run_here(run.root, data)
     assert results(run.root) == whole[1]
 
 
-def test_a_cell_that_another_process_is_at_is_waited_for_without_a_bar(data, tmp_path):
+def test_a_job_that_another_process_is_at_is_waited_for_without_a_bar(data, tmp_path):
     folder = RunFolder(tmp_path / "run")
     run_here(folder.root, data)
-    (cell,) = (c for c in list_cells(Run(folder).config) if c.name.endswith("none-s0/shift/1of2"))
-    cell.result(folder).unlink()
-    lock, begun, noted = try_lock(folder.lock(cell.name)), [], []
+    (job,) = (c for c in list_jobs(Run(folder).config) if c.name.endswith("none-s0/shift/1of2"))
+    job.result(folder).unlink()
+    lock, begun, noted = try_lock(folder.lock(job.name)), [], []
 
     class Watching(Listening):
-        def cell_started(self, name):
+        def job_started(self, name):
             begun.append(name)
-            return super().cell_started(name)
+            return super().job_started(name)
 
         def note(self, line):
             noted.append(line)
@@ -275,13 +275,13 @@ def test_a_cell_that_another_process_is_at_is_waited_for_without_a_bar(data, tmp
                 threading.Timer(1, lock.release).start()
 
     run_here(folder.root, data, monitor=Watching())
-    assert noted.count("1 cells wait for another process") == 1
-    assert begun.count(cell.name) == 1
+    assert noted.count("1 jobs wait for another process") == 1
+    assert begun.count(job.name) == 1
 
 
 @pytest.mark.parametrize("killed", ["before its receipt", "half written"])
 def test_a_model_without_its_receipt_does_not_stop_the_others(whole, data, tmp_path, killed):
-    """Its process was killed; another, which takes part already, comes to the same cell."""
+    """Its process was killed; another, which takes part already, comes to the same job."""
     folder = RunFolder(tmp_path / "run")
     shutil.copytree(whole[0], folder.root)
     model = sorted((folder.root / "models").iterdir())[0]
@@ -306,7 +306,7 @@ def test_who_leaves_last_removes_what_the_killed_had_begun(whole, data, tmp_path
     )
 
     class Watching(Listening):
-        def cell_ended(self, name, outcome, seconds):
+        def job_ended(self, name, outcome, seconds):
             begun.parent.mkdir(parents=True, exist_ok=True)
             begun.touch()
 
@@ -427,7 +427,7 @@ def test_data_that_change_under_a_run_are_never_mixed(data, tmp_path):
     assert any(name.endswith(".safetensors") for name in changed)
 
 
-def test_shards_give_what_one_cell_gives(whole, data, tmp_path):
+def test_shards_give_what_one_job_gives(whole, data, tmp_path):
     """Contract 1: the same status, and norms within 1e-5, whatever is in a batch."""
     run_here(tmp_path / "run", data, CONFIG.replace("shard_size: 6", "shard_size: null"))
     for path in sorted((whole[0] / "samples").rglob("*.parquet")):

@@ -79,7 +79,7 @@ def test_no_file_is_opened_more_often_where_there_are_more_jobs(contexts, verb):
         most.append(Counter(re.sub(r"\.[0-9a-f]{8}\.tmp", "", path) for path in inside))
     few, many = (max(counts.values()) for counts in most)
     assert few == many
-    per_job = [sum(c.values()) / len(x.plan.cells) for c, x in zip(most, contexts, strict=True)]
+    per_job = [sum(c.values()) / len(x.plan.jobs) for c, x in zip(most, contexts, strict=True)]
     assert per_job[1] <= per_job[0]
 
 
@@ -106,9 +106,9 @@ def test_an_idle_restart_logs_one_line_for_all_that_was_there(contexts, caplog):
         logged.append(list(caplog.messages))
         added = context.run.timings.read_bytes()[size:]
         assert added.count(b"\n") == 1  # the gate's
-    count = len(contexts[-1].plan.cells)
+    count = len(contexts[-1].plan.jobs)
     assert len(logged[0]) == len(logged[1]) < 5
-    assert f"{count} of {count} cells were there already" in logged[1]
+    assert f"{count} of {count} jobs were there already" in logged[1]
 
 
 def test_tied_ranks_of_few_pairs_are_tested_as_scipy_does():

@@ -57,7 +57,7 @@ def test_the_wheel_works_outside_of_the_checkout(wheel, tmp_path):
         check=False,
     )
     assert (found.returncode, found.stderr) == (0, "")
-    assert "6 cells: 2 models, 2 attacks" in found.stdout
+    assert "6 jobs: 2 models, 2 attacks" in found.stdout
 
 
 def test_the_wheel_holds_nothing_foreign(wheel):
@@ -98,7 +98,7 @@ def stranger(tmp_path_factory):
 @pytest.mark.parametrize(
     ("words", "shown"),
     [  # the first measures in a new process
-        (("-m", "robust_ham", "run", "smoke", "--dry-run"), "6 cells: 2 models, 2 attacks"),
+        (("-m", "robust_ham", "run", "smoke", "--dry-run"), "6 jobs: 2 models, 2 attacks"),
         (("-X", "utf8", "-mrobust_ham", "list", "windows"), "hamming"),
         ((str(Path(sys.executable).parent / "robust-ham"), "list", "attacks"), "deepfool"),
     ],

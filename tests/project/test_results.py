@@ -13,7 +13,7 @@ from results_tables import PAGE, PLACE, filled
 from robust_ham.analysis.run import Run
 from robust_ham.analysis.tables import make_tables
 from robust_ham.experiments.explain import EXPERIMENTS
-from robust_ham.runs.verify import check_cells, check_files
+from robust_ham.runs.verify import check_files, check_jobs
 from robust_ham.storage.files import read_json
 from robust_ham.storage.run_folder import RunFolder
 
@@ -65,8 +65,8 @@ def test_nothing_is_committed_that_should_not_be(run):
 
 
 @reported
-def test_every_cell_is_there(run):
-    assert check_cells(RunFolder(ROOT / run)).faults == []
+def test_every_job_is_there(run):
+    assert check_jobs(RunFolder(ROOT / run)).faults == []
 
 
 @reported

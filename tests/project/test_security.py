@@ -201,7 +201,7 @@ def test_a_configuration_stands_for_so_many_models():
         ("name=..", "name: expected letters"),
         ("attacks={../x: {attack: deepfool}}", "attacks.*: expected letters"),
         ("attacks.b={attack: band_deepfool, band: <b>}", "attacks.b.*band: expected a whole"),
-        ("evaluation={num_images: 90000000, shard_size: 1}", "at most 1,000,000 cells"),
+        ("evaluation={num_images: 90000000, shard_size: 1}", "at most 1,000,000 jobs"),
         (
             "training.epochs='99999999999999999999'",
             "epochs: .* less than or equal to 100000",

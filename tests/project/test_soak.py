@@ -1,4 +1,4 @@
-"""Long runs: memory and open files do not grow with the number of cells; large plans are quick."""
+"""Long runs: memory and open files do not grow with the number of jobs; large plans are quick."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ class Measures(Listening):
         super().__init__()
         self.count = 0
 
-    def cell_ended(self, name, outcome, seconds):
+    def job_ended(self, name, outcome, seconds):
         self.count += 1
         if self.count % 100 == 0:
             pages = int(open("/proc/self/statm").read().split()[1])
@@ -38,7 +38,7 @@ before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 start = time.monotonic()
 plan = make_plan(parse_config(open(sys.argv[2]).read()), Path(sys.argv[1]))
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(len(plan.cells), time.monotonic() - start, (peak - before) / 1e3)
+print(len(plan.jobs), time.monotonic() - start, (peak - before) / 1e3)
 """
 
 
@@ -55,7 +55,7 @@ def data(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_memory_and_open_files_stay_as_they_are_over_a_thousand_cells(data, tmp_path):
+def test_memory_and_open_files_stay_as_they_are_over_a_thousand_jobs(data, tmp_path):
     seeds = list(range(100))
     config = CONFIG.replace("window: [none, hamming]", f"window: [none, hamming], seed: {seeds}")
     (tmp_path / "soak.yaml").write_text(
@@ -69,11 +69,11 @@ def test_memory_and_open_files_stay_as_they_are_over_a_thousand_cells(data, tmp_
     assert files[-1] <= files[1]
 
 
-def test_the_plan_of_ten_thousand_cells(data, tmp_path):
+def test_the_plan_of_ten_thousand_jobs(data, tmp_path):
     """In 500 MB beside what importing torch takes; how long it took is printed."""
     seeds = f"window: [none, hamming], seed: {list(range(1000))}"
     (tmp_path / "many.yaml").write_text(CONFIG.replace("window: [none, hamming]", seeds))
     ((count, seconds, megabytes),) = run_script(PLAN, data, tmp_path / "many.yaml")
-    print(f"{count:.0f} cells in {seconds:.1f} s, {megabytes:.0f} MB")
+    print(f"{count:.0f} jobs in {seconds:.1f} s, {megabytes:.0f} MB")
     assert count == 10_000
     assert megabytes < 500

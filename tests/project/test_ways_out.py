@@ -51,7 +51,7 @@ ALLOWED = {
     "print": {"cli._say", "cli._say_json", "cli._complain"},
     "console.print": {"cli._print_table", "monitor.note"},
     "add_row": {"cli._print_table"},
-    "add_task": {"monitor.__init__", "monitor.cell_started", "api.evaluate"},
+    "add_task": {"monitor.__init__", "monitor.job_started", "api.evaluate"},
     "write of a stream": {"streams._show_traceback"},
     "handler": {"run_logs.log_file"},
     "formatter": set(),  # LineFormatter
@@ -185,7 +185,7 @@ def test_bars_show_no_markup():
     bars.progress.console.file = io.StringIO()
     with bars:
         bars.started(1)
-        bars.cell_started("[red]:smile:\x1b[2J\n")
+        bars.job_started("[red]:smile:\x1b[2J\n")
         bars.note("[/] :smile: \x1b[2J")
     shown = bars.progress.console.file.getvalue()
     assert r"[/] :smile: \x1b[2J" in shown

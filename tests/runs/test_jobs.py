@@ -1,4 +1,4 @@
-"""Cells: the epoch of a twin, and attacks on some of the images and models."""
+"""Jobs: the epoch of a twin, and attacks on some of the images and models."""
 
 import pandas as pd
 import pytest
@@ -36,7 +36,7 @@ LIKE = "cnn2-w4-as_hamming-k3-none-s0"
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("twins")
     plan = make_plan(parse_config(TWINS), attack=False)
-    assert [cell.name for cell in plan.cells][-1] == LIKE  # after its twins
+    assert [job.name for job in plan.jobs][-1] == LIKE  # after its twins
     assert run_plan(plan, folder, CPU).num_failed == 0
     return Context(plan, RunFolder(folder), CPU)
 
@@ -60,7 +60,7 @@ def test_the_epoch_nearest_in_accuracy_is_kept(finished):
 )
 def test_which_epoch_that_is(finished, tmp_path, last, epoch):
     context = Context(finished.plan, RunFolder(tmp_path), CPU)
-    spec = finished.plan.cells[-1].spec
+    spec = finished.plan.jobs[-1].spec
     with pytest.raises(TrainingError, match="its twin cnn2-w4-k3-none-s0 was not trained"):
         _epoch_like_twin(context, spec)
     own = [0.1, 0.3, 0.5]
@@ -68,7 +68,7 @@ def test_which_epoch_that_is(finished, tmp_path, last, epoch):
         table = pd.DataFrame({"validation_accuracy": accuracies})
         write_csv(context.run.model(twin.model_id) / "training.csv", table)
     assert _epoch_like_twin(context, spec) == epoch
-    assert _epoch_like_twin(context, finished.plan.cells[0].spec) is None
+    assert _epoch_like_twin(context, finished.plan.jobs[0].spec) is None
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ SOME = TINY_RUN.replace("window: [none, hamming]}", "window: [none], seed: [0, 1
 
 def test_an_attack_on_some_images_and_models(tmp_path):
     plan = make_plan(parse_config(SOME))
-    names = [cell.name for cell in plan.cells]
+    names = [job.name for job in plan.jobs]
     assert "cnn2-w4-k3-none-s1/shift" in names
     assert "cnn2-w4-k3-none-s0/shift" not in names
     assert run_plan(plan, tmp_path, CPU).num_failed == 0
@@ -117,13 +117,13 @@ def run_again(plan, folder):
     outcomes = []
 
     class Listening:
-        def started(self, num_cells):
-            assert num_cells == len(plan.cells)
+        def started(self, num_jobs):
+            assert num_jobs == len(plan.jobs)
 
-        def cell_started(self, name):
+        def job_started(self, name):
             return lambda done, total: None
 
-        def cell_ended(self, name, outcome, seconds):
+        def job_ended(self, name, outcome, seconds):
             outcomes.append(outcome)
 
         def note(self, line):
@@ -147,11 +147,11 @@ def test_images_and_models_that_are_not_there_are_refused(old, new, message):
 
 
 def test_a_changed_twin_changes_the_key(finished):
-    spec = finished.plan.cells[-1].spec
+    spec = finished.plan.jobs[-1].spec
     before = model_identity(finished, spec)
     text = TWINS.replace("kernel_size: 3\n", "kernel_size: 3\n    training: {lr: 0.2}\n", 1)
     text = text.replace("accuracy_of: hamming", "accuracy_of: hamming, training: {lr: 0.2}")
     changed = Context(make_plan(parse_config(text), attack=False), finished.run, CPU)
-    after = model_identity(changed, changed.plan.cells[-1].spec)
+    after = model_identity(changed, changed.plan.jobs[-1].spec)
     assert [t["training"]["lr"] for t in before["twins"]] == [0.1, 0.1]
     assert [t["training"]["lr"] for t in after["twins"]] == [0.2, 0.2]

@@ -87,7 +87,7 @@ def test_training_of_factories_alone_is_refused():
         "training.epochs=3",
     )
     config = plan(models).config
-    assert plan(models).cells
+    assert plan(models).jobs
     again = parse_config(config.to_yaml())  # as a worker of a cluster and verify read it
     assert make_plan(again).config == config
     assert yaml.safe_load(config.to_yaml())["models"][0]["pretrained"] is True
@@ -113,7 +113,7 @@ def test_a_kernel_is_no_larger_than_the_image(override, key, size):
 
 
 def test_a_kernel_as_large_as_the_image():
-    assert plan("[{kernel_size: 27}]").cells
+    assert plan("[{kernel_size: 27}]").jobs
     refused("at most 14", "[{kernel_size: 15}]", "{d: {attack: deepfool}}", "dataset.image_size=14")
 
 

@@ -1,4 +1,4 @@
-"""Cells on a Ray cluster of two nodes, one of which dies: the same bytes as in one process."""
+"""Jobs on a Ray cluster of two nodes, one of which dies: the same bytes as in one process."""
 
 import contextlib
 import os
@@ -83,8 +83,8 @@ class KillsANode(Listening):
         if "joined" in line:
             self.node = self.cluster.add_node(num_cpus=1)
 
-    def cell_ended(self, name, outcome, seconds):
-        super().cell_ended(name, outcome, seconds)
+    def job_ended(self, name, outcome, seconds):
+        super().job_ended(name, outcome, seconds)
         if "/" in name and self.node is not None:
             self.cluster.remove_node(self.node, allow_graceful=False)
             self.node = None
@@ -107,8 +107,8 @@ class KillsTheDesk(Listening):
 
     killed = ()
 
-    def cell_ended(self, name, outcome, seconds):
-        super().cell_ended(name, outcome, seconds)
+    def job_ended(self, name, outcome, seconds):
+        super().job_ended(name, outcome, seconds)
         if not self.killed:
             self.killed = [p for p in processes_of_ray("ray::Desk") if p.kill() is None]
 
@@ -116,7 +116,7 @@ class KillsTheDesk(Listening):
 def test_results_come_back_where_the_folder_is_not_shared(
     cluster, data, expected, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("robust_ham.runs.ray_runner.Job.of", job_elsewhere)
+    monkeypatch.setattr("robust_ham.runs.ray_runner.WorkerSetup.of", job_elsewhere)
     monitor = KillsTheDesk()
     run_here(tmp_path, data, executor=on_ray(data, cluster.address), monitor=monitor)
     assert len(monitor.killed) == 1
@@ -136,7 +136,7 @@ def test_a_worker_is_killed(cluster, data, tmp_path, monkeypatch):
     assert list(monitor.outcomes.values()) == ["done"] * 5
 
 
-def test_a_cell_that_fits_nowhere_is_told_and_ctrl_c_stops(cluster, data, tmp_path, monkeypatch):
+def test_a_job_that_fits_nowhere_is_told_and_ctrl_c_stops(cluster, data, tmp_path, monkeypatch):
     monkeypatch.setattr(signals, "_asked", None)
     before = signal.getsignal(signal.SIGINT)
     monitor = Listening()
@@ -154,7 +154,7 @@ def test_a_cell_that_fits_nowhere_is_told_and_ctrl_c_stops(cluster, data, tmp_pa
     assert stopped.value.code == 130
     assert monitor.notes == [
         f"joined the Ray cluster at {cluster.address}",
-        "no node of the cluster has 64 CPU for a cell: waiting",
+        "no node of the cluster has 64 CPU for a job: waiting",
     ]
 
 
@@ -263,7 +263,7 @@ def test_a_signal_stops_a_run_that_waits_for_an_address(data, tmp_path, monkeypa
 
 
 class StopsAtANote(Listening):
-    """The first note ends the run, before any cell."""
+    """The first note ends the run, before any job."""
 
     def note(self, line):
         raise InterruptedError(line)
@@ -318,7 +318,7 @@ def test_a_cluster_that_is_lost_ends_the_run_in_one_line(victim, moment, data, e
 
 
 @pytest.mark.slow
-def test_a_cell_that_kills_every_worker_fails_alone(cluster, data, tmp_path, monkeypatch):
+def test_a_job_that_kills_every_worker_fails_alone(cluster, data, tmp_path, monkeypatch):
     monkeypatch.setenv("FAULTS_MARKER", str(tmp_path))
     both = OWN_MODEL.replace(
         "  - {fac",

@@ -1,4 +1,4 @@
-"""A cell elsewhere, without any engine: what a worker refuses, makes, and hands back."""
+"""A job elsewhere, without any engine: what a worker refuses, makes, and hands back."""
 
 import dataclasses
 import shutil
@@ -12,14 +12,14 @@ from test_faults import write_data
 from robust_ham.config.files import parse_config
 from robust_ham.errors import RequestError
 from robust_ham.progress import unseen
-from robust_ham.runs.attempt import already_there, run_cell, run_key
+from robust_ham.runs.attempt import already_there, run_job, run_key
 from robust_ham.runs.jobs.model import help_train
 from robust_ham.runs.plan.context import Context
 from robust_ham.runs.plan.plan import make_plan
 from robust_ham.runs.ray_driver import Desk
-from robust_ham.runs.ray_runner import _Cells
-from robust_ham.runs.ray_task import Job
+from robust_ham.runs.ray_runner import _Jobs
 from robust_ham.runs.ray_worker import run_there
+from robust_ham.runs.worker_setup import WorkerSetup
 from robust_ham.storage.receipts import read_signed, write_signed
 from robust_ham.storage.run_folder import RunFolder
 from robust_ham.training.train import TrainingError
@@ -43,7 +43,7 @@ def context_of(folder, data, config=CONFIG):
     return Context(make_plan(parse_config(config), data), RunFolder(folder), CPU)
 
 
-REAL_JOB = Job.of
+REAL_JOB = WorkerSetup.of
 
 
 def job_elsewhere(context, data, token="no token"):
@@ -52,11 +52,11 @@ def job_elsewhere(context, data, token="no token"):
 
 
 def test_a_worker_with_other_data_is_refused(data, tmp_path):
-    job = job_elsewhere(context_of(tmp_path, data), data)
+    setup = job_elsewhere(context_of(tmp_path, data), data)
     other = write_data(tmp_path / "other", first=50)
-    cell = context_of(tmp_path, data).plan.cells[0]
+    job = context_of(tmp_path, data).plan.jobs[0]
     with pytest.raises(RequestError, match="has other data, code or precision than here"):
-        run_there(dataclasses.replace(job, data_root=str(other)), cell, dict, unseen)
+        run_there(dataclasses.replace(setup, data_root=str(other)), job, dict, unseen)
 
 
 @pytest.mark.parametrize("change", ["steps: 10", "epochs: 2", "threads: 1", "num_images: 12"])
@@ -77,15 +77,15 @@ def test_what_is_there_is_not_made_elsewhere(whole, data, tmp_path):
     folder = RunFolder(tmp_path / "run")
     shutil.copytree(whole, folder.root)
     context = context_of(folder.root, data)
-    model, attack = context.plan.cells[0], context.plan.cells[1]
+    model, attack = context.plan.jobs[0], context.plan.jobs[1]
     assert (attack.shard, attack.num_shards) == (0, 2)
     rows = attack.result(folder)
     folder.receipt(rows).unlink()
     assert already_there(context, attack) is None
-    run_cell(context, attack, unseen)
+    run_job(context, attack, unseen)
     assert not folder.receipt(rows).exists()  # the other shard is missing
     assert already_there(context, attack) is not None
-    run_cell(context, context.plan.cells[2], unseen)
+    run_job(context, context.plan.jobs[2], unseen)
     assert rows.read_bytes() == (whole / rows.relative_to(folder.root)).read_bytes()
 
     folder.receipt(folder.predictions(model.name)).unlink()
@@ -108,13 +108,13 @@ def test_shards_of_a_process_that_was_killed_while_it_removed_them(whole, data, 
     folder = RunFolder(tmp_path / "run")
     shutil.copytree(whole, folder.root)
     context = context_of(folder.root, data)
-    first, second = context.plan.cells[1:3]
+    first, second = context.plan.jobs[1:3]
     assert (first.shard, second.shard, first.attack_id) == (0, 1, second.attack_id)
     left = folder.shard(first.spec.model_id, first.attack_id, 0)
-    for cell in (first, second):
+    for job in (first, second):
         left.mkdir(parents=True)
         (left / "samples.parquet").touch()
-        assert already_there(context, cell) is not None
+        assert already_there(context, job) is not None
         assert results(folder.root) == results(whole)
         assert not (folder.root / "shards").exists()
 
@@ -144,10 +144,10 @@ def test_a_model_that_comes_back_appears_whole(whole, tmp_path, monkeypatch):
 def test_what_comes_back_second_replaces_nothing(whole, data, tmp_path):
     """A process that shares the folder was quicker than a worker that does not."""
     context = context_of(shutil.copytree(whole, tmp_path / "run"), data)
-    cell = context.plan.cells[0]
-    answer = ("done", 1.0, None), read_signed(context.run, [context.run.model(cell.name)])
-    cells = SimpleNamespace(context=context)
-    assert _Cells._result(cells, cell, answer).outcome == "already there"
+    job = context.plan.jobs[0]
+    answer = ("done", 1.0, None), read_signed(context.run, [context.run.model(job.name)])
+    jobs = SimpleNamespace(context=context)
+    assert _Jobs._result(jobs, job, answer).outcome == "already there"
     assert not (tmp_path / "run" / "superseded").exists()
 
 
@@ -168,7 +168,7 @@ def test_processes_that_help_to_train_skip_what_the_first_skips(data, tmp_path, 
 
     monkeypatch.setattr("robust_ham.runs.jobs.model._train", train)
     help_train(context)
-    models = [cell for cell in context.plan.cells if cell.attack_id is None]
-    skipped = [cell.name for cell in models if any("hamming" in name for name in cell.needs)]
+    models = [job for job in context.plan.jobs if job.attack_id is None]
+    skipped = [job.name for job in models if any("hamming" in name for name in job.needs)]
     assert len(skipped) == 1
-    assert tried == [cell.name for cell in models if cell.name not in skipped]
+    assert tried == [job.name for job in models if job.name not in skipped]

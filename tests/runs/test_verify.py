@@ -48,9 +48,9 @@ def folder(whole, tmp_path):
 def test_status_of_a_finished_run(run_cli, folder):
     code, printed, _ = run_cli("status", folder)
     assert code == 0
-    assert printed == f"{folder}: 10 of 10 cells done, 0 at work, 0 failed, 0 left\n"
+    assert printed == f"{folder}: 10 of 10 jobs done, 0 at work, 0 failed, 0 left\n"
     content = json.loads(run_cli("status", folder, "--json")[1])
-    assert content["num_cells"] == len(content["done"]) == 10
+    assert content["num_jobs"] == len(content["done"]) == 10
     assert content["seconds_left"] == 0
     assert "0 at work" in run_cli("status", folder, "--watch")[1]
 
@@ -245,7 +245,7 @@ def test_faults_of_files(folder, harm, message):
         (lambda f: set_key(f, "lr: 0.2", "lr: 0.3"), f"{MODEL} was made from something else"),
         (lambda f: set_key(f, "name: faults", "name: other"), "manifest.json: name is not that of"),
         (lambda f: edit_timings(f, f"{MODEL},", f"{MODEL},-"), f"timings.csv: {MODEL}: expected s"),
-        (lambda f: edit_timings(f, "cell,", "job,"), "timings.csv: expected the columns"),
+        (lambda f: edit_timings(f, "job,", "job,"), "timings.csv: expected the columns"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

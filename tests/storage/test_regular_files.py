@@ -145,8 +145,8 @@ ALLOWED = {
     ("store.py", "os.open"),  # to flush what was just written
     ("locks.py", "os.open"),  # made here, exclusively
     ("parquet_tables.py", "temporary.open"),  # to write
-    ("attack_cells.py", "temporary.open"),
-    ("attack_cells.py", "(temporary / _ROWS).open"),
+    ("attack_jobs.py", "temporary.open"),
+    ("attack_jobs.py", "(temporary / _ROWS).open"),
     ("array_files.py", "zipfile.ZipFile"),  # of bytes
     ("array_files.py", "archive.open"),
     ("safe_load.py", "zipfile.ZipFile"),

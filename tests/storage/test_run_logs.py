@@ -22,7 +22,7 @@ def run(tmp_path):
     return RunFolder(tmp_path)
 
 
-def test_a_line_is_appended_and_the_last_one_of_a_cell_counts(run):
+def test_a_line_is_appended_and_the_last_one_of_a_job_counts(run):
     note_timing(run, "a", 1.23456)
     before = run.timings.read_bytes()
     place = run.timings.stat().st_ino

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 from conftest import TINY_RUN
-from faulty_runs import NUM_CELLS, Listening, results, run_here
+from faulty_runs import NUM_JOBS, Listening, results, run_here
 from test_faults import data, whole  # noqa: F401 - fixtures
 
 from robust_ham.cli import main
@@ -99,13 +99,13 @@ class Harming(Listening):
         super().__init__()
         self.moment, self.harm = moment, harm
 
-    def cell_ended(self, name, outcome, seconds):
-        super().cell_ended(name, outcome, seconds)
+    def job_ended(self, name, outcome, seconds):
+        super().job_ended(name, outcome, seconds)
         if len(self.outcomes) == self.moment:
             self.harm()
 
 
-@pytest.mark.parametrize("moment", [1, NUM_CELLS, NUM_CELLS + 1])
+@pytest.mark.parametrize("moment", [1, NUM_JOBS, NUM_JOBS + 1])
 @pytest.mark.parametrize("harm", HARMS.values(), ids=HARMS)
 def test_a_run_whose_folder_goes_away_ends(whole, data, tmp_path, harm, moment):  # noqa: F811
     folder, harmed = tmp_path / "run", []
@@ -120,22 +120,22 @@ def test_a_run_whose_folder_goes_away_ends(whole, data, tmp_path, harm, moment):
     if (tmp_path / "renamed").is_dir() and moment > 1:  # nothing finished is lost
         done = run_here(tmp_path / "renamed", data).outcomes
         assert results(tmp_path / "renamed") == whole[1]
-        assert list(done.values()).count("already there") >= NUM_CELLS - 1
+        assert list(done.values()).count("already there") >= NUM_JOBS - 1
 
 
 @pytest.mark.parametrize(
     ("name", "moment"),
     [
         ("config.yaml", 1),
-        ("config.yaml", NUM_CELLS + 1),
+        ("config.yaml", NUM_JOBS + 1),
         ("inputs.parquet", 2),
         ("models", 1),
-        ("models", NUM_CELLS),
-        ("samples", NUM_CELLS),
+        ("models", NUM_JOBS),
+        ("samples", NUM_JOBS),
         ("shards", 2),
-        ("predictions", NUM_CELLS),
-        ("receipts", NUM_CELLS),
-        ("adversarials", NUM_CELLS + 1),
+        ("predictions", NUM_JOBS),
+        ("receipts", NUM_JOBS),
+        ("adversarials", NUM_JOBS + 1),
     ],
 )
 def test_a_run_that_loses_a_part_is_no_success(whole, data, tmp_path, name, moment):  # noqa: F811

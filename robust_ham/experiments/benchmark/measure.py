@@ -31,7 +31,7 @@ from robust_ham.evaluation.registry import attack_options, recipe_of
 from robust_ham.evaluation.scoring import judge
 from robust_ham.experiments.benchmark import peer_libraries
 from robust_ham.experiments.benchmark.peer_libraries import Options
-from robust_ham.experiments.benchmark.profiling import WARM_UP_IMAGES, Job, Passes, profile
+from robust_ham.experiments.benchmark.profiling import WARM_UP_IMAGES, Passes, ProfiledCall, profile
 from robust_ham.models.checkpoints import read_card
 from robust_ham.models.predict import logits_of
 from robust_ham.progress import Monitor
@@ -154,7 +154,8 @@ def compare(
             say(f"round {number + 1} of {rounds}: {name} {seconds[name][-1]:.2f} s")
 
     passes = {
-        name: profile(Job(name, config.attack, options, model, images, labels)) for name in chosen
+        name: profile(ProfiledCall(name, config.attack, options, model, images, labels))
+        for name in chosen
     }
     least = _least_passes(config.attack, options, passes[OURS], len(labels))
     floor = [f * least[0] + b * least[1] for f, b in pass_seconds] if least else None

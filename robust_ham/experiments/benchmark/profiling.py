@@ -53,7 +53,7 @@ class CountedPoints(Counted):
 
 
 @dataclass(frozen=True)
-class Job:
+class ProfiledCall:
     """One attack of one library on images (N, C, H, W) with labels (N,)."""
 
     library: str
@@ -69,26 +69,26 @@ class Job:
         peer_libraries.run(self.library, self.attack, self.options, model, images, labels)
 
 
-def profile(job: Job) -> Passes:
+def profile(call: ProfiledCall) -> Passes:
     """Passes and peak memory of one run in a fresh process."""
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn) as pool:
-        return pool.submit(_profile_here, job, torch.get_num_threads()).result()
+        return pool.submit(_profile_here, call, torch.get_num_threads()).result()
 
 
-def _profile_here(job: Job, threads: int) -> Passes:
+def _profile_here(call: ProfiledCall, threads: int) -> Passes:
     torch.set_num_threads(threads)
-    peer_libraries.load(job.library)
-    job.run(job.model, slice(WARM_UP_IMAGES))
-    counted = CountedPoints(job.model).eval()
-    if job.library != OURS:
-        with _PeakMemory(job.images.device) as peak:
-            job.run(counted)
+    peer_libraries.load(call.library)
+    call.run(call.model, slice(WARM_UP_IMAGES))
+    counted = CountedPoints(call.model).eval()
+    if call.library != OURS:
+        with _PeakMemory(call.images.device) as peak:
+            call.run(counted)
         return Passes(counted.forwards, counted.backwards, len(counted.points), peak.megabytes)
-    function = attack_function(job.attack)[0]  # ours count their own passes, on the fast copy
-    with _PeakMemory(job.images.device) as peak:
-        outcome = function(job.model, job.images, job.labels, **job.options)
-    job.run(counted)  # only for the points: counting hides the network from what makes it fast
+    function = attack_function(call.attack)[0]  # ours count their own passes, on the fast copy
+    with _PeakMemory(call.images.device) as peak:
+        outcome = function(call.model, call.images, call.labels, **call.options)
+    call.run(counted)  # only for the points: counting hides the network from what makes it fast
     passes = int(outcome.forwards.sum()), int(outcome.backwards.sum())
     return Passes(*passes, len(counted.points), peak.megabytes)
 

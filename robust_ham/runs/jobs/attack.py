@@ -1,4 +1,4 @@
-"""The cell of an attack on a model: rows, and what is kept of the images."""
+"""The job of an attack on a model: rows, and what is kept of the images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from robust_ham.models.checkpoints import read_card
 from robust_ham.progress import Progress
 from robust_ham.runs.jobs.model import load_model
 from robust_ham.runs.plan.context import Context, Done
-from robust_ham.runs.plan.job import Cell
+from robust_ham.runs.plan.job import Job
 from robust_ham.storage.array_files import read_arrays, write_arrays
 from robust_ham.storage.files import content_key, remove_empty, write_csv, writing_folder
 from robust_ham.storage.locks import locked
@@ -50,20 +50,20 @@ def asked_of(context: Context, spec: ModelGroup, attack_id: str) -> Asked:
     return Asked(attack_recipe(context, attack_id), weights)
 
 
-def find_rows(context: Context, cell: Cell, attack_id: str) -> bool:
-    """Whether a cell's rows are there already; of several shards, the last one makes the whole."""
-    run, asked = context.run, asked_of(context, cell.spec, attack_id)
-    places = [cell.result(run)]
-    if cell.num_shards > 1:  # looked at first: it goes once the whole is there
-        places.insert(0, run.shard(cell.spec.model_id, attack_id, cell.shard))
+def find_rows(context: Context, job: Job, attack_id: str) -> bool:
+    """Whether a job's rows are there already; of several shards, the last one makes the whole."""
+    run, asked = context.run, asked_of(context, job.spec, attack_id)
+    places = [job.result(run)]
+    if job.num_shards > 1:  # looked at first: it goes once the whole is there
+        places.insert(0, run.shard(job.spec.model_id, attack_id, job.shard))
     if not any(is_finished(run, place, asked.key) for place in places):
         return False
-    if cell.num_shards > 1:
-        join_shards(context, cell, attack_id)  # its process may have been killed before the end
+    if job.num_shards > 1:
+        join_shards(context, job, attack_id)  # its process may have been killed before the end
     return True
 
 
-def attack_model(context: Context, cell: Cell, attack_id: str, progress: Progress) -> Done:
+def attack_model(context: Context, job: Job, attack_id: str, progress: Progress) -> Done:
     """Attack a model that has been obtained, and write one row per image.
 
     Of several shards, each is kept until all are there; the last one makes the whole.
@@ -71,26 +71,26 @@ def attack_model(context: Context, cell: Cell, attack_id: str, progress: Progres
     Raises:
         RequestError: a checkpoint or an option is not what was asked for.
     """
-    run, spec = context.run, cell.spec
-    if find_rows(context, cell, attack_id):
+    run, spec = context.run, job.spec
+    if find_rows(context, job, attack_id):
         return "already there"
     asked, config = asked_of(context, spec, attack_id), context.plan.config
     found = evaluate(
         load_model(context, spec)[0],
-        context.plan.shard_of(cell),
+        context.plan.shard_of(job),
         config.attacks[attack_id],
         attack_id,
         batch_size=config.evaluation.batch_size,
         device=context.device,
         progress=progress,
     )
-    if is_finished(run, cell.result(run), asked.key):  # by one that took this one for dead
+    if is_finished(run, job.result(run), asked.key):  # by one that took this one for dead
         return "already there"
-    if cell.num_shards == 1:
+    if job.num_shards == 1:
         _write(context, spec, attack_id, found, asked)
     else:
-        _write_shard(context, run.shard(spec.model_id, attack_id, cell.shard), found, asked)
-        join_shards(context, cell, attack_id)
+        _write_shard(context, run.shard(spec.model_id, attack_id, job.shard), found, asked)
+        join_shards(context, job, attack_id)
     return "done"
 
 
@@ -142,20 +142,20 @@ def _write_shard(context: Context, folder: Path, found: Evaluation, asked: Asked
     sign(context.run, folder, asked.key, list(folder.iterdir()), **asked._asdict())
 
 
-def join_shards(context: Context, cell: Cell, attack_id: str) -> None:
+def join_shards(context: Context, job: Job, attack_id: str) -> None:
     """Make the whole of all shards, once they are there, and remove them."""
-    asked = asked_of(context, cell.spec, attack_id)
-    run, model_id = context.run, cell.spec.model_id
-    shards = [run.shard(model_id, attack_id, i) for i in range(cell.num_shards)]
+    asked = asked_of(context, job.spec, attack_id)
+    run, model_id = context.run, job.spec.model_id
+    shards = [run.shard(model_id, attack_id, i) for i in range(job.num_shards)]
     folders = (run.receipt(shards[0]).parent, shards[0].parent)
-    if is_finished(run, cell.result(run), asked.key) and not any(map(Path.is_dir, folders)):
+    if is_finished(run, job.result(run), asked.key) and not any(map(Path.is_dir, folders)):
         return
     with locked(run.lock(f"{model_id}/{attack_id}")):
-        if not is_finished(run, cell.result(run), asked.key):
+        if not is_finished(run, job.result(run), asked.key):
             if not all(is_finished(run, shard, asked.key) for shard in shards):
                 return
             found = _read_shards(context, attack_id, shards)
-            _write(context, cell.spec, attack_id, found, asked)
+            _write(context, job.spec, attack_id, found, asked)
         for folder in folders:
             if folder.is_dir():
                 with naming(folder):

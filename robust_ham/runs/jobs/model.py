@@ -1,4 +1,4 @@
-"""The cell of a model: trained, or taken from where it is; its card, and what it predicts."""
+"""The job of a model: trained, or taken from where it is; its card, and what it predicts."""
 
 from __future__ import annotations
 
@@ -189,16 +189,16 @@ def _epoch_like_twin(context: Context, spec: ModelGroup) -> int | None:
 def help_train(context: Context) -> None:
     """What all processes but the first do: their share of every training, and nothing else."""
     failed = set[str]()
-    for cell in context.plan.cells:
-        if cell.attack_id is not None or not cell.spec.is_trained_here:
+    for job in context.plan.jobs:
+        if job.attack_id is not None or not job.spec.is_trained_here:
             continue
-        if not failed.isdisjoint(cell.needs):  # the first process does not begin
-            failed.add(cell.name)
+        if not failed.isdisjoint(job.needs):  # the first process does not begin
+            failed.add(job.name)
             continue
         try:
-            _train(context, cell.spec, unseen)
+            _train(context, job.spec, unseen)
         except train.TrainingError:  # the first process notes it
-            failed.add(cell.name)
+            failed.add(job.name)
 
 
 def _card(context: Context, spec: ModelGroup, model: nn.Module, num_classes: int) -> dict[str, Any]:
@@ -271,7 +271,7 @@ def finished_models(context: Context, failed: Collection[str]) -> list[ModelGrou
 
 
 def load_model(context: Context, spec: ModelGroup) -> tuple[nn.Module, dict[str, Any]]:
-    """The network of a finished model cell, on the run's device, and its card."""
+    """The network of a finished model job, on the run's device, and its card."""
     source, own = source_folder(context.plan.config, spec), context.run.model(spec.model_id)
     if source is None and isinstance(spec, FactoryGroup):
         model, card = checkpoints.load_factory(spec), checkpoints.read_card(own)

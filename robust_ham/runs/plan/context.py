@@ -1,4 +1,4 @@
-"""What all cells of a run share."""
+"""What all jobs of a run share."""
 
 from __future__ import annotations
 

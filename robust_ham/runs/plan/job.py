@@ -11,7 +11,7 @@ from robust_ham.storage.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
-class Cell:
+class Job:
     """The smallest unit of work: to obtain a model, or to attack one on one shard of the images."""
 
     spec: ModelGroup
@@ -29,28 +29,28 @@ class Cell:
         return f"{self.spec.model_id}/{self.attack_id}{shard}"
 
     def result(self, run: RunFolder) -> Path:
-        """What the cell makes, or helps to make, in a run folder."""
+        """What the job makes, or helps to make, in a run folder."""
         if self.attack_id is None:
             return run.model(self.spec.model_id)
         return run.samples(self.spec.model_id, self.attack_id)
 
     @property
     def needs(self) -> list[str]:
-        """Names of the cells that come first."""
+        """Names of the jobs that come first."""
         if self.attack_id is not None:
             return [self.spec.model_id]
         twins = self.spec.accuracy_twins() if self.spec.accuracy_of is not None else ()
         return [twin.model_id for twin in twins]
 
 
-def list_cells(config: Config, *, attack: bool = True) -> list[Cell]:
-    """The cells of a configuration: each model, followed by its attacks."""
-    cells = []
+def list_jobs(config: Config, *, attack: bool = True) -> list[Job]:
+    """The jobs of a configuration: each model, followed by its attacks."""
+    jobs = []
     specs = config.model_specs()
     for spec in sorted(specs, key=lambda spec: spec.accuracy_of is not None):  # after their twins
-        cells.append(Cell(spec))
+        jobs.append(Job(spec))
         for attack_id, asked in config.attacks.items() if attack else ():
             if asked.attacks(spec):
                 num_shards = config.num_shards(attack_id)
-                cells += [Cell(spec, attack_id, i, num_shards) for i in range(num_shards)]
-    return cells
+                jobs += [Job(spec, attack_id, i, num_shards) for i in range(num_shards)]
+    return jobs

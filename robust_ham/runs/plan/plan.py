@@ -1,4 +1,4 @@
-"""From a configuration to cells: obtaining one model, or one attack on one model.
+"""From a configuration to jobs: obtaining one model, or one attack on one model.
 
 Everything that can be refused is refused here, before any compute.
 """
@@ -24,7 +24,7 @@ from robust_ham.models import checkpoints
 from robust_ham.models.build import MODELS, check_weights
 from robust_ham.models.checkpoints import source_folder
 from robust_ham.models.matching import resolve_matches
-from robust_ham.runs.plan.job import Cell, list_cells
+from robust_ham.runs.plan.job import Job, list_jobs
 
 
 @dataclass(frozen=True)
@@ -34,21 +34,21 @@ class Plan:
     config: Config
     dataset: Dataset
     attacked: AttackedImages
-    cells: list[Cell]
+    jobs: list[Job]
 
     def attacked_by(self, attack_id: str) -> AttackedImages:
         """The images that an attack is run on: all that are attacked, or the first of them."""
         return self.attacked[: self.config.attacks[attack_id].num_images]
 
-    def shard_of(self, cell: Cell) -> AttackedImages:
-        """Those of them that a cell is for."""
-        assert cell.attack_id is not None
-        attacked, size = self.attacked_by(cell.attack_id), self.config.evaluation.shard_size
-        return attacked if size is None else attacked[cell.shard * size : (cell.shard + 1) * size]
+    def shard_of(self, job: Job) -> AttackedImages:
+        """Those of them that a job is for."""
+        assert job.attack_id is not None
+        attacked, size = self.attacked_by(job.attack_id), self.config.evaluation.shard_size
+        return attacked if size is None else attacked[job.shard * size : (job.shard + 1) * size]
 
 
 def make_plan(config: Config, data_root: Path | None = None, *, attack: bool = True) -> Plan:
-    """Read the data and list the cells: each model, followed by its attacks.
+    """Read the data and list the jobs: each model, followed by its attacks.
 
     Raises:
         RequestError: the data, an attack, a model or an option cannot be what was asked for.
@@ -79,7 +79,7 @@ def make_plan(config: Config, data_root: Path | None = None, *, attack: bool = T
     if config.evaluation.num_images <= len(split):
         check_images_memory(config, config.evaluation.num_images, split.image_shape)
     attacked = attacked_images(split, config.evaluation.num_images, config.evaluation.seed)
-    return Plan(config, dataset, attacked, list_cells(config, attack=attack))
+    return Plan(config, dataset, attacked, list_jobs(config, attack=attack))
 
 
 def _resolve_attacks(config: Config) -> Config:

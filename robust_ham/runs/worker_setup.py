@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Job:
-    """What a worker has to know to run any cell of a run."""
+class WorkerSetup:
+    """What a worker has to know to run any job of a run."""
 
     config: str
     data_root: str | None
@@ -26,8 +26,8 @@ class Job:
     """Of the run: a worker that finds another one would mix results."""
 
     @classmethod
-    def of(cls, context: Context, data_root: Path | None, token: str) -> Job:
-        """The cells of a run."""
+    def of(cls, context: Context, data_root: Path | None, token: str) -> WorkerSetup:
+        """The jobs of a run."""
         from robust_ham.runs.attempt import run_key
 
         config, folder = context.plan.config.to_yaml(), str(context.run.root.resolve())
