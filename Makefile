@@ -3,20 +3,21 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+DOCS_INSTALLED := .venv/.installed-docs
 
-.PHONY: quickstart test test-slow test-faults test-oldest lint zoo bench bench-training reference examples results schema readme-pictures clean
+.PHONY: quickstart test test-slow test-faults test-oldest lint zoo bench bench-training reference examples docs results schema readme-pictures clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/robust-ham run quickstart
 
-# Two files at a time; idle threads sleep instead of taking the other's core.
+# Two files at a time; waiting threads sleep instead of spinning.
 test: $(INSTALLED) lint
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
 
-# Kills, full disks, damaged files, dying nodes, a thousand cells: the long versions (about 8 minutes).
+# Kills, full disks, damaged files, dying nodes, a thousand jobs: the long versions (about 8 minutes).
 test-faults: $(INSTALLED)
 	$(BIN)/python -m pytest -m "slow or not slow" tests/project/test_faults.py tests/project/test_faulty_calls.py tests/project/test_soak.py tests/storage/test_locks.py tests/runs/test_ray_runner.py tests/runs/test_verify.py
 
@@ -34,18 +35,18 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Trains the networks that the quickstart attacks and puts them into the package (about 1 hour).
+# Trains the networks of the quickstart and copies them into the package (about 1 hour).
 zoo: $(INSTALLED)
 	$(BIN)/robust-ham run zoo_fashion_mnist --stop-after train
 	rm -rf robust_ham/models/zoo/fashion_mnist
 	mkdir -p robust_ham/models/zoo/fashion_mnist
 	cp -r results/zoo_fashion_mnist/models/* robust_ham/models/zoo/fashion_mnist/
 
-# Images per second of our training loop and of a plain DataLoader + float32 loop.
+# Compares images per second: robust-ham's training loop, a plain DataLoader + float32 loop.
 bench-training: $(INSTALLED)
 	$(BIN)/python tools/bench_training.py
 
-# Our attacks beside other libraries' on trained networks (about 1 hour; DATA: a folder with cifar10).
+# Compares the attacks with other libraries on trained networks (about 1 hour; DATA: a folder with cifar10).
 bench: $(INSTALLED)
 	$(BIN)/robust-ham bench bench_fashion_mnist
 	$(BIN)/robust-ham bench bench_cifar10 $(if $(DATA),--data-root $(DATA))
@@ -60,12 +61,16 @@ reference: $(INSTALLED)
 	for name in $(REFERENCE); do \
 	  $(BIN)/robust-ham run $${name}_laptop --out results/reference/$${name}_laptop $(if $(DATA),--data-root $(DATA)) || [ $$? -eq 4 ] || exit 1; done
 
-# Runs the notebooks of examples/ again, with what they print and draw (about 1 minute).
+# Runs the notebooks of examples/ again and stores their output (about 1 minute).
 examples: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[examples]'
 	$(BIN)/python tools/notebooks.py
 
-# Puts the verdicts of the studies into results/README.md.
+# Builds the documentation site, docs/_build/html/index.html; warnings are errors.
+docs: $(DOCS_INSTALLED)
+	$(BIN)/python -m sphinx -W --keep-going -q docs docs/_build/html
+
+# Updates the verdicts of the studies in results/README.md.
 results: $(INSTALLED)
 	$(BIN)/python tools/results_tables.py
 
@@ -82,5 +87,9 @@ $(INSTALLED): pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $@
 
+$(DOCS_INSTALLED): pyproject.toml $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	touch $@
+
 clean:
-	rm -rf .venv $(OLDEST) dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf docs/_build docs/compare_windows.ipynb .venv $(OLDEST) dist .mypy_cache .ruff_cache .pytest_cache

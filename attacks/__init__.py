@@ -5,16 +5,18 @@ The contract of every attack::
     outcome = attack(model, images, labels, **options)
 
 - ``model``: any callable from float images (N, C, H, W) in [0, 1] to logits (N, K), or to a
-  dictionary or object that has them under ``logits``; normalisation lives inside the model. It is
-  in eval mode during the attack and afterwards as it was; attacks call it by ``predict_logits``.
-- ``images``: float32 (float64 works too); ``labels``: int64 (N,). An image that the model already
-  gets wrong comes back untouched.
+  dictionary or object with the logits under ``logits``. Normalisation is part of the model. The
+  model is in eval mode during the attack and restored afterwards; attacks call it through
+  ``predict_logits``.
+- ``images``: float32 or float64; ``labels``: int64 (N,). Misclassified images are returned
+  unchanged.
 - ``outcome``: an ``AttackOutcome``, confirmed on the caller's model.
-- No state, no global random numbers, no printing. Image i gets the same answer alone, in any batch
-  and in any order (an attack of foolbox that draws excepted). A NaN image is a failure; an empty
+- No state, no global random numbers, no printing. The result for an image does not depend on the
+  batch or its order, except for randomised attacks of foolbox. A NaN image is a failure; an empty
   batch gives an empty outcome.
 
-A new attack is one file with one function, a line in ``ATTACKS`` and its tests.
+To add an attack, write one function in one file, list it in ``ATTACKS``, add its row to
+``robust_ham/config/attacks.py``, and test it.
 """
 
 from __future__ import annotations
@@ -56,7 +58,7 @@ __all__ = [
 
 
 class Attack(Protocol):
-    """What every function in ``ATTACKS`` is; its options are keyword arguments with defaults."""
+    """A function in ``ATTACKS``; its options are keyword arguments with defaults."""
 
     def __call__(self, model: Model, images: Tensor, labels: Tensor) -> AttackOutcome:
         """Attack N images."""

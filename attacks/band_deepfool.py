@@ -15,7 +15,7 @@ from attacks.utils.linearise import Pruning
 from attacks.utils.model import Model, check_inputs
 from attacks.utils.outcome import AttackOutcome
 
-_ROUNDING = 100  # in units of eps: a projected gradient below this share is rounding, not signal
+_ROUNDING = 100  # in units of eps: a projected gradient below this share is rounding error
 
 
 def band_deepfool(
@@ -38,19 +38,19 @@ def band_deepfool(
     on one affine boundary the rings' 1/d² add up to 1/d² of plain DeepFool. Fourier subspaces as
     probes of robustness: cf. arXiv 1906.08988.
 
-    The accumulated perturbation lies in the ring; clipping the image to [0, 1] puts a part of its
-    energy outside again, none far from the box, a fifth in the higher rings of Fashion-MNIST, whose
-    pixels are mostly black; there that part alone may fool. No class is pruned. An image whose
-    projected gradients all vanish is a failure, as is one that does not fool after ``steps``.
+    The accumulated perturbation lies in the ring, but clipping the image to [0, 1] moves a part of
+    its energy out: none if no pixel is near 0 or 1, a fifth in the higher rings of Fashion-MNIST,
+    whose pixels are mostly black. That part alone may fool. No class is pruned. An image fails if
+    all its projected gradients vanish, or if it is not fooled after ``steps``.
 
     Args:
         model: images (N, C, H, W) in [0, 1] to logits (N, K).
         images: floats (N, C, H, W) in [0, 1].
         labels: int64 (N,), the original classes.
-        band: ring that the perturbation may use: 0 the lowest frequencies and the mean,
-            ``bands`` − 1 the highest.
+        band: ring of the perturbation, from 0 (the lowest frequencies and the mean) to
+            ``bands`` − 1 (the highest).
         bands: number of rings; 1: plain DeepFool.
-        steps: most linearisations per image; the point after the last one is judged too.
+        steps: maximum number of linearisations per image; the final point is judged too.
         overshoot: factor 1 + overshoot on the accumulated perturbation.
         candidates: classes considered, as in ``deepfool``.
 
@@ -59,7 +59,7 @@ def band_deepfool(
 
     Raises:
         ValueError: an option or the input is out of range, or the images have too few pixels for
-            that many rings.
+            the rings.
     """
     check_options("l2", steps, overshoot, candidates, None)
     check_inputs(images, labels)
@@ -80,17 +80,17 @@ def band_deepfool(
 
 
 def ring_masks(height: int, width: int, bands: int) -> Tensor:
-    """The bins of the 2-D FFT cut by |f| into rings of equal dimension.
+    """Divide the bins of the 2-D FFT by |f| into rings of equal dimension.
 
-    A bin f = (f_y, f_x), ``fftfreq`` cycles per pixel, has radius (f_y² + f_x²)^½, and stays with
-    −f; so a ring of n bins is an n-dimensional space of real images, and the rings are orthogonal.
-    From the lowest radius on, every ring takes the number of bins closest to its equal share of
-    those left, the smaller of two; numbers differ by 2 at most. Pairs of equal radius come in
-    row-major order of the pair's first bin: low vertical frequencies first.
+    A bin f = (f_y, f_x), ``fftfreq`` cycles per pixel, has radius (f_y² + f_x²)^½. It is in
+    the same ring as −f, so that a ring of n bins is an n-dimensional space of real images, and the
+    rings are orthogonal. From the lowest radius on, each ring takes the number of bins closest to
+    its equal share of the remaining ones, the smaller of two; numbers differ by 2 at most. Pairs of
+    equal radius are in row-major order of the pair's first bin: low vertical frequencies first.
 
     Args:
-        height: of the image, in pixels.
-        width: of the image, in pixels.
+        height: height of the image in pixels.
+        width: width of the image in pixels.
         bands: number of rings, 1 to height · width / 2.
 
     Returns:
@@ -128,12 +128,12 @@ def ring_masks(height: int, width: int, bands: int) -> Tensor:
 
 
 def _projection(mask: Tensor) -> Callable[[Tensor], Tensor]:
-    """Orthogonal projection of (B, C, H, W) on the images whose spectrum is in ``mask`` (H, W).
+    """Return the orthogonal projection of (B, C, H, W) on images with spectrum in ``mask`` (H, W).
 
-    What is left by rounding alone becomes exactly 0, lest it be taken for a direction.
+    Rounding errors become exactly 0, so that they are not taken for a direction.
     """
     shape = mask.shape
-    half = mask[:, : shape[1] // 2 + 1]  # real images: the other half are conjugates
+    half = mask[:, : shape[1] // 2 + 1]  # real images: the other half is conjugate
 
     def project(gradient: Tensor) -> Tensor:
         part: Tensor = torch.fft.irfft2(torch.fft.rfft2(gradient) * half, s=shape)

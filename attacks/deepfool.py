@@ -1,8 +1,8 @@
 """DeepFool (Moosavi-Dezfooli et al., arXiv 1511.04599), batched.
 
-Every image follows the path it would follow alone. Finished images leave the batch before any
-gradient is taken, one forward pass serves the gradients of all classes, and a class is left out
-when it cannot be the nearest (``prune``).
+Each image follows the same path as in a batch of its own. Finished images leave the batch before
+gradients are computed, one forward pass serves the gradients of all classes, and classes that
+cannot be the nearest are skipped (``prune``).
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from attacks.utils.model import Model, chunks
 from attacks.utils.outcome import AttackOutcome, margins_of, misclassified
 
 STEP_CONSTANT = 1e-4
-"""Added to the distance of every step but the first, so that no image stalls at the boundary."""
+"""Added to the distance of all steps but the first, so that no image stalls at the boundary."""
 
 PRUNE = 2.5
-"""Default γ: how much larger than those seen an unseen gradient is taken to be at most."""
+"""Default γ: bound on an unseen gradient, as a multiple of those seen."""
 
 BISECTIONS = 12
 _BEYOND = 1.001
@@ -51,15 +51,15 @@ def deepfool(
         images: floats (N, C, H, W) in [0, 1].
         labels: int64 (N,), the original classes.
         norm: of the perturbation.
-        steps: most linearisations per image; the point after the last one is judged too.
+        steps: maximum number of linearisations per image; the final point is judged too.
         overshoot: factor 1 + overshoot on the accumulated perturbation.
-        candidates: most likely classes at the clean image that are considered, the label
-            included; ``"all"``: every class.
-        prune: γ, by how much a gradient may be larger than expected; a class that cannot be the
-            nearest even then is skipped. Expected is the class's own dual norm when it was last
-            looked at, and of a class not looked at yet its gradient at the last layer, in
-            proportion to those seen, where a sample of the images confirms that this holds
-            (``attacks.utils.linearise``). None: no class is skipped.
+        candidates: number of most likely classes at the clean image to consider, including the
+            label; ``"all"``: all classes.
+        prune: γ, the factor by which a gradient may exceed its expected norm; a class that cannot
+            be the nearest even then is skipped. The expected norm is the class's own when it was
+            last computed; before that, it is proportional to its gradient at the last layer, if a
+            sample of the images confirms the proportion (``attacks.utils.linearise``). None: no
+            class is skipped.
         refine: bisect back towards the boundary and end 0.1 % beyond it.
 
     Returns:
@@ -123,9 +123,9 @@ def search(
     refine: bool,
     project: Callable[[Tensor], Tensor] | None = None,
 ) -> AttackOutcome:
-    """DeepFool on a model already in attack mode; arguments as for ``deepfool``.
+    """Run DeepFool on a model already in attack mode; arguments as for ``deepfool``.
 
-    ``project`` maps gradients (B, C, H, W) to the subspace that the perturbation has to stay in.
+    ``project`` maps gradients (B, C, H, W) to the subspace of allowed perturbations.
     """
     count, device = len(images), images.device
     points = images.clone(memory_format=torch.channels_last)  # overshot and clipped
@@ -138,14 +138,14 @@ def search(
     for step in range(steps + 1):
         if len(live) == 0:
             break
-        here = model, points[live], labels[live]
+        arguments = model, points[live], labels[live]
         if rivals is None:
             boundary = first_boundary(
-                *here, candidates, norm=norm, pruning=pruning, project=project
+                *arguments, candidates, norm=norm, pruning=pruning, project=project
             )
         else:
             boundary = nearest_boundary(
-                *here,
+                *arguments,
                 rivals,
                 norm=norm,
                 prune=pruning.gamma,
@@ -156,7 +156,7 @@ def search(
         forwards[live] += boundary.forwards
         backwards[live] += boundary.backwards
         going = torch.isfinite(boundary.distance).nonzero().squeeze(1)
-        going = going[boundary.seen[going].argsort(stable=True)]  # neighbours need about as much
+        going = going[boundary.seen[going].argsort(stable=True)]  # neighbours need similar work
         live, rivals = live[going], boundary.rivals(going)
         length = boundary.distance[going] + (STEP_CONSTANT if step > 0 else 0.0)
         perturbation[live] += length.view(-1, 1, 1, 1) * boundary.direction[going]
@@ -171,7 +171,7 @@ def search(
 
 @torch.no_grad()
 def refined(model: Model, images: Tensor, fooling: Tensor, labels: Tensor) -> Tensor:
-    """Bisect between clean and fooling images; end 0.1 % beyond the boundary, or where it was."""
+    """Bisect from fooling towards clean images; end 0.1 % beyond the boundary, or unrefined."""
     low = torch.zeros(len(images), dtype=images.dtype, device=images.device)
     high = torch.ones_like(low)
 

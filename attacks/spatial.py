@@ -1,8 +1,8 @@
 """Worst rotation and translation (Engstrom et al., arXiv 1712.02779), batched.
 
-"Worst" is the candidate of smallest margin, the lowest index among equals. With ``stop="first"``
-candidates are tried in one fixed order, from the largest on, until one fools: the same images are
-fooled as when all are tried.
+"Worst" is the candidate with the smallest margin, the lowest index among equals. With
+``stop="first"``, candidates are tried in a fixed order, the largest first, until one fools. This
+fools the same images as trying all candidates.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from attacks.utils.warp import Padding, sampling_grids, shift, warp, warp_all
 Stop = Literal["first"] | None
 
 MAX_DRAWS = 100_000
-"""Of ``spatial_random``; all images of a batch keep theirs at once."""
+"""Draws per image of ``spatial_random``; those of a whole batch are in memory at once."""
 _LARGEST_BLOCK = 32
 
 
@@ -53,14 +53,14 @@ def spatial_grid(
         model: images (N, C, H, W) in [0, 1] to logits (N, K).
         images: floats (N, C, H, W) in [0, 1].
         labels: int64 (N,).
-        max_rotation: degrees, both ways.
-        max_translation: pixels, in all four directions; None: 10 % of the shorter side to the
-            nearest half pixel.
-        num_rotations: angles, odd.
-        num_translations: shifts per axis, odd.
-        padding: what lies outside of the image: ``zeros``, ``border`` or ``reflection``.
-        stop: ``"first"``: any candidate that fools, found with the fewest passes; None: all are
-            tried, and ``margins`` keeps each one's margin in the order of ``transformation_grid``.
+        max_rotation: largest angle in degrees, in both directions.
+        max_translation: largest shift in pixels, in all four directions; None: 10 % of the shorter
+            side, rounded to half a pixel.
+        num_rotations: number of angles, odd.
+        num_translations: number of shifts per axis, odd.
+        padding: values outside the image: ``zeros``, ``border`` or ``reflection``.
+        stop: ``"first"``: stop at a candidate that fools; None: try all and return their
+            ``margins``, in the order of ``transformation_grid``.
 
     Returns:
         An ``AttackOutcome`` with ``transform``, and ``margins`` if ``stop`` is None.
@@ -94,9 +94,9 @@ def spatial_random(
 ) -> AttackOutcome:
     """Worst of ``num_draws`` rotations + translations, uniform in the continuous box.
 
-    Each image draws from its own stream, keyed by ``seed`` and a hash of its bytes: more draws
-    continue the same stream, and the answer does not depend on the batch. Other arguments, result
-    and errors as for ``spatial_grid``; ``stop="first"`` takes the draws in their order.
+    Each image has its own random stream, keyed by ``seed`` and a hash of its bytes: more draws
+    continue the same stream, and the result does not depend on the batch. ``stop="first"`` tries
+    the draws in order. Other arguments, result and errors are as for ``spatial_grid``.
     """
     _check_stop(stop)
     _check_padding(padding)
@@ -126,10 +126,10 @@ def spatial_shift(
     padding: Padding = "zeros",
     stop: Stop = None,
 ) -> AttackOutcome:
-    """Worst translation by whole pixels: no rotation, no interpolation, so no blur.
+    """Worst translation by whole pixels, without rotation and interpolation.
 
-    ``max_translation`` is a whole number; None: 10 % of the shorter side, to the nearest half pixel
-    and then down. Other arguments, result and errors as for ``spatial_grid``.
+    ``max_translation`` is a whole number; None: 10 % of the shorter side, rounded to half a pixel
+    and then down. Other arguments, result and errors are as for ``spatial_grid``.
     """
     _check_stop(stop)
     _check_padding(padding)
@@ -160,7 +160,7 @@ def _attack(
     *,
     whole_pixels: bool = False,
 ) -> AttackOutcome:
-    """Try the transforms that ``transforms_of`` gives for some images, (T, 3) or (N, T, 3)."""
+    """Try the transforms (T, 3) or (N, T, 3) that ``transforms_of`` returns for N images."""
 
     def search(model: Model, images: Tensor, labels: Tensor) -> AttackOutcome:
         transforms = transforms_of(images).to(images.device)
@@ -204,16 +204,18 @@ def _search(
             if not shared:
                 render = _per_image_renderer(transforms[rows][:, block], padding)
             warped = render(images[rows])  # (B, L, C, H, W)
-            found = _margins(model, warped.flatten(0, 1), labels[rows].repeat(len(block)))
-            margins[rows[:, None], block] = found.view(len(block), len(rows)).T
+            tried = _margins(model, warped.flatten(0, 1), labels[rows].repeat(len(block)))
+            margins[rows[:, None], block] = tried.view(len(block), len(rows)).T
             forwards[rows] += len(block)
         if stop == "first":
             fools = margins[live][:, block] < 0  # (L, B)
             hit = fools.any(1)
             chosen[live[hit]] = block[_first_true(fools[hit])]
             live = live[~hit]
-    tried = margins.nan_to_num(nan=torch.inf).cpu().numpy()
-    worst = torch.from_numpy(tried.argmin(1)).to(chosen)  # numpy: the lowest index among equals
+    comparable = margins.nan_to_num(nan=torch.inf).cpu().numpy()
+    worst = torch.from_numpy(comparable.argmin(1)).to(
+        chosen
+    )  # numpy: the lowest index among equals
     moved = valid & (clean >= 0)
     chosen = torch.where(chosen < 0, worst, chosen)
     rows = torch.arange(count, device=images.device)
@@ -235,7 +237,7 @@ def _search(
 
 
 def _blocks(order: Tensor, stop: Stop) -> Iterator[Tensor]:
-    """Candidates tried together: a few at first, so that most images cost few passes."""
+    """Yield candidates to try together: few at first, so that most images need few passes."""
     start, size = 0, _LARGEST_BLOCK if stop is None else 1
     while start < len(order):
         yield order[start : start + size]
@@ -259,7 +261,7 @@ Render = Callable[[Tensor], Tensor]
 
 
 def _renderer(images: Tensor, transforms: Tensor, padding: Padding, whole_pixels: bool) -> Render:
-    """Candidates (B, 3) that all images share."""
+    """Render candidates (B, 3) shared by all images."""
     if whole_pixels:
         moves = [(int(right), int(down)) for _, right, down in transforms.tolist()]
         return lambda part: torch.stack([shift(part, *move, padding) for move in moves])
@@ -268,7 +270,7 @@ def _renderer(images: Tensor, transforms: Tensor, padding: Padding, whole_pixels
 
 
 def _per_image_renderer(transforms: Tensor, padding: Padding) -> Render:
-    """Candidates (L, B, 3), each image its own."""
+    """Render candidates (L, B, 3), different ones for each image."""
     count = transforms.shape[1]
 
     def render(images: Tensor) -> Tensor:
@@ -280,7 +282,7 @@ def _per_image_renderer(transforms: Tensor, padding: Padding) -> Render:
 
 
 def _render_each(images: Tensor, transform: Tensor, padding: Padding, whole_pixels: bool) -> Tensor:
-    """One transform (L, 3) per image (L, C, H, W)."""
+    """Apply one transform (L, 3) per image (L, C, H, W)."""
     if not whole_pixels:
         return _per_image_renderer(transform[:, None], padding)(images)[0]
     moves = transform.round().int().tolist()

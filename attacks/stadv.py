@@ -1,4 +1,4 @@
-"""stAdv: a smooth per-pixel flow that fools (Xiao et al., arXiv 1801.02612), batched."""
+"""stAdv: a smooth flow of pixels that fools (Xiao et al., arXiv 1801.02612), batched."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from attacks.utils.random_streams import image_streams
 from attacks.utils.warp import warp_flow
 
 _START = 0.01  # pixels; a zero flow is a stationary point of the smoothness term
-_STEP = 0.1  # pixels, the first step size of every image
+_STEP = 0.1  # pixels, the initial step size
 _PATIENCE = 20  # steps without a lower loss after which an image's step size is halved
 _BETAS, _EPSILON = (0.9, 0.999), 1e-8  # of Adam
 _SMOOTH = 1e-8
@@ -31,20 +31,20 @@ def stadv(
     steps: int = 200,
     seed: int = 0,
 ) -> AttackOutcome:
-    """A flow that moves each pixel a little, and smoothly, until the image fools.
+    """Move pixels by a small, smooth flow until the image fools.
 
     Minimises max(g_y − max_{i≠y} g_i, −κ) + τ Σ_p Σ_{q∈N4(p)} √(Δu² + Δv² + 1e-8) (equations 3
-    and 4, untargeted) by Adam, each image with its own step size, halved when its loss has not
+    and 4, untargeted) by Adam. Each image has its own step size, halved when its loss has not
     fallen for 20 steps. An image stops when its margin is below −κ.
 
     Args:
         model: images (N, C, H, W) in [0, 1] to logits (N, K).
         images: floats (N, C, H, W) in [0, 1].
         labels: int64 (N,).
-        tau: weight of the smoothness.
+        tau: weight of the smoothness term.
         kappa: margin by which the image must be misclassified.
-        steps: most gradient steps per image.
-        seed: of the small random flow that each image starts from, keyed with its bytes.
+        steps: maximum number of gradient steps per image.
+        seed: seed of the small random initial flow, together with the image's bytes.
 
     Returns:
         An ``AttackOutcome``; ``transform`` and ``margins`` are None.
@@ -64,12 +64,12 @@ def stadv(
 def flow_loss(flow: Tensor) -> Tensor:
     """Σ_p Σ_{q∈N4(p)} (√(Δu² + Δv² + 1e-8) − 1e-4): flows (N, 2, H, W) to (N,).
 
-    The constant 1e-4 per pair makes a constant flow cost nothing; it does not change the minimum.
+    Subtracting 1e-4 per pair makes the loss of a constant flow zero; the minimum does not change.
     """
     total = flow.new_zeros(len(flow))
     for dim in (2, 3):
         square = (flow.diff(dim=dim) ** 2).sum(1)
-        # each pair of neighbours is met from both of its pixels
+        # the sum counts each pair of neighbours twice
         total = total + 2 * ((square + _SMOOTH).sqrt() - _SMOOTH**0.5).flatten(1).sum(1)
     return total
 
@@ -133,9 +133,9 @@ def _search(
 
 
 def _start(images: Tensor, seed: int) -> Tensor:
-    """A small random flow per image, from its own stream: (N, 2, H, W)."""
+    """Draw a small random flow (N, 2, H, W), each image from its own stream."""
     flows = images.new_zeros(len(images), 2, *images.shape[2:])
     for i, stream in enumerate(image_streams(images, f"stadv/{seed}/")):
-        drawn = stream.normal(0, _START, flows.shape[1:])
-        flows[i] = torch.from_numpy(drawn).to(images)
+        values = stream.normal(0, _START, flows.shape[1:])
+        flows[i] = torch.from_numpy(values).to(images)
     return flows

@@ -15,7 +15,7 @@ from attacks.utils.linearise import Pruning
 from attacks.utils.model import Model, chunks, gradient
 from attacks.utils.outcome import AttackOutcome
 
-_WORTHWHILE = 0.99  # an image is done once a round shortens its perturbation by less than this
+_WORTHWHILE = 0.99  # stop when a round leaves more than this share of the perturbation's length
 
 
 def superdeepfool(
@@ -28,23 +28,22 @@ def superdeepfool(
     candidates: int | Literal["all"] = 10,
     prune: float | None = PRUNE,
 ) -> AttackOutcome:
-    """A tighter L2 perturbation: DeepFool, projected on the boundary's normal, until it holds.
+    """Smaller L2 perturbation: DeepFool alternating with projections on the boundary's normal.
 
-    SDF(∞, 1), Algorithm 2: after each DeepFool run x̃ comes the projection
-    x₀ + ((x̃ − x₀)·w / ‖w‖²) w with w the gradient of f_adv − f_0 at x̃, until that fools. On a
-    curved boundary it never does, and its directions swing from one side to the other; so here
-    DeepFool goes on from half-way between x̃ and the projection, and an image is done when a round
-    brings less than 1 %. The nearest fooling point met on the way is bisected back to 0.1 % beyond
-    the boundary.
+    SDF(∞, 1), Algorithm 2: each DeepFool run ends at x̃ and is followed by the projection
+    x₀ + ((x̃ − x₀)·w / ‖w‖²) w, with w the gradient of f_adv − f_0 at x̃, until the projection fools.
+    On a curved boundary it never does, and its direction oscillates. DeepFool therefore continues
+    half-way between x̃ and the projection, and an image is finished when a round gains less than
+    1 %. The nearest fooling point of all rounds is bisected back to 0.1 % beyond the boundary.
 
     Args:
         model: images (N, C, H, W) in [0, 1] to logits (N, K).
         images: floats (N, C, H, W) in [0, 1].
         labels: int64 (N,), the original classes.
-        steps: most projections per image, and most DeepFool steps before each.
-        overshoot: of each DeepFool run.
+        steps: maximum number of projections per image, and of DeepFool steps before each.
+        overshoot: overshoot of each DeepFool run.
         candidates: classes considered, as in ``deepfool``.
-        prune: which classes each DeepFool run skips, as in ``deepfool``; None: none.
+        prune: γ of each DeepFool run, as in ``deepfool``; None: no class is skipped.
 
     Returns:
         An ``AttackOutcome``; ``transform`` and ``margins`` are None.
@@ -67,14 +66,14 @@ def _search(
     candidates: int | Literal["all"],
     prune: float | None,
 ) -> AttackOutcome:
-    points = images.clone()  # where DeepFool goes on from
+    points = images.clone()  # where the next DeepFool run starts
     nearest = images.clone()  # nearest fooling point so far, else the last iterate
     distance = images.new_full((len(images),), torch.inf)
     forwards = torch.zeros(len(images), dtype=torch.int64, device=images.device)
     backwards = torch.zeros_like(forwards)
     live, pruning = torch.arange(len(images), device=images.device), Pruning(prune)
     for _ in range(steps):
-        found = deepfool_search(
+        outcome = deepfool_search(
             model,
             points[live],
             labels[live],
@@ -85,16 +84,16 @@ def _search(
             pruning=pruning,
             refine=False,
         )
-        forwards[live] += found.forwards
-        backwards[live] += found.backwards
-        length = _norm(found.images - images[live])
-        better = found.fooled & (length < distance[live])
-        improves = found.fooled & (length < _WORTHWHILE * distance[live])
+        forwards[live] += outcome.forwards
+        backwards[live] += outcome.backwards
+        length = _norm(outcome.images - images[live])
+        better = outcome.fooled & (length < distance[live])
+        improves = outcome.fooled & (length < _WORTHWHILE * distance[live])
         kept = better | ~torch.isfinite(distance[live])
-        nearest[live[kept]] = found.images[kept]
+        nearest[live[kept]] = outcome.images[kept]
         distance[live[better]] = length[better]
-        goes_on = improves & (found.images != points[live]).flatten(1).any(1)
-        live, reached = live[goes_on], found.images[goes_on]
+        continues = improves & (outcome.images != points[live]).flatten(1).any(1)
+        live, reached = live[continues], outcome.images[continues]
         if len(live) == 0:
             break
         points[live] = (reached + _projected(model, images[live], reached, labels[live])) / 2

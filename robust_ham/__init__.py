@@ -1,12 +1,12 @@
 """Adversarial robustness of baseline and windowed CNNs across kernel sizes.
 
-``load_images`` and ``load_model``, or bring your own; ``evaluate`` networks on images, ``compare``
-what came out, put windows into a network by ``windowed``; the command line, ``robust-ham``, does
-whole studies.
+Load images and networks by ``load_images`` and ``load_model``, or use your own. ``windowed`` adds
+windows to a network, ``evaluate`` attacks networks, and ``compare`` compares the results. The
+command line, ``robust-ham``, runs whole studies.
 """
 
-# With `python -m robust_ham`, this runs while a stranger's folder is still the first place to
-# import from: nothing is imported here that Python itself has not imported already.
+# `python -m robust_ham` runs this before `__main__` removes the current folder from the import
+# path. Import only modules that Python itself has already imported.
 import importlib
 
 TYPE_CHECKING = False
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["compare", "evaluate", "load_images", "load_model", "windowed"]
 
-_PLACES = {
+_MODULES = {
     "compare": "analysis.compare_tables",
     "evaluate": "api",
     "load_images": "api",
@@ -28,7 +28,7 @@ _PLACES = {
 
 
 def __getattr__(name: str) -> object:
-    """Import on first use: the package itself stays without torch."""
-    if name not in _PLACES:
+    """Import a public function on first use, so that the package itself does not import torch."""
+    if name not in _MODULES:
         raise AttributeError(f"module 'robust_ham' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"robust_ham.{_PLACES[name]}"), name)
+    return getattr(importlib.import_module(f"robust_ham.{_MODULES[name]}"), name)

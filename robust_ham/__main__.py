@@ -1,6 +1,7 @@
 """``python -m robust_ham`` is ``robust-ham``.
 
-Python puts the current folder first on the path: a file there called ``torch.py`` would be run.
+Python puts the current folder first on the import path, where a file ``torch.py`` would be run;
+remove it before anything else is imported.
 """
 
 import os
@@ -16,7 +17,7 @@ from robust_ham.storage import signals  # noqa: E402
 
 
 def main() -> NoReturn:
-    """Entry point: notes signals from the start, before everything else is imported."""
+    """Run the command line; signals are held until it is imported."""
     signals.hold()
     from robust_ham.cli import main
 

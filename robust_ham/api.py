@@ -1,4 +1,4 @@
-"""Networks and images in, a table out: the suite without configuration or run folder."""
+"""The Python interface: load images and networks, and evaluate them without a run folder."""
 
 from __future__ import annotations
 
@@ -21,34 +21,41 @@ from robust_ham.config.bounds import MAX_BATCH, MAX_IMAGES, MAX_SEED
 from robust_ham.config.experiment import AttackConfig, DatasetConfig
 from robust_ham.config.fields import first_error, shown
 from robust_ham.data.datasets import load_split
-from robust_ham.data.user_arrays import given_images, given_labels
+from robust_ham.data.user_arrays import to_image_tensor, to_label_tensor
 from robust_ham.errors import RequestError, printable
 from robust_ham.evaluation.evaluate import AttackedImages, attacked_images
 from robust_ham.evaluation.evaluate import evaluate as evaluate_one
 from robust_ham.evaluation.memory import check_attack_memory
-from robust_ham.evaluation.registry import (
-    OwnFunction,
-    attack_function,
-    check_attack,
-    resolve_attack,
-)
+from robust_ham.evaluation.options import check_attack_options, resolve_attack
+from robust_ham.evaluation.registry import attack_function
+from robust_ham.evaluation.user_attacks import UserFunction
 from robust_ham.models import checkpoints
 from robust_ham.models.checkpoints import ZOO
 from robust_ham.models.predict import logits_of
 
 
-def load_model(place: str | Path) -> nn.Module:
-    """A trained network in eval mode: images in [0, 1] in, logits out.
+def load_model(path: str | Path) -> nn.Module:
+    """Load a trained network.
 
     Args:
-        place: its folder in a run, ``results/NAME/models/ID``, or ``zoo:fashion_mnist/ID`` for one
-            that the package holds.
+        path: the folder of a model in a run, ``results/NAME/models/ID``, or
+            ``zoo:fashion_mnist/ID`` for a model that the package contains.
+
+    Returns:
+        The network, in eval mode: float images (N, C, H, W) in [0, 1] to logits (N, classes).
 
     Raises:
-        RequestError: a file is missing, damaged, or not what the model's card says.
+        RequestError: a file is missing or damaged, or does not match the model's card.
+
+    Example:
+        >>> from robust_ham import load_images, load_model
+        >>> images, labels = load_images("fashion_mnist", 10)
+        >>> model = load_model("zoo:fashion_mnist/cnn3-w16x32-k7-hamming-s0")
+        >>> model(images).shape
+        torch.Size([10, 10])
     """
-    name = str(place)
-    folder = ZOO / name.removeprefix("zoo:") if name.startswith("zoo:") else Path(place)
+    name = str(path)
+    folder = ZOO / name.removeprefix("zoo:") if name.startswith("zoo:") else Path(path)
     return checkpoints.load(folder)[0]
 
 
@@ -60,21 +67,28 @@ def load_images(
     image_size: int | None = None,
     seed: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """The test images that a run attacks, classes taking turns, and their labels.
+    """Load the test images that a run attacks: the first ones of a class-balanced order.
 
     Args:
-        dataset: its name or path, as in a configuration (``dataset.name``).
-        num_images: how many, from the start of the order that ``seed`` draws.
-        data_root: folder to look in first.
-        image_size: of data whose images differ in size, or to subsample to.
-        seed: ``evaluation.seed`` of the run.
+        dataset: name or path of a data set, as ``dataset.name`` in a configuration.
+        num_images: number of images, at least 1.
+        data_root: folder to search first.
+        image_size: height and width in pixels. Images of class folders are resized and cropped;
+            those of small named data sets are subsampled. None keeps the stored size.
+        seed: seed of the order, as ``evaluation.seed`` in a configuration.
 
     Returns:
-        Images (N, C, H, W) in [0, 1], labels (N,) int64.
+        Images, float32 (N, C, H, W) in [0, 1], and labels, int64 (N,).
 
     Raises:
-        ValueError: a number that is none or out of range, as 0 images.
-        RequestError: the data set is not found or damaged, or has fewer images.
+        ValueError: a number is out of range.
+        RequestError: the data set is missing or damaged, or has fewer images.
+
+    Example:
+        >>> from robust_ham import load_images
+        >>> images, labels = load_images("fashion_mnist", 20)
+        >>> images.shape, labels.bincount().tolist()
+        (torch.Size([20, 1, 28, 28]), [2, 2, 2, 2, 2, 2, 2, 2, 2, 2])
     """
     _check_whole("num_images", num_images, 1, MAX_IMAGES)
     _check_whole("seed", seed, 0, MAX_SEED)
@@ -83,49 +97,64 @@ def load_images(
     except ValidationError as error:
         raise ValueError(first_error(error)) from None
     split = load_split(config, "test", Path(data_root) if data_root is not None else None)
-    found = attacked_images(split, num_images, seed)
-    return found.images, found.labels
+    attacked = attacked_images(split, num_images, seed)
+    return attacked.images, attacked.labels
 
 
 def evaluate(
     models: Model | Mapping[str, Model],
     images: ArrayLike,
     labels: ArrayLike,
-    attack: str | OwnFunction = "deepfool",
+    attack: str | UserFunction = "deepfool",
     *,
     batch_size: int = 250,
     progress: bool = True,
     **options: Any,  # noqa: ANN401
 ) -> pd.DataFrame:
-    """Attack one or several networks on the same images, and judge every image afresh.
+    """Attack one or several networks on the same images, and score every returned image.
+
+    Scoring does not trust the attack: a fresh forward pass classifies each returned image.
 
     Args:
-        models: takes (N, C, H, W) in [0, 1], normalisation inside, returns logits (N, K): an
-            ``nn.Module``, which runs on the device that its parameters are on, or a function; or
-            several of them by name.
-        images: (N, C, H, W), uint8 or floats in [0, 1]: a tensor, an array or lists of them.
-        labels: (N,), whole numbers from 0.
-        attack: a name in ``attacks.ATTACKS``, ``foolbox:NAME``, or ``module:function``; or a
-            function of model, images, labels and options that returns images or an
-            ``AttackOutcome``.
-        batch_size: images handed to the attack at once.
-        progress: show a bar, on a terminal or in a notebook.
-        options: of the attack.
+        models: a network, or several by name. A network is an ``nn.Module`` (it runs on the device
+            of its parameters) or a function from float images (N, C, H, W) in [0, 1] to logits
+            (N, K). Normalisation must happen inside it.
+        images: tensor, array or nested lists (N, C, H, W), uint8 or floats in [0, 1].
+        labels: whole numbers (N,) in 0 … K − 1.
+        attack: a name in ``attacks.ATTACKS``, ``"foolbox:NAME"`` or ``"module:function"``; or a
+            function ``attack(model, images, labels, **options)`` that returns adversarial images
+            or an ``attacks.AttackOutcome``.
+        batch_size: number of images that the attack gets at once.
+        progress: whether to show a progress bar on standard error.
+        **options: options of the attack.
 
     Returns:
-        A row per network and image: ``model_id sample_id label clean_prediction clean_margin
-        adversarial_prediction status l2 linf l2_relative forwards backwards angle dx dy margin
-        normal_cosine``, as in a run's ``samples``. ``status``: already_wrong (distance 0), fooled,
-        survived (distance ∞) or invalid.
+        A table with a row per network and image, in the columns of a run's ``samples``:
+        ``model_id sample_id label clean_prediction clean_margin adversarial_prediction status l2
+        linf l2_relative forwards backwards angle dx dy margin normal_cosine``. ``status`` is
+        ``already_wrong`` (misclassified without attack; distance 0), ``fooled``, ``survived``
+        (distance ∞ for minimum-norm attacks) or ``invalid`` (NaN, or pixels outside of [0, 1]).
+        Distances ``l2`` and ``linf`` are in units of pixel values in [0, 1].
 
     Raises:
-        ValueError: images or labels of another shape, kind or range, none, or a ``batch_size`` of
-            none.
-        RequestError: no such attack, an option that it does not have or refuses, or a model that
-            does not take the images.
+        ValueError: images or labels have another shape, type or range, there are no images or no
+            models, or ``batch_size`` is out of range.
+        RequestError: the attack or an option is unknown or invalid, or a model does not accept the
+            images.
+
+    Example:
+        >>> from robust_ham import evaluate, load_images, load_model
+        >>> images, labels = load_images("fashion_mnist", 10)
+        >>> models = {
+        ...     window: load_model(f"zoo:fashion_mnist/cnn3-w16x32-k7-{window}-s0")
+        ...     for window in ("none", "hamming")
+        ... }
+        >>> rows = evaluate(models, images, labels, "deepfool", steps=20, progress=False)
+        >>> rows.groupby("model_id").size().to_dict()
+        {'hamming': 10, 'none': 10}
     """
-    named: dict[str, Model] = dict(models) if isinstance(models, Mapping) else {"model": models}
-    clean, classes = given_images(images), given_labels(labels)
+    networks: dict[str, Model] = dict(models) if isinstance(models, Mapping) else {"model": models}
+    clean, classes = to_image_tensor(images), to_label_tensor(labels)
     if clean.ndim != 4 or classes.shape != clean.shape[:1]:
         raise ValueError(
             f"expected images (N, C, H, W) and labels (N,), got {tuple(clean.shape)} and "
@@ -134,76 +163,79 @@ def evaluate(
     if not len(clean):
         raise ValueError("expected at least one image")
     _check_whole("batch_size", batch_size, 1, MAX_BATCH)
-    if not named:
+    if not networks:
         raise ValueError("expected at least one model")
-    home = images.device if isinstance(images, Tensor) else torch.device("cpu")
-    devices = {name: _device_of(model, home) for name, model in named.items()}
-    for name, model in named.items():
+    default_device = images.device if isinstance(images, Tensor) else torch.device("cpu")
+    devices = {name: _device_of(model, default_device) for name, model in networks.items()}
+    for name, model in networks.items():
         _check_model(name, model, clean, classes, devices[name])
-    asked, own = _asked(attack, options, _shape(clean))
-    check_attack_memory(asked, asked.attack, _shape(clean), len(clean), batch_size)
+    config, user_function = _configure_attack(attack, options, _image_shape(clean))
+    check_attack_memory(config, config.attack, _image_shape(clean), len(clean), batch_size)
     attacked = AttackedImages(clean, classes, list(range(len(classes))))
     tables = []
     name_column = TextColumn("{task.description}", style="progress.description", markup=False)
     columns = [name_column, *Progress.get_default_columns()[1:]]
     with Progress(*columns, console=Console(stderr=True), disable=not progress) as bars:
-        for name, model in named.items():
+        for name, model in networks.items():
             bar = bars.add_task(printable(str(name)), total=len(classes))
 
-            def step(done: int, total: int, bar: TaskID = bar) -> None:
+            def show_progress(done: int, total: int, bar: TaskID = bar) -> None:
                 bars.update(bar, completed=done, total=total)
 
-            found = evaluate_one(
-                cast(nn.Module, model),  # a function serves as well: it has no modes or parameters
+            evaluation = evaluate_one(
+                cast(nn.Module, model),  # functions work too: they have no modes or parameters
                 attacked,
-                asked,
-                asked.attack,
+                config,
+                config.attack,
                 batch_size=batch_size,
                 device=devices[name],
-                progress=step,
-                own=own,
+                progress=show_progress,
+                user_function=user_function,
             )
-            found.samples.insert(0, "model_id", name)
-            tables.append(found.samples)
+            evaluation.samples.insert(0, "model_id", name)
+            tables.append(evaluation.samples)
     return pd.concat(tables, ignore_index=True)
 
 
-def _asked(
-    attack: str | OwnFunction, options: dict[str, Any], image_shape: tuple[int, int, int]
-) -> tuple[AttackConfig, OwnFunction | None]:
-    """The attack as a configuration has it; beside it the function, where it is the user's own."""
-    own = None
+def _configure_attack(
+    attack: str | UserFunction, options: dict[str, Any], image_shape: tuple[int, int, int]
+) -> tuple[AttackConfig, UserFunction | None]:
+    """Validate an attack and its options; also return the function of a custom attack."""
+    user_function = None
     if not isinstance(attack, str):
         if not callable(attack):
             raise ValueError(f"attack: expected a name or a function, got {type(attack).__name__}")
-        known = {function: name for name, function in ATTACKS.items() if function is attack}
-        own = None if known else attack
-        attack = known.get(attack) or f"own:{getattr(attack, '__name__', type(attack).__name__)}"
-    attack_function(attack, own)  # there is such an attack
+        catalogue_names = [name for name, function in ATTACKS.items() if function is attack]
+        if catalogue_names:
+            attack = catalogue_names[0]
+        else:
+            user_function = attack
+            attack = f"custom:{getattr(attack, '__name__', type(attack).__name__)}"
+    attack_function(attack, user_function)  # raises for an unknown name
     for name in set(options) & set(AttackConfig.model_fields):
         hint = ""
         if name in ("budget", "budgets"):
-            hint = ": every image has its distance, which compare(..., budget=...) counts"
+            hint = "; pass a budget to compare, which applies it to the distance of every image"
         raise RequestError(f"{name}: a key of configurations, not an option of {attack}{hint}")
     try:
-        asked = AttackConfig.model_validate({"attack": attack} | options)
+        config = AttackConfig.model_validate({"attack": attack} | options)
     except ValidationError as error:
         raise RequestError(f"{attack}: {first_error(error)}") from None
-    asked = resolve_attack(asked, attack, own)
-    check_attack(asked, attack, image_shape, own)
-    return asked, own
+    config = resolve_attack(config, attack, user_function)
+    check_attack_options(config, attack, image_shape, user_function)
+    return config, user_function
 
 
-def _shape(images: Tensor) -> tuple[int, int, int]:
+def _image_shape(images: Tensor) -> tuple[int, int, int]:
     channels, height, width = images.shape[1:]
     return channels, height, width
 
 
 def _check_whole(name: str, value: object, low: int, high: int) -> None:
-    """Refuse what is no whole number of a range.
+    """Require a whole number of ``low`` … ``high``.
 
     Raises:
-        ValueError: names the argument.
+        ValueError: it is not; the message names the argument.
     """
     if (
         isinstance(value, bool)
@@ -213,44 +245,52 @@ def _check_whole(name: str, value: object, low: int, high: int) -> None:
         raise ValueError(f"{name}: expected {low:,} to {high:,}, got {shown(value)}")
 
 
-def _device_of(model: Model, home: torch.device) -> torch.device:
+def _device_of(model: Model, default: torch.device) -> torch.device:
     tensors = [*model.parameters(), *model.buffers()] if isinstance(model, nn.Module) else []
-    return tensors[0].device if tensors else home
+    return tensors[0].device if tensors else default
 
 
 def _check_model(
     name: str, model: Model, images: Tensor, labels: Tensor, device: torch.device
 ) -> None:
-    """Refuse a model that cannot be asked, or labels that are not its classes."""
+    """Refuse a model that fails on the first image, and labels that cannot be its classes."""
     if not callable(model) or isinstance(model, type):
         raise RequestError(f"{name}: expected a network or a function, got {model!r:.80}")
+    shape = tuple(images.shape[1:])
     try:
         with attack_mode(model), torch.no_grad():
             logits = predict_logits(model, images[:1].to(device))
-    except Exception as error:  # it is the user's code: whatever it raises, one line says so
+    except Exception as error:  # user code may raise anything
         reason = " ".join(str(error).split())
+        hint = "; expected images (N, C, H, W)" if shape[0] > 4 >= shape[2] else ""
         raise RequestError(
-            f"{name}: {type(error).__name__} for an image {tuple(images.shape[1:])}: {reason}"
+            f"{name}: failed on an image of shape {shape}: {type(error).__name__}: {reason}{hint}"
         ) from error
-    num_classes, wrong = logits.shape[1], (labels < 0) | (labels >= logits.shape[1])
-    if wrong.any():
-        row = int(wrong.nonzero()[0])
+    num_classes = logits.shape[1]
+    outside = (labels < 0) | (labels >= num_classes)
+    if outside.any():
+        row = int(outside.nonzero()[0])
         hint = "; do they begin at 1?" if labels.min() == 1 and labels.max() == num_classes else ""
         raise ValueError(
             f"labels: expected 0 … {num_classes - 1}, as {name} has {num_classes} classes, got "
             f"{int(labels[row])} (image {row}){hint}"
         )
     if labels.min() >= 1:
-        predicted = logits_of(cast(nn.Module, model), images, device).argmax(1)
-        finite = images.isfinite().flatten(1).all(dim=1)  # others have no prediction
-        if not finite.any():
-            return
-        before, right = (
-            (predicted == labels - 1)[finite].float().mean(),
-            (predicted == labels)[finite].float().mean(),
+        _check_first_label(name, model, images, labels, device)
+
+
+def _check_first_label(
+    name: str, model: Model, images: Tensor, labels: Tensor, device: torch.device
+) -> None:
+    """Refuse labels that appear to begin at 1, judged by the model's predictions."""
+    is_finite = images.isfinite().flatten(1).all(dim=1)
+    if not is_finite.any():
+        return
+    predicted = logits_of(cast(nn.Module, model), images, device).argmax(1)
+    share_before = (predicted == labels - 1)[is_finite].float().mean()
+    share_correct = (predicted == labels)[is_finite].float().mean()
+    if share_before > 0.5 and share_correct < 0.1:
+        raise ValueError(
+            f"labels: {name} predicts the class before the label for {share_before:.0%} of images: "
+            "expected labels that begin at 0"
         )
-        if before > 0.5 and right < 0.1:
-            raise ValueError(
-                f"labels: {name} predicts the class before the label for {before:.0%} of images: "
-                "expected labels that begin at 0"
-            )

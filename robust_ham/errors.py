@@ -1,20 +1,21 @@
-"""The error that a user can mend, the file that an error is of, and text that is safe to show."""
+"""The error for requests that a user can correct, and helpers for error messages."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-_LONGEST = 2_000
+_MAX_LENGTH = 2_000
+_MAX_LISTED = 4
 
 
 class RequestError(Exception):
     """The request is wrong; its message is one line that names the culprit. Exit code 2.
 
-    Names in it may come from other people's files, so the message is shown through ``printable``.
+    The message may contain names from untrusted files, so ``str`` makes it ``printable``.
     """
 
     def __str__(self) -> str:
@@ -23,10 +24,10 @@ class RequestError(Exception):
 
 @contextlib.contextmanager
 def naming(path: Path, also: Path | None = None) -> Iterator[None]:
-    """Name the file in an error of the system that names none, as those of reading and writing.
+    """Add the file's name to an ``OSError`` that lacks it, as errors of reading and writing do.
 
-    A name without its folder, as ``shutil.rmtree`` gives it, is none either. ``also``: the
-    beginning of names that stand for ``path``, as of its temporary files.
+    A name without its folder (as in errors of ``shutil.rmtree``) is replaced, and so is a name that
+    begins with ``also``, such as that of a temporary file.
     """
     try:
         yield
@@ -39,7 +40,7 @@ def naming(path: Path, also: Path | None = None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def ending_with(clean_up: Callable[[], object]) -> Iterator[None]:
-    """Clean up after a block; an error of doing so does not hide the one that the block raised."""
+    """Clean up after a block; an error of the block hides an ``OSError`` of the clean-up."""
     try:
         yield
     except BaseException:
@@ -49,23 +50,31 @@ def ending_with(clean_up: Callable[[], object]) -> Iterator[None]:
     clean_up()
 
 
+def list_names(names: Iterable[str]) -> str:
+    """Join the first few names, and count the others."""
+    everything = list(names)
+    num_others = len(everything) - _MAX_LISTED
+    others = f" and {num_others} more" if num_others > 0 else ""
+    return ", ".join(everything[:_MAX_LISTED]) + others
+
+
 def shortened(text: str, length: int = 100) -> str:
-    """The beginning of a text that a message repeats."""
+    """Cut a text for use in a message."""
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 def printable(line: str) -> str:
-    """The line for a terminal or a log: ``visible``, without line breaks, cut in its middle."""
+    """Make a line safe for a terminal or log: ``visible``, no line breaks, long text cut."""
     line = visible(line).replace("\n", "\\n")
-    half = _LONGEST // 2
-    return line if len(line) <= _LONGEST else f"{line[:half]}…{line[1 - half :]}"
+    half = _MAX_LENGTH // 2
+    return line if len(line) <= _MAX_LENGTH else f"{line[:half]}…{line[1 - half :]}"
 
 
 def visible(text: str) -> str:
-    """The text with every character escaped that shows nothing but changes what is shown.
+    """Escape invisible characters that can change what a terminal shows.
 
-    Those are control characters other than line feeds, invisible and bidirectional formatting
-    characters, other line separators, and code points that are no characters.
+    These are control characters other than line feeds, invisible and bidirectional formatting
+    characters, other line separators, and unassigned code points.
     """
     if text.isprintable():
         return text

@@ -1,18 +1,18 @@
-"""How work that takes long says how far it is, and how long it takes."""
+"""Progress of long work, and durations as text."""
 
 from collections.abc import Callable
 from typing import Protocol
 
 Progress = Callable[[int, int], None]
-"""Is called with how much is done and how much there is."""
+"""Called with (steps done, steps in all)."""
 
 
-def unseen(done: int, total: int) -> None:
-    """Progress that nobody is told of."""
+def no_progress(done: int, total: int) -> None:
+    """Report progress to nobody."""
 
 
-def in_words(seconds: float) -> str:
-    """A duration as people say it: 40 s, 12 min, 3 h 5 min."""
+def format_duration(seconds: float) -> str:
+    """Format a duration: 40 s, 12 min, 3 h 5 min."""
     minutes = round(seconds / 60)
     if seconds < 60:
         return f"{seconds:.0f} s"
@@ -20,20 +20,20 @@ def in_words(seconds: float) -> str:
 
 
 class Monitor(Protocol):
-    """Is told what happens."""
+    """Shows the progress of a run."""
 
     def started(self, num_jobs: int) -> None:
-        """Before the first job."""
+        """Announce a run before its first job."""
 
     def job_started(self, name: str) -> Progress:
-        """Returns what is called with (steps done, steps in all) of this job."""
+        """Announce a job; return the callback for its progress."""
         ...
 
     def job_ended(self, name: str, outcome: str, seconds: float) -> None:
-        """``outcome``: done, already there, or failed: reason."""
+        """Announce the end of a job: ``done``, ``already there`` or ``failed: reason``."""
 
     def note(self, line: str) -> None:
-        """Something that a user wants to know."""
+        """Show a line to the user."""
 
 
 class Silent:
@@ -44,7 +44,7 @@ class Silent:
 
     def job_started(self, name: str) -> Progress:
         """Show nothing."""
-        return unseen
+        return no_progress
 
     def job_ended(self, name: str, outcome: str, seconds: float) -> None:
         """Show nothing."""

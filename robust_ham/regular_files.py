@@ -1,7 +1,7 @@
-"""Open files that other people or programs may have written: regular files only, within a limit.
+"""Open untrusted files: regular files only, up to a size limit.
 
-A leaf. Every reader of the suite opens files here, so that a pipe, a device or an endless file in
-a folder cannot hang it or fill the memory.
+May import ``errors`` only. Every reader of the suite opens files here, so that a pipe, a device or
+an endless file cannot hang it or fill the memory.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from robust_ham.errors import RequestError, naming
 
 
 def open_regular(path: Path, limit: int | None = None, *, follow_links: bool = False) -> BinaryIO:
-    """Open a regular file for reading, without waiting for a pipe's writer.
+    """Open a regular file for reading; never wait for the writer of a pipe.
 
     Args:
-        path: of the file.
-        limit: of its size, in bytes; None: any.
+        path: path of the file.
+        limit: largest size in bytes; None: no limit.
         follow_links: whether the last part of the path may be a symbolic link, as in data sets
-            and caches; files of a run folder are never links.
+            and caches. Files of a run folder are never links.
 
     Raises:
-        RequestError: a link, a folder, a pipe, a socket or a device; or larger than ``limit``.
-        OSError: missing, or not readable.
+        RequestError: it is a link, folder, pipe, socket or device, or larger than ``limit``.
+        OSError: it is missing or unreadable.
     """
     descriptor = open_descriptor(path, os.O_RDONLY, follow_links=follow_links)
     try:
@@ -41,11 +41,11 @@ def open_regular(path: Path, limit: int | None = None, *, follow_links: bool = F
 
 
 def open_descriptor(path: Path, flags: int, *, follow_links: bool = False) -> int:
-    """A descriptor of a regular file, which is made where it is missing and ``flags`` say so.
+    """Open a regular file with the ``flags`` of ``os.open``, and return its descriptor.
 
     Raises:
-        RequestError: a link, a folder, a pipe, a socket or a device.
-        OSError: missing, or not to be opened.
+        RequestError: it is a link, folder, pipe, socket or device.
+        OSError: it is missing or cannot be opened.
     """
     flags |= getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     if not follow_links:
@@ -69,7 +69,7 @@ def open_descriptor(path: Path, flags: int, *, follow_links: bool = False) -> in
 
 
 def kind_of(mode: int) -> str:
-    """What a file that is not regular is called."""
+    """Name the type of a file that is not regular."""
     kinds = {
         stat.S_IFDIR: "folder",
         stat.S_IFLNK: "symbolic link",
@@ -82,11 +82,11 @@ def kind_of(mode: int) -> str:
 
 
 def read_bytes(path: Path, limit: int, *, follow_links: bool = False) -> bytes:
-    """The content of a regular file of at most ``limit`` bytes.
+    """Read a regular file of at most ``limit`` bytes.
 
     Raises:
-        RequestError: not a regular file, or larger, also one that grows while it is read.
-        OSError: missing, or not readable.
+        RequestError: it is not a regular file, or is or becomes larger than ``limit``.
+        OSError: it is missing or unreadable.
     """
     with naming(path), open_regular(path, limit, follow_links=follow_links) as file:
         content = file.read(limit + 1)
@@ -96,30 +96,30 @@ def read_bytes(path: Path, limit: int, *, follow_links: bool = False) -> bytes:
 
 
 def read_text(path: Path, limit: int, *, follow_links: bool = False, errors: str = "strict") -> str:
-    """The content of a text file in UTF-8; see ``read_bytes``.
+    """Read a UTF-8 text file with line feeds as line ends; see ``read_bytes``.
 
     Raises:
-        UnicodeDecodeError: it is none, unless ``errors`` says what to do with other bytes.
+        UnicodeDecodeError: it is not UTF-8 and ``errors`` is ``"strict"``.
     """
     text = read_bytes(path, limit, follow_links=follow_links).decode("utf-8", errors)
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def open_to_append(path: Path) -> FileIO:
-    """Open a file to add to its end, without a buffer; it is made where it is missing.
+    """Open a file for unbuffered appending; create it if it is missing.
 
     Raises:
-        RequestError: a link, a folder, a pipe, a socket or a device.
-        OSError: not writable.
+        RequestError: it is a link, folder, pipe, socket or device.
+        OSError: it is not writable.
     """
     descriptor = open_descriptor(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     return os.fdopen(descriptor, "ab", buffering=0)
 
 
 def is_regular(path: Path, *, follow_links: bool = False) -> bool:
-    """Whether a regular file is there; what cannot be looked at is none."""
+    """Whether ``path`` is a regular file; False if it cannot be examined."""
     try:
-        about = path.stat() if follow_links else path.lstat()
+        status = path.stat() if follow_links else path.lstat()
     except (OSError, ValueError):
         return False
-    return stat.S_ISREG(about.st_mode)
+    return stat.S_ISREG(status.st_mode)

@@ -1,4 +1,4 @@
-"""Small networks of the kinds that tools stumble over; each runs, so each must run under attack.
+"""Small networks with unusual features that attacks must support.
 
 All take images (N, 3, 8, 8) in [0, 1] and have four classes.
 """
@@ -18,9 +18,9 @@ from torch.utils.checkpoint import checkpoint
 from robust_ham.models.layers import WindowedConv2d
 
 AWKWARD: dict[str, Callable[[], nn.Module]] = {}
-"""Those whose answer is the same at each call."""
+"""Deterministic networks."""
 RANDOM: dict[str, Callable[[], nn.Module]] = {}
-"""Those whose answer is not."""
+"""Networks with random outputs."""
 
 SHAPE, CLASSES = (3, 8, 8), 4
 
@@ -36,7 +36,7 @@ def _random(kind):
 
 
 class Base(nn.Module):
-    """Convolution, ReLU, linear layer, with classes that take turns; subclasses change a detail."""
+    """Convolution, ReLU, linear layer; subclasses change a detail."""
 
     def __init__(self):
         super().__init__()
@@ -51,7 +51,7 @@ class Base(nn.Module):
 
 
 def _linear(num_features):
-    """A layer whose logits are about 0 on average over images, so that no class always wins."""
+    """A layer with logits near 0 on average over images, so that no class dominates."""
     layer = nn.Linear(num_features, CLASSES, bias=False)
     with torch.no_grad():
         layer.weight -= layer.weight.mean(1, keepdim=True)
@@ -321,7 +321,7 @@ class Dictionary(Base):
 
 
 class _ModelOutput(collections.OrderedDict):
-    """As of Hugging Face's transformers: entries are attributes too."""
+    """Like an output of Hugging Face's transformers: entries are also attributes."""
 
     def __getattr__(self, name):
         return self[name]
@@ -474,7 +474,7 @@ def MadeInInferenceMode():  # noqa: N802
 
 @_awkward
 class GradientInside(Base):
-    """Moves the image along a gradient before it is classified."""
+    """Moves the image along a gradient before classifying it."""
 
     def forward(self, x):
         with torch.enable_grad():

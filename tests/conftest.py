@@ -1,4 +1,4 @@
-"""What several tests need: small real networks, real images, tiny runs."""
+"""Shared by several tests: small real networks, real images, tiny runs."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ import sys
 from collections.abc import Callable
 from functools import cache
 
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
 
 from robust_ham.cli import main
 from robust_ham.config.experiment import DatasetConfig
+from robust_ham.config.models import CnnGroup
 from robust_ham.data.datasets import load_split
 from robust_ham.data.splits import balanced_order, to_float
 from robust_ham.models import checkpoints
+from robust_ham.models.build import build
 from robust_ham.models.checkpoints import ZOO
 
 torch.set_num_threads(2)
@@ -33,6 +36,24 @@ def fashion_images(count: int) -> tuple[Tensor, Tensor]:
     split = load_split(DatasetConfig(name="fashion_mnist"), "test")
     rows = torch.from_numpy(balanced_order(split.labels, 0)[:count])
     return to_float(split.images[rows]), split.labels[rows]
+
+
+SPEC = CnnGroup(depth=2, widths=(4,), first_kernel="same", kernel_size=3, window="hamming")
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A checkpoint of an untrained network: its folder and the network."""
+    model = build(SPEC, 1, 10).eval()
+    card = {
+        "model_id": SPEC.model_id,
+        "model": checkpoints.describe(SPEC),
+        "in_channels": 1,
+        "num_classes": 10,
+    }
+    folder = tmp_path / "models" / SPEC.model_id
+    checkpoints.save(folder, model, card, pd.DataFrame({"epoch": [1]}))
+    return folder, model
 
 
 @pytest.fixture

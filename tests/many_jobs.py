@@ -22,10 +22,9 @@ from test_faults import write_data
 from robust_ham.config.files import parse_config
 from robust_ham.models.checkpoints import CARD, describe
 from robust_ham.runs.jobs import gate
-from robust_ham.runs.jobs.attack import asked_of
 from robust_ham.runs.jobs.attack_checks import Finding
-from robust_ham.runs.jobs.model import _predictions_key, model_key
 from robust_ham.runs.plan.context import Context
+from robust_ham.runs.plan.keys import attack_key, model_key, predictions_key
 from robust_ham.runs.plan.plan import make_plan
 from robust_ham.runs.runner import run_plan
 from robust_ham.storage import files
@@ -115,7 +114,7 @@ def _copy_model(context, original, spec):
     path = run.predictions(spec.model_id)
     shutil.copy(run.predictions(original.model_id), path)
     weights = card["weights_sha256"]
-    sign(run, path, _predictions_key(context, spec), [path], weights=weights)
+    sign(run, path, predictions_key(context, spec), [path], weights=weights)
     factor = 1 + 0.1 * generator.random()
     for attack_id, attack in context.plan.config.attacks.items():
         files = []
@@ -129,10 +128,10 @@ def _copy_model(context, original, spec):
         table["model_id"] = spec.model_id
         for norm in ("l2", "linf", "l2_relative"):
             table[norm] *= factor
-        asked, path = asked_of(context, spec, attack_id), run.samples(spec.model_id, attack_id)
-        about = asked._asdict() | {"key": asked.key, "attack": attack.attack}
-        write_table(path, table, about)
-        sign(run, path, asked.key, [path, *files], **asked._asdict())
+        key, path = attack_key(context, spec, attack_id), run.samples(spec.model_id, attack_id)
+        metadata = key._asdict() | {"key": key.digest, "attack": attack.attack}
+        write_table(path, table, metadata)
+        sign(run, path, key.digest, [path, *files], **key._asdict())
 
 
 def measure(folder, num_seeds):

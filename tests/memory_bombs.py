@@ -23,11 +23,11 @@ import pyarrow.parquet as pq
 
 from robust_ham import memory
 from robust_ham.analysis.importing.readers import read_rows
-from robust_ham.analysis.importing.validate import checked_rows
+from robust_ham.analysis.importing.validate import validate_rows
 from robust_ham.config.experiment import DatasetConfig
 from robust_ham.data.datasets import load_split
 from robust_ham.errors import RequestError
-from robust_ham.models.importing.networks import read_network
+from robust_ham.models.importing.state_dicts import read_network
 from robust_ham.storage.array_files import read_arrays
 from robust_ham.storage.files import read_csv, read_json
 from robust_ham.storage.parquet_tables import read_table
@@ -238,7 +238,7 @@ def read_data(name: str, image_size: int | None = None) -> Callable[[Path], obje
 
 def read_foreign(path: Path) -> None:
     """Somebody else's table."""
-    checked_rows(read_rows([path]))
+    validate_rows(read_rows([path]))
 
 
 BOMBS: dict[str, tuple[Callable[[Path], None], Callable[[Path], object]]] = {

@@ -1,7 +1,7 @@
-"""Images per second of our training loop and of a plain one; run by `make bench-training`.
+"""Compare our training loop with a plain one, in images per second: `make bench-training`.
 
-The plain loop is what most scripts do: a DataLoader over PIL images with torchvision's transforms,
-float32, contiguous memory. Both train the same network on the same images; rounds alternate.
+The plain loop is typical of scripts: a DataLoader over PIL images with torchvision's transforms,
+float32, contiguous memory. Both train the same network on the same images, in alternating rounds.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CONFIG = TrainingConfig(epochs=1, lr=0.1)
 
 
 class PilImages(Dataset[tuple[torch.Tensor, int]]):
-    """Images as most data sets give them."""
+    """PIL images with random crops and flips, as most data sets provide them."""
 
     def __init__(self, split: Split) -> None:
         height = split.image_shape[1]

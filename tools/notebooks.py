@@ -1,4 +1,4 @@
-"""Run the notebooks of `examples/` and keep what they print and draw: `make examples`."""
+"""Run the notebooks of `examples/` and save their outputs: `make examples`."""
 
 import json
 from pathlib import Path
@@ -7,15 +7,15 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
 def code_cells(path):
-    """The source of each code job, and what it has printed."""
-    for job in json.loads(path.read_text(encoding="utf-8"))["cells"]:
-        if job["job_type"] == "code":
-            streams = [o["text"] for o in job["outputs"] if o["output_type"] == "stream"]
-            yield "".join(job["source"]), "".join("".join(text) for text in streams)
+    """Yield the source and the printed text of each code cell."""
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] == "code":
+            streams = [o["text"] for o in cell["outputs"] if o["output_type"] == "stream"]
+            yield "".join(cell["source"]), "".join("".join(text) for text in streams)
 
 
-def run(path):
-    """Run a notebook from its first job to its last, and write it with its outputs."""
+def run_notebook(path):
+    """Run all cells of a notebook and save it with its outputs."""
     import nbclient
     import nbformat
 
@@ -25,6 +25,6 @@ def run(path):
 
 
 if __name__ == "__main__":
-    for place in sorted(EXAMPLES.glob("*.ipynb")):
-        run(place)
-        print(place)
+    for notebook_path in sorted(EXAMPLES.glob("*.ipynb")):
+        run_notebook(notebook_path)
+        print(notebook_path)

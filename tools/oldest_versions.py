@@ -8,10 +8,10 @@ PYPROJECT = Path(__file__).parent.parent / "pyproject.toml"
 
 
 def lower_bounds(pyproject: Path = PYPROJECT) -> dict[str, str]:
-    """Name to smallest version allowed, of the required packages and of every extra.
+    """Map each required or optional package to its lowest allowed version.
 
     Raises:
-        ValueError: a requirement is not of the form ``name>=version``, or has two bounds.
+        ValueError: a requirement is not ``name>=version``, or a package has two bounds.
     """
     project = tomllib.loads(pyproject.read_text())["project"]
     groups = [project["dependencies"], *project["optional-dependencies"].values()]

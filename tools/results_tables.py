@@ -1,4 +1,4 @@
-"""The tables of results/README.md, from the rows: python tools/results_tables.py writes them."""
+"""Rebuild the tables of results/README.md from the rows: python tools/results_tables.py"""
 
 import re
 from pathlib import Path
@@ -14,11 +14,11 @@ PLACE = re.compile(r"(<!-- answers of ([\w/]+) -->\n)(?:\n(?:\|.*\n)+)?")
 
 
 def filled(text):
-    """The page with the answers of each folder that it names."""
+    """Return the page with the table of each folder that it names."""
 
-    def table(found):
-        made = make_tables(Run(RunFolder(PAGE.parent / found[2])))
-        return f"{found[1]}\n{markdown_rows(answers_table(made))}"
+    def table(match):
+        tables = make_tables(Run(RunFolder(PAGE.parent / match[2])))
+        return f"{match[1]}\n{markdown_rows(answers_table(tables))}"
 
     return PLACE.sub(table, text)
 

@@ -1,1 +1,1 @@
-"""Attacks of other libraries behind the contract of this package."""
+"""Adapters that give attacks of other libraries the interface of this package."""

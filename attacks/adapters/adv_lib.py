@@ -1,7 +1,4 @@
-"""FMN of adversarial-library behind the contract of this package, where that library is installed.
-
-adv_lib is imported when an attack of it is called, not before: it is no dependency of ours.
-"""
+"""Adapter for FMN of adversarial-library, an optional dependency imported on first use."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from attacks.adapters.common import handed_over
+from attacks.adapters.common import attack_correct_images
 from attacks.utils.confirm import run_confirmed
 from attacks.utils.linearise import Norm
 from attacks.utils.model import Model
@@ -36,25 +33,24 @@ def fmn(
     max_stepsize: float = 1.0,
     gamma: float = 0.05,
 ) -> AttackOutcome:
-    """FMN (Pintor et al., arXiv 2102.12827) of adversarial-library, where that is installed.
+    """FMN (Pintor et al., arXiv 2102.12827) of adversarial-library, if that is installed.
 
-    Fast minimum norm: gradient steps on the difference of logits, each projected on a ball about
-    the image that shrinks while the point fools and grows while it does not. The nearest fooling
-    point met on the way is returned, and for an image that is never fooled the image as it was.
-    Images that are wrong already, or not finite, are not handed to the library. Its ``callback``,
-    which writes to a server, is not offered.
+    Fast minimum norm: gradient steps on the difference of logits, each projected on a ball around
+    the image that shrinks while the point fools and grows while it does not. The result is the
+    nearest fooling point of all steps, or the clean image if there is none. The library only gets
+    finite, correctly classified images. Its ``callback``, which writes to a server, is not offered.
 
-    In L2 it may stall short of the boundary where many pixels are 0 or 1: clipping them takes away
-    what the ball has grown by. A smaller ``max_stepsize`` helps, not always.
+    In L2, it may stall before the boundary if many pixels are 0 or 1, because clipping them undoes
+    the growth of the ball. A smaller ``max_stepsize`` often helps.
 
     Args:
         model: images (N, C, H, W) in [0, 1] to logits (N, K).
         images: floats (N, C, H, W) in [0, 1].
         labels: int64 (N,), the original classes.
-        norm: of the perturbation.
-        steps: points judged per image, the image itself among them; none is left out.
-        max_stepsize: α₀, L2 length of the first gradient step; falls to a hundredth (cosine).
-        gamma: γ₀, by which part the ball first shrinks or grows; falls to 0.001 (cosine).
+        norm: norm of the perturbation.
+        steps: number of points judged per image, including the image itself.
+        max_stepsize: α₀, L2 length of the first gradient step; decays to a hundredth (cosine).
+        gamma: γ₀, first relative change of the ball's radius; decays to 0.001 (cosine).
 
     Returns:
         An ``AttackOutcome``; ``transform`` and ``margins`` are None.
@@ -78,15 +74,15 @@ def fmn(
         α_init=max_stepsize,
         γ_init=gamma,
     )
-    search = partial(handed_over, call=partial(_call, attack=attack))
+    search = partial(attack_correct_images, call=partial(_call, attack=attack))
     return run_confirmed(search, model, images, labels)
 
 
 def import_adv_lib(name: str) -> Any:  # noqa: ANN401 - adv_lib has no types
-    """A module of adv_lib, such as ``adv_lib.attacks``.
+    """Import a module of adv_lib, such as ``adv_lib.attacks``.
 
     Raises:
-        ModuleNotFoundError: it, or what it imports, is not installed; the message says what to do.
+        ModuleNotFoundError: it or one of its imports is not installed; the message has a remedy.
     """
     try:
         with _stand_in_for_visdom(), warnings.catch_warnings():
@@ -96,7 +92,7 @@ def import_adv_lib(name: str) -> Any:  # noqa: ANN401 - adv_lib has no types
         missing, remedy = f"adv-lib needs {error.name}, which", INSTALL_ADV_LIB
         if error.name == "adv_lib":
             missing = "adv-lib"
-        elif error.name == "distutils":  # left Python with 3.12; setuptools brings it back
+        elif error.name == "distutils":  # removed in Python 3.12; provided by setuptools
             remedy = "pip install setuptools"
         raise ModuleNotFoundError(
             f"{missing} is not installed: {remedy}", name="adv-lib"
@@ -105,10 +101,10 @@ def import_adv_lib(name: str) -> Any:  # noqa: ANN401 - adv_lib has no types
 
 @contextlib.contextmanager
 def _stand_in_for_visdom() -> Iterator[None]:
-    """Let adv_lib be imported without visdom.
+    """Allow importing adv_lib without visdom.
 
-    It imports that plotting client at its top, uses it only when asked for a live plot, and the
-    client's own installation fails with today's setuptools.
+    adv_lib imports this plotting client unconditionally but uses it only for live plots, and its
+    installation fails with current setuptools.
     """
     if "visdom" in sys.modules or importlib.util.find_spec("visdom") is not None:
         yield
@@ -125,5 +121,5 @@ def _stand_in_for_visdom() -> Iterator[None]:
 def _call(
     model: nn.Module, images: Tensor, labels: Tensor, *, attack: Callable[..., Tensor]
 ) -> Tensor:
-    # Contiguous, for adv_lib projects in place what may else be a copy.
+    # Contiguous: adv_lib projects in place, which would otherwise change a copy.
     return attack(model, images.contiguous(), labels)

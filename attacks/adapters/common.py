@@ -1,4 +1,4 @@
-"""What the adapters of other libraries share: which images are handed over, and counting passes."""
+"""Code shared by the adapters: select images, filter options, count passes."""
 
 from __future__ import annotations
 
@@ -17,22 +17,24 @@ Call = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 
 def is_plain(annotation: object) -> bool:
-    """Whether a parameter of this type takes numbers, booleans and named choices only.
+    """Whether a parameter of this type accepts only numbers, booleans and named choices.
 
-    Free text may be a path, and objects and functions are code: attacks of other libraries write
-    files (``tensorboard`` of foolbox's) and call back (``init_attack`` of foolbox's, ``callback``
-    of adversarial-library's) by such parameters. None of them is an option here.
+    Other parameters are not offered as options: text may be a path, and objects and functions are
+    code. Attacks of other libraries use them to write files (``tensorboard`` in foolbox) and to
+    call functions (``init_attack`` in foolbox, ``callback`` in adversarial-library).
     """
     if get_origin(annotation) in (Union, UnionType, tuple, list):
         return all(is_plain(part) for part in get_args(annotation) if part is not Ellipsis)
     return get_origin(annotation) is Literal or annotation in (bool, int, float, NoneType)
 
 
-def handed_over(model: Model, images: Tensor, labels: Tensor, *, call: Call) -> AttackOutcome:
-    """What a library's attack finds for the images that are right at first and finite.
+def attack_correct_images(
+    model: Model, images: Tensor, labels: Tensor, *, call: Call
+) -> AttackOutcome:
+    """Run a library's attack on the finite, correctly classified images.
 
-    ``forwards`` and ``backwards`` count what the library has spent on the chunk that an image was
-    in, per image of it.
+    ``forwards`` and ``backwards`` are the library's passes on an image's chunk, divided by the
+    number of images in it.
     """
     results = images.clone()
     forwards = torch.ones(len(images), dtype=torch.int64, device=images.device)
@@ -47,17 +49,17 @@ def handed_over(model: Model, images: Tensor, labels: Tensor, *, call: Call) -> 
         if len(rows) == 0:
             continue
         counted = Counted(model)
-        found = call(counted, images[rows].clamp(0, 1), labels[rows])
+        adversarials = call(counted, images[rows].clamp(0, 1), labels[rows])
         with torch.no_grad():
-            fooled[rows] = misclassified(model(found), labels[rows])
-        results[rows] = found
+            fooled[rows] = misclassified(model(adversarials), labels[rows])
+        results[rows] = adversarials
         forwards[rows] += -(-counted.forwards // len(rows)) + 1
         backwards[rows] += -(-counted.backwards // len(rows))
     return AttackOutcome(results, fooled, forwards, backwards)
 
 
 class Counted(nn.Module):
-    """A model that counts the images that go through it, forwards and backwards."""
+    """A model that counts the images in its forward and backward passes."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()
@@ -72,20 +74,20 @@ class Counted(nn.Module):
 
 
 class _Counting(torch.autograd.Function):
-    """The model with a backward pass that reaches the images and nothing else.
+    """The model with a backward pass that only reaches the images.
 
-    Libraries call ``backward``, which would add to the gradients of parameters that a function of
-    the caller's hides, and rely on a gradient that a model may not have.
+    Libraries call ``backward``, which would otherwise change the gradients of parameters inside a
+    user's function, and they require a gradient that a model may not have.
     """
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, counted: Counted) -> Tensor:  # noqa: ANN401
         """Logits (B, K) of images (B, C, H, W)."""
-        wanted: bool = ctx.needs_input_grad[0]
-        with torch.set_grad_enabled(wanted):
-            inputs = images.detach().requires_grad_(wanted)
+        needs_gradient: bool = ctx.needs_input_grad[0]
+        with torch.set_grad_enabled(needs_gradient):
+            inputs = images.detach().requires_grad_(needs_gradient)
             logits = counted.model(inputs)
-        ctx.counted, ctx.inputs, ctx.logits = counted, inputs, logits if wanted else None
+        ctx.counted, ctx.inputs, ctx.logits = counted, inputs, logits if needs_gradient else None
         return logits.detach()
 
     @staticmethod

@@ -1,7 +1,6 @@
-"""Any attack of foolbox (Rauber et al., JOSS 2020) behind the contract of this package.
+"""Adapter for all attacks of foolbox (Rauber et al., JOSS 2020).
 
-foolbox is imported when an attack of it is called, not before: it is slow to import, looks for a
-git binary and warns.
+foolbox is imported on first use, because its import is slow, looks for a git binary and warns.
 """
 
 from __future__ import annotations
@@ -20,14 +19,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from attacks.adapters.common import handed_over, is_plain
+from attacks.adapters.common import attack_correct_images, is_plain
 from attacks.utils.confirm import run_confirmed
 from attacks.utils.linearise import Norm
 from attacks.utils.model import Model
 from attacks.utils.outcome import AttackOutcome
 
-_NO_START = "init_attack failed"  # foolbox's words where a decision-based attack finds no start
-_generators = threading.RLock()  # the global random generators have one user at a time
+_NO_START = "init_attack failed"  # foolbox's message if a decision-based attack finds no start
+_generators = threading.RLock()  # one user of the global random generators at a time
 
 
 def foolbox_attack(
@@ -39,41 +38,43 @@ def foolbox_attack(
     norm: Norm = "l2",
     epsilon: float | None = None,
     seed: int = 0,
-    **options: Any,  # noqa: ANN401 - they are the foolbox attack's own
+    **options: Any,  # noqa: ANN401 - options of the foolbox attack
 ) -> AttackOutcome:
-    """Whatever the named foolbox attack finds.
+    """Any attack of foolbox, by its name.
 
-    Images that are wrong already, or not finite, are not handed to foolbox. An attack that draws
-    draws from the global generators, which are seeded for each chunk of images and given back as
-    they were: its answer for an image depends on the other images of the batch.
+    foolbox only gets finite, correctly classified images. A randomised attack uses the global
+    generators, which are seeded for each chunk of images and restored afterwards; its result for an
+    image depends on the other images of the batch.
 
     Args:
         model: images (N, C, H, W) in [0, 1] to logits (N, K).
         images: floats (N, C, H, W) in [0, 1].
         labels: int64 (N,).
         attack: name of a class in ``foolbox.attacks``: ``DDNAttack``, ``LinfPGD``, ``FGSM``, …
-        norm: in which the attack measures; handed on to an attack that leaves the choice.
-        epsilon: size of the perturbation; for attacks of fixed size, and only for them.
-        seed: of the global generators while foolbox runs.
-        options: of the foolbox attack's constructor, as ``steps=100``; those that are paths,
-            objects or functions (``tensorboard``, ``init_attack``) are not offered.
+        norm: norm of the attack, passed on if the attack has a choice.
+        epsilon: perturbation size; required by attacks with a fixed size, and only by them.
+        seed: seed of the global generators while foolbox runs.
+        options: arguments of the foolbox attack's constructor, such as ``steps=100``, except paths,
+            objects and functions (``tensorboard``, ``init_attack``).
 
     Returns:
-        An ``AttackOutcome``; ``forwards`` and ``backwards`` count what foolbox spent on the batch
-        that an image was in, also after the image fooled.
+        An ``AttackOutcome``; ``forwards`` and ``backwards`` count foolbox's passes on the image's
+        batch, also after the image is fooled.
 
     Raises:
-        ValueError: an unknown attack or option, one that is not offered, a norm that is not the
-            attack's, an ``epsilon`` missing or too many, or the input is out of range.
+        ValueError: an unknown attack or option, an option that is not offered, another norm than
+            the attack's, a missing or superfluous ``epsilon``, or input out of range.
     """
     build = _builder(attack, norm, epsilon, options)
-    search = partial(handed_over, call=partial(_call, build=build, epsilon=epsilon, seed=seed))
-    # Many images survive an attack of fixed size, and would be attacked again without the copy.
+    search = partial(
+        attack_correct_images, call=partial(_call, build=build, epsilon=epsilon, seed=seed)
+    )
+    # An attack of fixed size leaves many survivors, which would be attacked twice with the copy.
     return run_confirmed(search, model, images, labels, use_copy=epsilon is None)
 
 
 def foolbox_parameters(attack: str) -> list[inspect.Parameter]:
-    """What of a foolbox attack's constructor is offered as an option: no path and no code.
+    """Return the parameters of a foolbox attack's constructor that are offered as options.
 
     Raises:
         ValueError: no such attack.
@@ -82,9 +83,9 @@ def foolbox_parameters(attack: str) -> list[inspect.Parameter]:
 
 
 def why_no_option(attack: str, name: str) -> str:
-    """What to say of a name that is not among the parameters offered of a foolbox attack."""
+    """Explain why a name is not an option of a foolbox attack."""
     if name in {p.name for p in _signature(attack)}:
-        return f"not offered, as a path, an object or a function of foolbox's {attack}"
+        return f"not offered: a path, an object or a function in foolbox's {attack}"
     return f"unknown option of foolbox's {attack}"
 
 
@@ -94,7 +95,7 @@ def _signature(attack: str) -> list[inspect.Parameter]:
 
 
 def import_foolbox() -> Any:  # noqa: ANN401 - foolbox has no types
-    """The package; its import must neither start git, nor fail without it, nor warn."""
+    """Import foolbox without starting git, failing without git, or warning."""
     settings = {"GIT_PYTHON_REFRESH": "quiet", "GIT_PYTHON_GIT_EXECUTABLE": os.devnull}
     known = {name: os.environ.get(name) for name in settings}
     os.environ |= settings
@@ -111,43 +112,48 @@ def import_foolbox() -> Any:  # noqa: ANN401 - foolbox has no types
     return foolbox
 
 
-def _attack_class(name: str) -> Any:  # noqa: ANN401
+def foolbox_attack_names() -> list[str]:
+    """Names of all attacks of foolbox."""
     package = import_foolbox()
-    found = getattr(package.attacks, name, None)
-    if not inspect.isclass(found) or not issubclass(found, package.Attack):
+    members = inspect.getmembers(package.attacks, inspect.isclass)
+    return [name for name, member in members if issubclass(member, package.Attack)]
+
+
+def _attack_class(name: str) -> Any:  # noqa: ANN401
+    if name not in foolbox_attack_names():
         raise ValueError(f"attack: expected an attack of foolbox such as DDNAttack, got {name!r}")
-    return found
+    return getattr(import_foolbox().attacks, name)
 
 
 def _builder(name: str, norm: Norm, epsilon: float | None, options: dict[str, Any]) -> Any:  # noqa: ANN401
-    """A function that builds the attack anew, once it is known to build."""
-    base, wanted = import_foolbox().attacks.base, _attack_class(name)
+    """Check the arguments of a foolbox attack, and return a function that builds it."""
+    base, attack_class = import_foolbox().attacks.base, _attack_class(name)
     if norm not in ("l2", "linf"):
         raise ValueError(f"norm: expected l2 or linf, got {norm!r}")
     if name == "L2FMNAttack":
         warnings.warn(
-            "foolbox's L2FMNAttack never projects: its distances mean nothing; use DDNAttack",
+            "foolbox's L2FMNAttack never projects: its distances are meaningless; use DDNAttack",
             stacklevel=3,
         )
     known = [p.name for p in foolbox_parameters(name)]
     for option in options:
         if option not in known:
             raise ValueError(f"{option}: {why_no_option(name, option)} ({', '.join(known)})")
-    if issubclass(wanted, base.FixedEpsilonAttack) and not (epsilon and epsilon > 0):
-        raise ValueError(f"epsilon: foolbox's {name} needs the size of the perturbation")
-    if not issubclass(wanted, base.FixedEpsilonAttack) and epsilon is not None:
-        raise ValueError(f"epsilon: foolbox's {name} takes none")
+    if issubclass(attack_class, base.FixedEpsilonAttack) and not (epsilon and epsilon > 0):
+        raise ValueError(f"epsilon: foolbox's {name} requires the perturbation size")
+    if not issubclass(attack_class, base.FixedEpsilonAttack) and epsilon is not None:
+        raise ValueError(f"epsilon: not an option of foolbox's {name}")
     distances = import_foolbox().distances
-    if "distance" in inspect.signature(wanted).parameters:
+    if "distance" in inspect.signature(attack_class).parameters:
         options = options | {"distance": getattr(distances, norm)}
     try:
-        built = wanted(**options)
+        built = attack_class(**options)
     except (TypeError, ValueError, AssertionError) as error:
         raise ValueError(f"foolbox's {name}: {error}") from None
     measured = {distances.l2: "l2", distances.linf: "linf"}.get(getattr(built, "distance", None))
     if measured not in (None, norm):
         raise ValueError(f"norm: foolbox's {name} measures {measured}, got {norm}")
-    return partial(wanted, **options)
+    return partial(attack_class, **options)
 
 
 def _call(
@@ -170,11 +176,11 @@ def _attacked(
     labels: Tensor,
     epsilon: float | None,
 ) -> Tensor:
-    """What foolbox returns for B images; where it finds no start for some, each alone."""
+    """Run foolbox on B images, one by one if it finds no start for some."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = call_foolbox(build(), model, images, labels, epsilon)
+            adversarials = call_foolbox(build(), model, images, labels, epsilon)
     except ValueError as error:
         if _NO_START not in str(error):
             raise
@@ -185,7 +191,7 @@ def _attacked(
             for i in range(len(images))
         ]
         return torch.cat(alone)
-    return torch.where(torch.isfinite(found), found, images)
+    return torch.where(torch.isfinite(adversarials), adversarials, images)
 
 
 def call_foolbox(
@@ -195,21 +201,21 @@ def call_foolbox(
     labels: Tensor,
     epsilon: float | None = None,
 ) -> Tensor:
-    """What an attack object of foolbox returns for images (N, C, H, W): same shape."""
+    """Run an attack object of foolbox on images (N, C, H, W); same shape."""
     wrapped = import_foolbox().PyTorchModel(model.eval(), bounds=(0, 1), device=images.device)
     arguments = {"epsilons": epsilon} if hasattr(attack, "distance") else {}
     _, clipped, _ = attack(wrapped, images, labels, **arguments)
-    found: Tensor = clipped.detach()
-    return found
+    adversarials: Tensor = clipped.detach()
+    return adversarials
 
 
 @contextlib.contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """The global generators that foolbox draws from seeded, and given back as they were."""
+    """Seed the global random generators, and restore them afterwards."""
     of_python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     on_gpu = device.type == "cuda"
     with torch.random.fork_rng([device] if on_gpu else []):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach every device
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed all devices
         if on_gpu:
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(seed)

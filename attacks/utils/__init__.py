@@ -1,1 +1,1 @@
-"""What several attacks share."""
+"""Code shared by several attacks."""

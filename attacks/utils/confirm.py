@@ -1,4 +1,4 @@
-"""Search on a fast copy of a model; believe only what the model itself confirms."""
+"""Search on a fast copy of a model, and confirm the result on the model itself."""
 
 from __future__ import annotations
 
@@ -37,19 +37,18 @@ def run_confirmed(
 ) -> AttackOutcome:
     """Run ``search`` on a fast copy of the model and confirm every image on the model itself.
 
-    Images that the copy fooled and the model does not confirm are searched again on the model, and
-    so are images that the copy could not fool. Before that the copy is compared with the model once
-    more, on these images: if it is not the same function there, it is given up, with a warning in
-    the log, and all images are searched on the model.
+    Images that fool only the copy, and images that do not fool the copy, are searched again on the
+    model. First the copy is compared with the model on these images: if they differ, a warning is
+    logged and all images are searched on the model.
 
     Args:
-        search: the attack on a model in attack mode that answers ``predict_logits``.
-        model: the caller's.
+        search: the attack, on a model in attack mode that returns logits.
+        model: the caller's model.
         images: floats (N, C, H, W) in [0, 1].
         labels: int64 (N,).
-        use_copy: False to search on the model alone.
-        retry_survivors: False for searches that need no gradient: where the copy has the model's
-            logits, a second search would find the same.
+        use_copy: False: search only on the model.
+        retry_survivors: False for searches without gradients: while the copy has the model's
+            logits, a second search would return the same.
 
     Raises:
         ValueError: inputs or logits of the wrong shape or range.
@@ -67,7 +66,7 @@ def run_confirmed(
         if not isinstance(fast, FastCopy):
             return search(called, images, labels)
         outcome = search(fast, images, labels)
-        fooled = _judge(called, outcome.images, labels)
+        fooled = _is_fooled(called, outcome.images, labels)
         doubtful = (~(outcome.fooled & fooled)).nonzero().squeeze(1)
         if len(doubtful) and not agrees(fast, model, outcome.images[doubtful]):
             log.warning(
@@ -89,19 +88,19 @@ def run_confirmed(
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    """A normal tensor, whatever its class and the mode that it was made in."""
+    """Convert tensor subclasses and inference tensors to plain tensors."""
     plain = tensor.detach().as_subclass(Tensor)
     return plain.clone() if plain.is_inference() else plain
 
 
 @torch.no_grad()
-def _judge(called: Model, images: Tensor, labels: Tensor) -> Tensor:
+def _is_fooled(called: Model, images: Tensor, labels: Tensor) -> Tensor:
     parts = zip(chunks(images), chunks(labels), strict=True)
     return torch.cat([misclassified(called(x), y) for x, y in parts])
 
 
 def _replaced(outcome: AttackOutcome, rows: Tensor, again: AttackOutcome) -> AttackOutcome:
-    """``outcome`` with some images' results exchanged and their passes added up."""
+    """Replace the results of some images, and add up their passes."""
 
     def merged(old: Tensor | None, new: Tensor | None) -> Tensor | None:
         return None if old is None or new is None else old.index_copy(0, rows, new)

@@ -1,13 +1,14 @@
-"""The nearest linearised decision boundary of many points at once: a step of DeepFool.
+"""A step of DeepFool: find the nearest linearised decision boundary of many points at once.
 
-One forward pass serves the gradients of all classes. Classes are looked at in the order of their
-expected distance, and the rest is left out (pruned) once none of them can be nearer, judged by
+One forward pass serves the gradients of all classes. Classes are visited in the order of their
+expected distance, and the rest is skipped (pruned) when none of them can be nearer. The bound is
 
-- the dual norm that this very class had when it was last looked at for this image, or
-- for a class not looked at yet, its gradient at the last layer, in proportion to those seen; this
-  is used only where it holds for a sample of the images, looked at in full (``first_boundary``).
+- the dual norm of the class's gradient when it was last computed for this image, or
+- before that, its gradient at the last layer, in proportion to the visited classes; this is used
+  only if it holds for a sample of the images, for which all classes are visited
+  (``first_boundary``).
 
-Apart from that sample's verdict, what one point needs never changes another's answer.
+Apart from the result for that sample, no point affects the result of another.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ from attacks.utils.prepare import FastCopy
 Norm = Literal["l2", "linf"]
 
 AUDITED_POINTS = 10
-"""Points that are looked at in full at the start, of as many classes; 2 of many candidates."""
+"""Number of sampled points, from different classes; 2 if there are many candidates."""
 
 
 @dataclass
 class Pruning:
-    """How classes are skipped: γ (None: none is), and whether that holds at the start.
+    """How to skip classes: γ (None: skip none), and whether pruning is valid at the start.
 
-    ``holds_at_start`` is None until the first call of ``first_boundary`` has found out.
+    ``holds_at_start`` is None until the first call of ``first_boundary``.
     """
 
     gamma: float | None
@@ -43,11 +44,11 @@ class Pruning:
 
 @dataclass
 class Rivals:
-    """The classes that L images may be moved to, m each.
+    """The m candidate classes of each of L images.
 
-    ``classes`` int64 (L, m); ``duals`` (L, m): the dual norm of each one's gradient when it was
-    last looked at, 0: not yet; ``sizes`` (L, m): the norm of its gradient at the last layer;
-    ``sized`` bool (L,): whether that is known.
+    ``classes`` int64 (L, m); ``duals`` (L, m): dual norm of the class's gradient when last
+    computed, 0: never; ``sizes`` (L, m): norm of its gradient at the last layer; ``sized`` bool
+    (L,): whether that is known.
     """
 
     classes: Tensor
@@ -56,11 +57,11 @@ class Rivals:
     sized: Tensor
 
     def of(self, rows: Tensor) -> Rivals:
-        """Those of some images."""
+        """Rivals of the images in ``rows``."""
         return Rivals(*(getattr(self, field.name)[rows] for field in fields(Rivals)))
 
     def expected(self) -> Tensor:
-        """Expected dual norm of each gradient, (L, m): as last seen, else in proportion to size."""
+        """Expected dual norm of each gradient, (L, m): the last one, else in proportion to size."""
         ratio = (self.duals / self.sizes).amax(1, keepdim=True)
         return torch.where(
             self.duals > 0, self.duals, self.sizes * torch.where(ratio > 0, ratio, 1)
@@ -69,13 +70,13 @@ class Rivals:
 
 @dataclass
 class Boundary:
-    """What is known of the nearest linearised boundary of L points; every field is (L, …).
+    """The search for the nearest linearised boundary of L points; every field is (L, …).
 
-    ``fooled``; ``active``: right and finite; ``classes``, ``duals``, ``sizes``, ``sized`` of the
-    rivals, in the order in which they are looked at, and their logit ``gaps``; ``seen``: how many
-    of them have been looked at; ``distance`` and unit ``direction`` of the nearest boundary so far,
-    ∞ where there is none; ``largest``: largest dual norm so far, in units of the rival's size;
-    ``forwards``, ``backwards``: passes.
+    ``fooled``; ``active``: correctly classified and finite; ``classes``, ``duals``, ``sizes``,
+    ``sized`` of the rivals in the order of visits, and their logit ``gaps``; ``seen``: number of
+    visited rivals; ``distance`` (∞: none) and unit ``direction`` of the nearest boundary so far;
+    ``largest``: largest dual norm so far, in units of the rival's size; ``forwards``,
+    ``backwards``: passes.
     """
 
     fooled: Tensor
@@ -93,19 +94,19 @@ class Boundary:
     backwards: Tensor
 
     def of(self, rows: Tensor) -> Boundary:
-        """What is known of some points."""
+        """The search for the points in ``rows``."""
         return Boundary(*(getattr(self, field.name)[rows] for field in fields(Boundary)))
 
     def rivals(self, rows: Tensor) -> Rivals:
-        """Rivals of some points."""
+        """Rivals of the points in ``rows``."""
         return Rivals(self.classes, self.duals, self.sizes, self.sized).of(rows)
 
     def next(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Row and column of the rival that each point looks at next, or the last one."""
+        """Row and column of the rival that each point visits next, or of its last one."""
         return rows, self.seen[rows].clamp_max(self.classes.shape[1] - 1)
 
     def wanted(self, rows: Tensor, prune: float | None) -> Tensor:
-        """Which of ``rows`` need the gradient of their next rival: bool (B,)."""
+        """Whether each of ``rows`` needs the gradient of its next rival: bool (B,)."""
         wanted = self.active[rows] & (self.seen[rows] < self.classes.shape[1])
         if prune is None:
             return wanted
@@ -120,7 +121,7 @@ class Boundary:
         return wanted & (self.gaps[upcoming] < bound * self.distance[rows])
 
     def take(self, rows: Tensor, wanted: Tensor, gradients: Tensor, norm: Norm) -> None:
-        """Take in the gradient (B, C, H, W) of the next rival of ``rows`` where it is wanted."""
+        """Update ``rows`` with the gradient (B, C, H, W) of their next rival where wanted."""
         upcoming, dual = self.next(rows), _dual_norm(gradients, norm)
         usable = wanted & torch.isfinite(dual) & (dual > 0)
         distance = torch.where(usable, self.gaps[upcoming] / dual, torch.inf)
@@ -138,11 +139,11 @@ class Boundary:
 def _dual_bound(
     prune: float, duals: Tensor, sizes: Tensor, largest: Tensor, seen: Tensor
 ) -> Tensor:
-    """What the dual norm of a rival's gradient is taken to be at most; all arguments (B,).
+    """Upper bound on the dual norm of a rival's gradient; all arguments (B,).
 
-    γ^½ times the rival's own when it was last seen. Of one not seen yet: γ_j times ``largest`` in
-    proportion to its size, with γ_j = 1 + 2 (γ − 1) / (j + 1), as the more rivals have been seen
-    at this point the less the others surprise; ∞ where its size is not known.
+    γ^½ times the rival's last dual norm. For a rival that was never visited: γ_j times ``largest``
+    in proportion to its size, ∞ if its size is unknown. γ_j = 1 + 2 (γ − 1) / (j + 1) falls with
+    the number j of rivals visited at this point.
     """
     gamma = 1 + 2 * (prune - 1) / (seen + 1)
     in_proportion = torch.where(largest > 0, gamma * largest * sizes, torch.inf)
@@ -162,37 +163,37 @@ def nearest_boundary(
 ) -> Boundary:
     """Judge L points and find each one's nearest linearised boundary (equations 8 and 11).
 
-    ``rivals`` are those of each point, or how many of the likeliest classes to consider;
-    ``project`` maps gradients to the subspace that the step has to stay in. A graph is left when
-    fewer than half of its images need it; what they still need is done in new graphs, shared with
-    such images of other chunks.
+    ``rivals`` are those of each point, or the number of most likely classes to consider;
+    ``project`` maps gradients to the subspace of allowed steps. A graph is dropped when fewer than
+    half of its images need it; the remaining gradients are computed in new graphs, together with
+    those of other chunks.
     """
     every = torch.arange(len(points), device=points.device)
     parts = []
     for rows in chunks(every):
-        own = labels[rows]
+        label = labels[rows]
         inputs = points[rows].requires_grad_(not judge_only)
         logits = model(inputs)
         if isinstance(rivals, Rivals):
             chosen = rivals.of(rows)
         else:
-            chosen = _likely(logits, own, rivals, None if judge_only else _features(model))
-        part = _judged(logits.detach(), inputs, own, chosen)
+            chosen = _likely(logits, label, rivals, None if judge_only else _features(model))
+        part = _judged(logits.detach(), inputs, label, chosen)
         parts.append(part)
-        if judge_only or not logits.requires_grad:  # as of a model that hides its gradient
+        if judge_only or not logits.requires_grad:  # the model hides its gradient
             part.active[:] = False
         else:
-            _follow(part, every[: len(rows)], inputs, logits, own, norm, prune, project)
-    found = _joined(parts)
-    rows = every[found.wanted(every, prune)]
+            _follow(part, every[: len(rows)], inputs, logits, label, norm, prune, project)
+    boundary = _joined(parts)
+    rows = every[boundary.wanted(every, prune)]
     while len(rows):
         for part_rows in chunks(rows):
             inputs = points[part_rows].requires_grad_()
-            found.forwards[part_rows] += 1
-            own = labels[part_rows]
-            _follow(found, part_rows, inputs, model(inputs), own, norm, prune, project)
-        rows = rows[found.wanted(rows, prune)]
-    return found
+            boundary.forwards[part_rows] += 1
+            label = labels[part_rows]
+            _follow(boundary, part_rows, inputs, model(inputs), label, norm, prune, project)
+        rows = rows[boundary.wanted(rows, prune)]
+    return boundary
 
 
 def first_boundary(
@@ -205,10 +206,10 @@ def first_boundary(
     pruning: Pruning,
     project: Callable[[Tensor], Tensor] | None = None,
 ) -> Boundary:
-    """``nearest_boundary`` of L images at the start, where no rival has been looked at yet.
+    """``nearest_boundary`` of L images at the start, when no rival has been visited.
 
-    The first time, a sample is looked at in full. The others are pruned only if pruning, even with
-    a γ smaller by a third, would have found the same boundaries for the sample.
+    The first call visits all rivals of a sample of the images. The others are pruned only if
+    pruning, even with a γ smaller by a third, would find the same boundaries for the sample.
     """
     few = candidates != "all" and candidates <= 20
     find = partial(nearest_boundary, model, norm=norm, judge_only=False, project=project)
@@ -228,7 +229,7 @@ def first_boundary(
 
 
 def _sample(labels: Tensor, size: int) -> Tensor:
-    """At most ``size`` images, of different classes as far as there are: bool (L,)."""
+    """Choose at most ``size`` images, from as many classes as possible: bool (L,)."""
     ordered, by_class = labels.sort(stable=True)
     first = torch.ones_like(ordered, dtype=torch.bool)
     first[1:] = ordered[1:] != ordered[:-1]
@@ -240,28 +241,28 @@ def _sample(labels: Tensor, size: int) -> Tensor:
     return sampled
 
 
-def _prunes_rightly(found: Boundary, prune: float) -> bool:
-    """Whether pruning would have kept the nearest boundaries, found by looking at every rival.
+def _prunes_rightly(full: Boundary, prune: float) -> bool:
+    """Whether pruning would find the same nearest boundaries as visiting all rivals (``full``).
 
-    Distances may differ by 1e-6 of their size. Without an active point nothing is known: False.
+    Distances may differ by a relative 1e-6. False if no point is active.
     """
-    distance = torch.full_like(found.distance, torch.inf)
-    largest, going = torch.zeros_like(distance), found.active.clone()
-    for column, dual in enumerate(found.duals.unbind(1)):
-        gap, size = found.gaps[:, column], found.sizes[:, column]
-        sizes = torch.where(found.sized, size, torch.inf)
-        seen = torch.full_like(found.seen, column)
+    distance = torch.full_like(full.distance, torch.inf)
+    largest, going = torch.zeros_like(distance), full.active.clone()
+    for column, dual in enumerate(full.duals.unbind(1)):
+        gap, size = full.gaps[:, column], full.sizes[:, column]
+        sizes = torch.where(full.sized, size, torch.inf)
+        seen = torch.full_like(full.seen, column)
         bound = _dual_bound(prune, torch.zeros_like(dual), sizes, largest, seen)
         going &= gap < bound * distance
         usable = going & (dual > 0)
         distance = torch.where(usable, distance.minimum(gap / dual), distance)
         largest = torch.where(usable, largest.maximum(dual / size), largest)
-    right = (distance <= found.distance * (1 + 1e-6))[found.active]
-    return bool(len(right) and right.all())
+    same = (distance <= full.distance * (1 + 1e-6))[full.active]
+    return bool(len(same) and same.all())
 
 
 def _follow(
-    found: Boundary,
+    boundary: Boundary,
     rows: Tensor,
     inputs: Tensor,
     logits: Tensor,
@@ -270,19 +271,19 @@ def _follow(
     prune: float | None,
     project: Callable[[Tensor], Tensor] | None,
 ) -> None:
-    """Take gradients from one graph, of ``rows``, while at least half of them need it."""
+    """Compute gradients from the graph of ``rows`` while at least half of them need it."""
     while True:
-        wanted = found.wanted(rows, prune)
+        wanted = boundary.wanted(rows, prune)
         if 2 * int(wanted.sum()) < len(rows):
             return
-        rival = found.classes[found.next(rows)]
+        rival = boundary.classes[boundary.next(rows)]
         gap = logits.gather(1, rival[:, None]) - logits.gather(1, labels[:, None])
         slope = gradient((gap.squeeze(1) * wanted).sum(), inputs)
-        found.take(rows, wanted, project(slope) if project else slope, norm)
+        boundary.take(rows, wanted, project(slope) if project else slope, norm)
 
 
 def _judged(logits: Tensor, points: Tensor, labels: Tensor, rivals: Rivals) -> Boundary:
-    """What the logits (B, K) alone say of B points."""
+    """Start the search for B points from their logits (B, K)."""
     gaps = logits.gather(1, labels[:, None]) - logits.gather(1, rivals.classes)
     order = (gaps / rivals.expected()).argsort(dim=1, stable=True)
     fooled = misclassified(logits, labels)
@@ -312,10 +313,10 @@ def _joined(parts: list[Boundary]) -> Boundary:
 def _likely(
     logits: Tensor, labels: Tensor, candidates: int | Literal["all"], features: Tensor | None
 ) -> Rivals:
-    """The most likely classes but the label, of logits (B, K)."""
-    wanted = logits.shape[1] if candidates == "all" else min(candidates, logits.shape[1])
+    """Choose the most likely classes other than the label from logits (B, K)."""
+    count = logits.shape[1] if candidates == "all" else min(candidates, logits.shape[1])
     others = logits.detach().scatter(1, labels[:, None], -torch.inf)
-    classes = others.argsort(dim=1, descending=True, stable=True)[:, : wanted - 1]
+    classes = others.argsort(dim=1, descending=True, stable=True)[:, : count - 1]
     sizes = _sizes(features, logits, labels, classes)
     sized = torch.full_like(labels, sizes is not None, dtype=torch.bool)
     if sizes is None:
@@ -324,14 +325,14 @@ def _likely(
 
 
 def _features(model: Model) -> Tensor | None:
-    """What the last layer of the model was just given, (B, d), where that is known."""
+    """Last input of the model's final layer, (B, d), if known."""
     return model.features if isinstance(model, FastCopy) else None
 
 
 def _sizes(
     features: Tensor | None, logits: Tensor, labels: Tensor, classes: Tensor
 ) -> Tensor | None:
-    """‖∇(f_l − f_0)‖₂ with respect to ``features`` (B, d): (B, m); None: not to be had."""
+    """‖∇(f_l − f_0)‖₂ with respect to ``features`` (B, d): (B, m); None: not available."""
     if features is None or not features.requires_grad:
         return None
     sizes = []
@@ -353,5 +354,5 @@ def _dual_norm(gradient: Tensor, norm: Norm) -> Tensor:
 
 
 def _unit_step(gradient: Tensor, dual: Tensor, norm: Norm) -> Tensor:
-    """The step of length 1 that raises the other class fastest: same shape as the gradient."""
+    """Unit step of steepest ascent, same shape as the gradient."""
     return gradient / dual.view(-1, 1, 1, 1) if norm == "l2" else gradient.sign()

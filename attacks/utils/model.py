@@ -1,7 +1,7 @@
-"""How attacks call a model: any callable from images to logits, left exactly as it was.
+"""Call models safely: any callable from images to logits, restored after the attack.
 
-A model gets contiguous images of its own, which it may change in place, and may answer in any
-floating-point type or on any device; ``predict_logits`` is the only place that calls one.
+A model gets a contiguous copy of the images, which it may change in place, and may return logits of
+any floating-point type on any device. Only ``predict_logits`` calls models.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ _CHUNK_IMAGES = {"cpu": 64, "cuda": 1024}  # cpu: activations stay in the cache
 _LARGE_LOGIT = 1e3
 
 _lock = threading.Lock()
-_saved: dict[int, _Saved] = {}  # modules and parameters that are under attack, by their ids
+_saved: dict[int, _Saved] = {}  # modules and parameters under attack, by id
 
 
 class InvalidAnswerError(ValueError):
-    """A model answers with something that holds no logits."""
+    """A model returns something without logits."""
 
 
 def check_inputs(images: Tensor, labels: Tensor) -> None:
-    """Refuse what no attack can work on; NaN pixels pass, as images that cannot be attacked.
+    """Refuse invalid images and labels. NaN pixels pass, as images that cannot be attacked.
 
     Raises:
         ValueError: wrong shapes or dtypes, or pixels outside [0, 1] by more than 1e-6.
@@ -53,22 +53,22 @@ def check_inputs(images: Tensor, labels: Tensor) -> None:
 
 
 def check_labels(logits: Tensor, labels: Tensor) -> None:
-    """Refuse labels that logits (N, K) have no class for.
+    """Refuse labels without a class in logits (N, K).
 
     Raises:
         ValueError: a label outside 0 … K − 1.
     """
     if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= logits.shape[1]):
-        bad = int(labels.min()) if int(labels.min()) < 0 else int(labels.max())
-        raise ValueError(f"labels: expected 0 … {logits.shape[1] - 1}, got {bad}")
+        label = int(labels.min()) if int(labels.min()) < 0 else int(labels.max())
+        raise ValueError(f"labels: expected 0 … {logits.shape[1] - 1}, got {label}")
 
 
 def predict_logits(model: Model, images: Tensor) -> Tensor:
-    """Logits of ``model``, differentiable with respect to ``images`` where the model is.
+    """Compute the logits of ``model``, differentiable in ``images`` if the model is.
 
     Args:
-        model: called with a contiguous copy of ``images``. It may return the logits, or a
-            dictionary or an object that has them under ``logits``.
+        model: called with a contiguous copy of ``images``. It may return logits, or a
+            dictionary or an object with the logits under ``logits``.
         images: floats (N, C, H, W) in [0, 1].
 
     Returns:
@@ -82,7 +82,7 @@ def predict_logits(model: Model, images: Tensor) -> Tensor:
 
 
 def logits_of_answer(answer: object, images: Tensor) -> Tensor:
-    """The logits (N, K) in what a model has answered to ``images``; see ``predict_logits``."""
+    """Extract the logits (N, K) from a model's output for ``images``; see ``predict_logits``."""
     logits = answer.get("logits") if isinstance(answer, Mapping) else answer
     logits = logits if isinstance(logits, Tensor) else getattr(logits, "logits", None)
     if not isinstance(logits, Tensor):
@@ -91,7 +91,7 @@ def logits_of_answer(answer: object, images: Tensor) -> Tensor:
             f"model: expected a tensor of logits (N, K), got {kind} without a tensor `logits`; "
             "pass a function that returns the logits alone"
         )
-    if logits.ndim == 1 and len(images) == 1:  # as of a model that squeezes
+    if logits.ndim == 1 and len(images) == 1:  # the model squeezes its output
         logits = logits[None]
     if logits.ndim != 2 or len(logits) != len(images) or logits.shape[1] < 2:
         raise InvalidAnswerError(
@@ -105,19 +105,19 @@ def logits_of_answer(answer: object, images: Tensor) -> Tensor:
     if logits.dtype == torch.float64 != images.dtype:  # keep small gaps between large logits
         largest = logits.detach().amax(1, keepdim=True)
         logits = logits - torch.where(largest.abs() > _LARGE_LOGIT, largest, 0.0)
-    return logits.to(images, copy=True).as_subclass(Tensor)  # a model may use its own tensor again
+    return logits.to(images, copy=True).as_subclass(Tensor)  # the model may reuse its tensor
 
 
 def spread_of(logits: Tensor) -> Tensor:
-    """Largest minus median logit, (N,): the scale of differences, whatever all are shifted by.
+    """Largest minus median logit, (N,): the scale of differences, invariant to shifts.
 
-    Classes that are masked with large negative logits do not count.
+    Classes masked by large negative logits have no influence.
     """
     return logits.amax(1) - logits.median(1).values
 
 
 def _call(model: Model, images: Tensor) -> object:
-    """The model's own answer; parameters made in inference mode are replaced by normal copies."""
+    """Call the model, with normal copies of parameters created in inference mode."""
     if isinstance(model, nn.Module) and not isinstance(model, torch.jit.ScriptModule):
         state = itertools.chain(model.named_parameters(), model.named_buffers())
         copies = {name: tensor.detach().clone() for name, tensor in state if tensor.is_inference()}
@@ -128,9 +128,9 @@ def _call(model: Model, images: Tensor) -> object:
 
 
 def gradient(total: Tensor, inputs: Tensor) -> Tensor:
-    """∇ of the scalar ``total`` with respect to ``inputs``; zeros where there is no path.
+    """Gradient of the scalar ``total`` with respect to ``inputs``; zeros if they are not connected.
 
-    The graph stays, so that further gradients can be taken from it.
+    The graph is kept for further gradients.
     """
     if not total.requires_grad:
         return torch.zeros_like(inputs)
@@ -140,7 +140,7 @@ def gradient(total: Tensor, inputs: Tensor) -> Tensor:
     except RuntimeError as error:
         if "use_reentrant" not in str(error) or not inputs.is_leaf:
             raise
-        inputs.grad = None  # a reentrant checkpoint allows no other way
+        inputs.grad = None  # reentrant checkpoints only support backward()
         total.backward(retain_graph=True)
         slope, inputs.grad = inputs.grad, None
     return torch.zeros_like(inputs) if slope is None else slope
@@ -148,11 +148,11 @@ def gradient(total: Tensor, inputs: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def attack_mode(model: Model) -> Iterator[None]:
-    """Model in eval mode and frozen, gradients on, inference mode, autocast and TF32 off.
+    """Put the model in eval mode and freeze it; gradients on, inference mode, autocast, TF32 off.
 
-    All of it is restored on exit, as are buffers that the model changes in eval mode. Where several
-    threads attack one model, or models that share layers, the last to leave restores what they
-    share. ``torch.compile`` is off meanwhile: its graphs allow one backward pass only.
+    Everything is restored on exit, including buffers that the model changes in eval mode. If
+    several threads attack one model, or models with common layers, the last thread to exit restores
+    what they share. ``torch.compile`` is disabled, as its graphs allow only one backward pass.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(_evaluating(model))
@@ -167,7 +167,7 @@ def attack_mode(model: Model) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _evaluating(model: Model) -> Iterator[None]:
-    """Put ``model``, or the module whose method it is, in eval mode, its parameters frozen."""
+    """Put ``model``, or the module it is a method of, in eval mode and freeze its parameters."""
     module = model if isinstance(model, nn.Module) else getattr(model, "__self__", None)
     if not isinstance(module, nn.Module):
         yield
@@ -194,10 +194,10 @@ def _evaluating(model: Model) -> Iterator[None]:
 
 
 def _freeze(module: nn.Module, parts: list[nn.Module | nn.Parameter]) -> None:
-    """Eval mode, and no gradients for the parameters among ``parts``."""
+    """Set eval mode, and freeze the parameters among ``parts``."""
     try:
         module.eval()
-    except NotImplementedError:  # as of a module that torch.export has made
+    except NotImplementedError:  # a module from torch.export
         for submodule in module.modules():
             submodule.training = False
     for part in parts:
@@ -206,7 +206,7 @@ def _freeze(module: nn.Module, parts: list[nn.Module | nn.Parameter]) -> None:
 
 
 class _Saved:
-    """A module or parameter as it was before the first of its ``users`` attacked it."""
+    """State of a module or parameter before the first of its ``users`` attacked it."""
 
     def __init__(self, part: nn.Module | nn.Parameter) -> None:
         self.part = part
@@ -215,13 +215,13 @@ class _Saved:
         if isinstance(part, nn.Module):
             self.flag = getattr(part, "training", None)  # TorchScript may have removed it
             if not isinstance(part, torch.jit.ScriptModule):
-                own = part._buffers.items()
-                self.buffers = {k: (x, x.detach().clone()) for k, x in own if _is_normal(x)}
+                stored = part._buffers.items()
+                self.buffers = {k: (x, x.detach().clone()) for k, x in stored if _is_normal(x)}
         else:
             self.flag = part.requires_grad
 
     def restore(self) -> None:
-        """Set everything back that is not as it was."""
+        """Restore everything that has changed."""
         if isinstance(self.part, nn.Parameter):
             if self.part.requires_grad is not self.flag:
                 self.part.requires_grad_(bool(self.flag))
@@ -237,14 +237,14 @@ class _Saved:
 
 
 def _is_normal(tensor: Tensor | None) -> TypeGuard[Tensor]:
-    """Whether it is a dense tensor with values that may be changed outside of inference mode."""
+    """Whether it is a dense tensor whose values can change outside of inference mode."""
     if tensor is None or nn.parameter.is_lazy(tensor) or tensor.layout != torch.strided:
         return False
     return not tensor.is_inference() and not tensor.is_meta
 
 
 def chunks(rows: Tensor, *, passes_per_row: int = 1) -> Iterator[Tensor]:
-    """``rows`` in equal pieces that suit their device; none for no rows."""
+    """Yield ``rows`` in equal pieces that suit their device; nothing for no rows."""
     size = max(1, _CHUNK_IMAGES.get(rows.device.type, 64) // passes_per_row)
     if len(rows):
         yield from rows.tensor_split(max(1, round(len(rows) / size)))

@@ -1,4 +1,4 @@
-"""What an attack returns, and how success is judged."""
+"""The result of an attack, and the definition of success."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ class AttackOutcome:
 
     Attributes:
         images: (N, C, H, W), shape and dtype of the input, in [0, 1]; the adversarial image, or
-            the last iterate (spatial attacks: the worst candidate) where the attack failed. Images
-            that were wrong before come back untouched.
-        fooled: bool (N,), the model misclassifies the returned image (so also images that were
-            wrong before); never for an image or logits with NaN.
-        forwards: int64 (N,), forward passes spent on each image.
-        backwards: int64 (N,), backward passes spent on each image.
+            the last iterate (spatial attacks: the worst candidate) if the attack failed.
+            Misclassified clean images are returned unchanged.
+        fooled: bool (N,), whether the model misclassifies the returned image (always true for
+            misclassified clean images); false for an image or logits with NaN.
+        forwards: int64 (N,), forward passes per image.
+        backwards: int64 (N,), backward passes per image.
         transform: spatial attacks: (N, 3), degrees counter-clockwise, pixels right, pixels down of
             the returned image; else None.
-        margins: spatial attacks with ``stop=None``: (N, T), margin of every candidate; NaN for
-            images that were wrong before; else None.
+        margins: spatial attacks with ``stop=None``: (N, T), margin of each candidate; NaN for
+            misclassified clean images; else None.
     """
 
     images: Tensor
@@ -37,8 +37,8 @@ class AttackOutcome:
 def margins_of(logits: Tensor, labels: Tensor) -> Tensor:
     """Logit of the label minus the largest other logit: negative exactly when misclassified.
 
-    A tie that the arg max gives to another class has the smallest negative margin; logits that are
-    not finite, which nobody can call fooled, have margin +∞.
+    A tie that the arg max resolves to another class has the smallest negative margin. Logits that
+    are not finite have margin +∞, as they never count as fooled.
 
     Args:
         logits: (N, K).
@@ -47,9 +47,9 @@ def margins_of(logits: Tensor, labels: Tensor) -> Tensor:
     Returns:
         (N,).
     """
-    own = logits.gather(1, labels[:, None]).squeeze(1)
+    label_logit = logits.gather(1, labels[:, None]).squeeze(1)
     others = logits.scatter(1, labels[:, None], -torch.inf).amax(1)
-    margin = own - others
+    margin = label_logit - others
     lost_tie = (margin == 0) & (logits.argmax(1) != labels)
     margin = torch.where(lost_tie, -torch.finfo(margin.dtype).tiny, margin)
     return torch.where(torch.isfinite(logits).all(1), margin, torch.inf)

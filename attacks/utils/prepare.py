@@ -1,9 +1,9 @@
-"""A private copy of a model, made fast for attack, and used only where it is the same function.
+"""Make a fast copy of a model for attacks, used only where it is the same function.
 
-The copy is a traced graph: convolutions and BatchNorm fused, windows folded, channels last. A trace
-keeps neither hooks nor backward passes of the model's own, and freezes what Python code decides.
-So models with these get no copy, and of the others the copy's logits and input gradients are
-compared with the model's, on the first images and wherever an attack does not fool the model.
+The copy is a traced graph with convolutions and BatchNorm fused, windows folded and channels last.
+Tracing drops hooks and custom backward passes, and freezes decisions of Python code. Models with
+hooks or custom backward passes therefore get no copy. For other models, the copy's logits and input
+gradients are compared with the model's, on the first images and wherever an attack fails.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ _tracing = threading.Lock()
 
 
 class FastCopy(nn.Module):
-    """A traced model; called as the model itself would be, with images that it does not change.
+    """A traced model that leaves its input images unchanged.
 
-    ``features`` (B, d) is what the last layer with parameters was last given, if that is linear.
+    ``features`` (B, d): last input of the final layer with parameters, if that is linear.
     """
 
     def __init__(self, graph: fx.GraphModule) -> None:
@@ -57,11 +57,12 @@ class FastCopy(nn.Module):
 
 
 def prepare(model: Model, images: Tensor) -> Model:
-    """A ``FastCopy`` of ``model``, or ``model`` itself where no copy is known to be the same.
+    """Return a ``FastCopy`` of ``model``, or ``model`` itself if no copy is the same function.
 
-    Any submodule with a ``fold()`` method is replaced by what it returns. The copy is used only if
-    on the first images its logits are the model's within 1e-4 of their spread, and its gradients
-    within 1e-3 (the median image; any: 5 %, as an activation at its kink may take either side).
+    Each submodule with a ``fold()`` method is replaced by the module it returns. On the first
+    images, the copy's logits must equal the model's within 1e-4 of their spread, and its gradients
+    within 1e-3 for the median image and 5 % for all, as an activation at its kink may take either
+    side.
 
     Args:
         model: in ``attack_mode``.
@@ -73,7 +74,7 @@ def prepare(model: Model, images: Tensor) -> Model:
         fast = FastCopy(_traced(model))
         probe = images[:: -(-len(images) // PROBE_IMAGES)]
         return fast if agrees(fast, model, probe) else model
-    except Exception as error:  # whatever a model of others raises when it is copied or traced
+    except Exception as error:  # user code may raise anything when copied or traced
         log.debug("no fast copy of the model: %s", error)
         return model
 
@@ -81,20 +82,20 @@ def prepare(model: Model, images: Tensor) -> Model:
 def agrees(fast: FastCopy, model: Model, images: Tensor) -> bool:
     """Whether the copy has the model's logits, with and without gradients, and its gradients.
 
-    Images that are not finite are left out. A custom ``autograd.Function`` in the model's graph is
-    a disagreement: its backward pass need not be the derivative of what was traced.
+    Images that are not finite are ignored. False if the model's graph contains a custom
+    ``autograd.Function``, whose backward pass need not be the derivative of the traced operations.
     """
     whole = torch.isfinite(images).flatten(1).all(1)
     for rows in chunks(whole.nonzero().squeeze(1)):
         part = images[rows]
         with torch.no_grad():
-            silent = predict_logits(model, part)
+            without_gradients = predict_logits(model, part)
         expected, slope = _logits_and_gradient(model, part)
-        found, fast_slope = _logits_and_gradient(fast, part)
+        fast_logits, fast_slope = _logits_and_gradient(fast, part)
         if expected.grad_fn is not None and _has_custom_function(expected.grad_fn):
             return False
         spread = spread_of(expected.detach())
-        for logits in (found.detach(), silent):
+        for logits in (fast_logits.detach(), without_gradients):
             if not ((logits - expected.detach()).abs().amax(1) <= LOGIT_TOLERANCE * spread).all():
                 return False
         length = slope.flatten(1).norm(dim=1)
@@ -107,7 +108,7 @@ def agrees(fast: FastCopy, model: Model, images: Tensor) -> bool:
 
 
 def _logits_and_gradient(model: Model, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits (B, K), and the gradient of a fixed combination of them that no symmetry cancels."""
+    """Logits (B, K), and the gradient of a fixed linear combination without symmetries."""
     inputs = images.detach().clone().requires_grad_()
     logits = predict_logits(model, inputs)
     weights = torch.arange(1, logits.shape[1] + 1, device=logits.device).to(logits).cos()
@@ -115,7 +116,7 @@ def _logits_and_gradient(model: Model, images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _has_custom_function(node: Any) -> bool:  # noqa: ANN401 - torch has no type for it
-    """Whether a backward pass written in Python lies in the graph that leads to ``node``."""
+    """Whether the graph of ``node`` contains a backward pass written in Python."""
     seen, waiting = set(), [node]
     while waiting:
         current = waiting.pop()
@@ -129,7 +130,7 @@ def _has_custom_function(node: Any) -> bool:  # noqa: ANN401 - torch has no type
 
 
 def _can_be_traced(model: nn.Module) -> bool:
-    """Whether no module is compiled and none, nor all of them together, has a hook."""
+    """Whether no module is compiled, and there are neither module hooks nor global hooks."""
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     if any(getattr(global_hooks, f"_global{name}", None) for name in hooks):
         return False
@@ -141,11 +142,11 @@ def _can_be_traced(model: nn.Module) -> bool:
 
 
 class _FrozenChoiceError(Exception):
-    """The trace would not be the model's function."""
+    """The trace would not be the same function as the model."""
 
 
 class _Tracer(fx.Tracer):
-    """A tracer that refuses contexts it would drop, and leaves other threads' models alone."""
+    """A tracer that refuses contexts it would drop, and ignores models of other threads."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -153,7 +154,7 @@ class _Tracer(fx.Tracer):
         self.contexts = _contexts()
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:  # noqa: ANN401
-        """A node of the graph, made under the same contexts as all others."""
+        """Create a node, if the contexts are the same as for all others."""
         if _contexts() != self.contexts:
             raise _FrozenChoiceError("gradients or autocast are switched inside the model")
         return super().create_node(*args, **kwargs)
@@ -165,7 +166,7 @@ class _Tracer(fx.Tracer):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:  # noqa: ANN401
-        """A call of a submodule; torch traces those of all threads."""
+        """Trace a call of a submodule, unless it comes from another thread."""
         if threading.get_ident() != self.thread:
             return forward(*args, **kwargs)
         return super().call_module(m, forward, args, kwargs)
@@ -177,45 +178,45 @@ def _contexts() -> tuple[bool, ...]:
 
 
 def _traced(model: nn.Module) -> fx.GraphModule:
-    """The model's graph, on parameters of its own.
+    """Trace a copy of the model, with its own parameters.
 
-    It is traced twice, with gradients and without: Python code that counts calls, draws numbers or
-    asks whether there are gradients gives two graphs.
+    The model is traced twice, with and without gradients. The two graphs differ if Python code
+    counts calls, draws random numbers or depends on gradients.
 
     Raises:
         Exception: the model cannot be copied or traced.
     """
-    own = copy.deepcopy(model)
-    if _shares_state(own, model):
+    copied = copy.deepcopy(model)
+    if _shares_state(copied, model):
         raise _FrozenChoiceError("the model's copies share its parameters")
-    own.eval().requires_grad_(False)
-    for parent in list(own.modules()):
+    copied.eval().requires_grad_(False)
+    for parent in list(copied.modules()):
         for name, child in list(parent.named_children()):
             fold = getattr(child, "fold", None)
             if callable(fold):
                 setattr(parent, name, fold())
-    own_fold = getattr(own, "fold", None)
-    own = own_fold() if callable(own_fold) else own
-    graph = _trace_twice(own)
+    fold = getattr(copied, "fold", None)
+    copied = fold() if callable(fold) else copied
+    graph = _trace_twice(copied)
     for node in graph.nodes:
         if node.op == "call_method" and node.target == "view":
-            node.target = "reshape"  # channels last cannot be viewed as rows
-    fused = fuse(fx.GraphModule(own, graph), inplace=True, no_trace=True)
+            node.target = "reshape"  # view does not support channels last
+    fused = fuse(fx.GraphModule(copied, graph), inplace=True, no_trace=True)
     if not isinstance(fused, fx.GraphModule):
         raise AssertionError("fuse keeps graphs")
     return fused.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
 
 def _trace_twice(model: nn.Module) -> fx.Graph:
-    """The model's graph, if it is the same with gradients and without.
+    """Trace the model with and without gradients, and return the graph if both are equal.
 
     Raises:
-        Exception: it is not, or the model cannot be traced.
+        Exception: they differ, or the model cannot be traced.
     """
     with _tracing:
         graph = _Tracer().trace(model)
         constants = {k: v for k, v in vars(model).items() if k.startswith("_tensor_constant")}
-        for name in constants:  # so that the second trace gives its own the same names
+        for name in constants:  # so that the second trace uses the same names
             delattr(model, name)
         with torch.no_grad():
             again = _Tracer().trace(model)

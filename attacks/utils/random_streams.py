@@ -1,4 +1,4 @@
-"""Random numbers that depend on a seed and an image's own bytes, and on nothing else."""
+"""Random numbers that depend only on a seed and the bytes of an image."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def image_streams(images: Tensor, key: str) -> Iterator[np.random.Generator]:
-    """A generator for each of ``images`` (N, C, H, W), keyed by ``key`` and the float32 pixels."""
+    """Yield a generator per image (N, C, H, W), seeded by ``key`` and the float32 pixels."""
     for image in images.detach().cpu():
         digest = hashlib.sha256(key.encode() + image.float().numpy().tobytes()).digest()
         yield np.random.default_rng(np.frombuffer(digest, np.uint32))

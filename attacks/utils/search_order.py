@@ -1,4 +1,4 @@
-"""In which order the spatial attacks try their candidates when any one that fools will do."""
+"""Order in which spatial attacks try candidates when they stop at the first that fools."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from torch import Tensor
 
 Floats = NDArray[np.float64]
 
-_SIZE_WEIGHT = 1e-6  # size decides among equal distances
-_DIGITS = 9  # to which distances are equal
+_SIZE_WEIGHT = 1e-6  # size breaks ties of distance
+_DIGITS = 9  # precision of distances
 _ROUNDING = 1e-9  # relative, of squared distances
-_SLACK = 1e-5  # by how much squared distances of candidates with equal scores may differ
+_SLACK = 1e-5  # largest difference of squared distances at equal scores
 
 
 def search_order(transforms: Tensor) -> Tensor:
-    """Order in which the (T, 3) transforms of a grid are tried until one fools: int64 (T,).
+    """Return the order in which to try the transforms (T, 3) of a grid: int64 (T,).
 
-    The largest first, then each time the one farthest from all before it, the larger among equals;
-    so a few candidates already reach into every corner. Axes are relative to their reach, angles
-    count twice, for they change an image more. Equal transforms come last. Takes about T log T.
+    The largest comes first, then always the one farthest from all before it, the larger among
+    equals, so that a few candidates cover all corners. Axes are relative to their range; angles
+    have weight 2, as they change an image more. Duplicates come last. Time: about T log T.
 
     Args:
         transforms: all combinations of values per axis, each axis ascending and the last one
-            running fastest, as ``transformation_grid`` makes them.
+            varying fastest, as from ``transformation_grid``.
     """
     reach = transforms.abs().amax(0).clamp_min(1e-12)
     places = (transforms / reach * torch.tensor([2.0, 1.0, 1.0]).to(transforms)).cpu().numpy()
@@ -47,35 +47,35 @@ def search_order(transforms: Tensor) -> Tensor:
 
 
 def _farthest_first(axes: list[Floats], size: Floats) -> NDArray[np.int64]:
-    """The cells of a grid, the largest first, then each time the one farthest from those before.
+    """Order the cells of a grid: the largest, then always the one farthest from those before.
 
-    A cell that is taken changes distances only of cells that are nearer to it than the largest
-    distance left, in a box that shrinks. Once no two cells are that near, the rest is sorted.
+    Taking a cell only changes the distances of cells nearer to it than the largest remaining
+    distance, in a shrinking box. When no two cells are that near, the rest is sorted.
 
     Args:
         axes: ascending values per axis.
-        size: of the cells, flat.
+        size: sizes of the cells, flat.
     """
     shape = tuple(map(len, axes))
     values = [axis.tolist() for axis in axes]
     preferred = (_SIZE_WEIGHT * size).reshape(shape)
-    distance = np.full(shape, np.inf)  # squared, to the nearest cell taken; -1: taken itself
+    distance = np.full(shape, np.inf)  # squared, to the nearest taken cell; -1: taken
     gaps = [float(np.diff(axis).min()) for axis in axes if len(axis) > 1]
     closest = min(gaps, default=math.inf) ** 2 * (1 + _ROUNDING)
     scores, block_length = _padded(size)  # (blocks, block_length)
     score = scores.reshape(-1)[: size.size].reshape(shape)
     block_maxima = scores.max(1)
     order: list[int] = []
-    looked = 0
+    checked = 0
     while len(order) < size.size:
         block = int(block_maxima.argmax())
         cell = block * block_length + int(scores[block].argmax())
         place = _place(cell, shape)
         largest = float(distance[place])
-        if largest <= closest and len(order) >= looked:  # others may be farther, of smaller size
+        if largest <= closest and len(order) >= checked:  # others may be farther, of smaller size
             if distance.max() <= closest:
                 break
-            looked = len(order) + len(order) // 16 + 1
+            checked = len(order) + len(order) // 16 + 1
         order.append(cell)
         distance[place] = -1.0
         radius = math.sqrt(largest + _SLACK)
@@ -95,7 +95,7 @@ def _farthest_first(axes: list[Floats], size: Floats) -> NDArray[np.int64]:
 
 
 def _padded(size: Floats) -> tuple[Floats, int]:
-    """The sizes in rows, so that the largest is found by way of the rows' maxima."""
+    """Arrange the sizes in rows, to find the largest from the rows' maxima."""
     length = math.isqrt(size.size - 1) + 1
     rows = np.full((-(-size.size // length), length), -np.inf)
     rows.reshape(-1)[: size.size] = size
@@ -108,7 +108,7 @@ def _place(cell: int, shape: tuple[int, ...]) -> tuple[int, int, int]:
 
 
 def _around(axis: list[float], index: int, radius: float) -> slice:
-    """Indices of the values of an ascending axis that are no farther than ``radius``."""
+    """Indices of the values of an ascending axis within ``radius``."""
     start = bisect_left(axis, axis[index] - radius)
     return slice(start, bisect_right(axis, axis[index] + radius))
 

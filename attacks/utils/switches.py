@@ -1,4 +1,4 @@
-"""Switches of the process that are off while an attack runs, and restored when it ends."""
+"""Process-wide switches of torch, turned off during an attack and restored afterwards."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from typing import Any
 import torch
 
 _lock = threading.Lock()
-_restorers: list[Callable[[], None]] = []  # in the order in which they are to be called
+_restorers: list[Callable[[], None]] = []  # in calling order
 _users = 0
 
 
 @contextlib.contextmanager
 def process_switches() -> Iterator[None]:
-    """TF32 and bfloat16 inside float32 products and convolutions off, and ``torch.compile``.
+    """Turn off TF32 and bfloat16 in float32 operations, and ``torch.compile``.
 
-    Compiled graphs allow a single backward pass. The switches belong to the process: while several
-    threads are inside, the first one saves them and the last one restores them.
+    Compiled graphs allow a single backward pass. The switches are process-wide: of several threads,
+    the first saves them and the last restores them.
     """
     global _users  # noqa: PLW0603 - as global as the switches
     with _lock:
@@ -40,11 +40,12 @@ def process_switches() -> Iterator[None]:
 
 
 def _save_and_disable() -> None:
-    """Save every switch and turn it off; those of precision in the new and the old interface.
+    """Save all switches and turn them off.
 
-    Both are set, because torch refuses to read an old switch that contradicts a new one.
+    Precision is set in both the new and the old interface, because torch refuses to read an old
+    switch that contradicts a new one.
     """
-    if "torch._dynamo" in sys.modules:  # nothing has been compiled before it is imported
+    if "torch._dynamo" in sys.modules:  # else nothing is compiled
         stance = torch.compiler.set_stance("force_eager")
         _restorers.append(partial(stance.__exit__, None, None, None))
     backends: Any = torch.backends
@@ -53,7 +54,7 @@ def _save_and_disable() -> None:
     matmul, convolution = [backends.cuda.matmul, mkldnn.matmul], [cudnn.conv, cudnn.rnn]
     operations = [*matmul, *convolution, mkldnn.conv, mkldnn.rnn]
     saved = []
-    for switch in inherited + operations:  # a switch shows its own value once the others are none
+    for switch in inherited + operations:  # inherited values must be cleared first
         saved.append(partial(setattr, switch, "fp32_precision", switch.fp32_precision))
         switch.fp32_precision = "none"
     old_matmul = _read_old(torch.get_float32_matmul_precision, matmul)
@@ -68,7 +69,7 @@ def _save_and_disable() -> None:
 
 
 def _read_old(read: Callable[[], Any], switches: list[Any]) -> Any:  # noqa: ANN401
-    """Value of an old switch: try the values of the new ``switches`` that it may stand for."""
+    """Read an old switch, trying all values of the new ``switches`` that it may represent."""
     for values in (("ieee", "ieee"), ("tf32", "tf32"), ("tf32", "bf16")):
         for switch, value in zip(switches, values, strict=True):
             switch.fp32_precision = value

@@ -1,4 +1,4 @@
-"""The rotations and translations that the spatial attacks try, and in which order.
+"""The rotations and translations that spatial attacks try.
 
 A transform is a row (angle, right, down) as in ``attacks.utils.warp``.
 """
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 MAX_CANDIDATES = 3_000_000
-"""Of a grid; each costs a pass per image. 31 angles and 301 shifts per axis are 2.8 million."""
+"""Candidates of a grid, each a pass per image; 31 angles and 301 shifts per axis: 2.8 million."""
 MAX_TRANSLATION = 4_096
 """Pixels; images are not larger."""
 
@@ -26,13 +26,13 @@ def grid_transforms(
     num_rotations: int = 31,
     num_translations: int = 5,
 ) -> Tensor:
-    """The candidates of ``spatial_grid`` for images of ``shape`` (…, H, W): float64 (T, 3)."""
+    """Candidates of ``spatial_grid`` for images of ``shape`` (…, H, W): float64 (T, 3)."""
     limit = translation_limit(shape, max_translation)
     return transformation_grid(max_rotation, limit, num_rotations, num_translations)
 
 
 def shift_transforms(shape: Sequence[int], *, max_translation: int | None = None) -> Tensor:
-    """The candidates of ``spatial_shift`` for images of ``shape`` (…, H, W): float64 (T, 3)."""
+    """Candidates of ``spatial_shift`` for images of ``shape`` (…, H, W): float64 (T, 3)."""
     limit = translation_limit(shape, max_translation)
     if max_translation is not None and limit != int(limit):
         raise ValueError(f"max_translation: expected a whole number, got {max_translation}")
@@ -45,12 +45,12 @@ def shift_transforms(shape: Sequence[int], *, max_translation: int | None = None
 def transformation_grid(
     max_rotation: float, max_translation: float, num_rotations: int, num_translations: int
 ) -> Tensor:
-    """All combinations of angles and shifts, float64 (T, 3): degrees, pixels right, pixels down.
+    """Combine angles and shifts, float64 (T, 3): degrees, pixels right, pixels down.
 
-    The last column runs fastest. Odd counts only, so that the identity is among them.
+    The last column varies fastest. Counts are odd, so that the grid contains the identity.
 
     Raises:
-        ValueError: an even count, a negative reach, or more than ``MAX_CANDIDATES``.
+        ValueError: an even count, an angle out of range, or more than ``MAX_CANDIDATES``.
     """
     check_rotation(max_rotation)
     for name, number in (("num_rotations", num_rotations), ("num_translations", num_translations)):
@@ -66,7 +66,7 @@ def transformation_grid(
         np.linspace(-limit, limit, number) if number > 1 else np.zeros(1)
         for limit, number in ((max_rotation, num_rotations), (max_translation, num_translations))
     )
-    for values in (angles, shifts):  # the identity exactly, whatever linspace rounds to
+    for values in (angles, shifts):  # make the identity exact
         values[np.abs(values) < 1e-9] = 0.0
     points = np.empty((num_rotations, num_translations, num_translations, 3))
     points[..., 0] = angles[:, None, None]
@@ -76,7 +76,7 @@ def transformation_grid(
 
 
 def check_rotation(max_rotation: float) -> None:
-    """Refuse what is no angle up to half a turn.
+    """Refuse an invalid maximum angle.
 
     Raises:
         ValueError: not 0 … 180 degrees.
@@ -86,7 +86,7 @@ def check_rotation(max_rotation: float) -> None:
 
 
 def translation_limit(shape: Sequence[int], max_translation: float | None) -> float:
-    """Pixels; None: 10 % of the shorter side of images (…, H, W) to the nearest half pixel.
+    """Maximum translation in pixels; None: 10 % of the shorter side (…, H, W), to half a pixel.
 
     Raises:
         ValueError: negative, or more than ``MAX_TRANSLATION``.

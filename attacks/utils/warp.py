@@ -1,9 +1,9 @@
-"""Rotations and translations: the only place that knows signs, units, padding, interpolation.
+"""Rotate and translate images; all conventions of sign, unit, padding and interpolation.
 
 A transform is a row (angle, right, down): degrees, positive counter-clockwise as displayed, and
 pixels. The image is rotated about its centre, ((W − 1)/2, (H − 1)/2), then moved; both in one
-bilinear interpolation. Pixels from outside are zero, the border's, or reflected at the border
-pixels' centres.
+bilinear interpolation. Pixels outside the image are zero, copied from the border, or reflected at
+the centres of the border pixels.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _PAD_MODE = {"zeros": "constant", "border": "replicate", "reflection": "reflect"
 
 
 def sampling_grids(transforms: Tensor, height: int, width: int) -> Tensor:
-    """Where each output pixel comes from, in ``grid_sample``'s coordinates (corners aligned).
+    """Source coordinates of each output pixel, for ``grid_sample`` with aligned corners.
 
     Args:
         transforms: (T, 3), computed in float64.
@@ -29,7 +29,7 @@ def sampling_grids(transforms: Tensor, height: int, width: int) -> Tensor:
         width: W.
 
     Returns:
-        float64 (T, H, W, 2). A side of one pixel, which has no extent between corners, is taken as
+        float64 (T, H, W, 2). A side of one pixel, which has no extent between corners, counts as
         the middle one of three, as in ``warp``.
     """
     if 1 in (height, width):
@@ -51,23 +51,23 @@ def sampling_grids(transforms: Tensor, height: int, width: int) -> Tensor:
 
 
 def _sides(height: int, width: int) -> tuple[int, int]:
-    """Sides of the image that coordinates refer to: 3 in place of 1."""
+    """Sides of the image to which coordinates refer: 3 instead of 1."""
     return (3 if height == 1 else height), (3 if width == 1 else width)
 
 
 def warp(images: Tensor, grids: Tensor, padding: Padding) -> Tensor:
-    """One transform per image.
+    """Apply one transform to each image.
 
     Args:
         images: (N, C, H, W).
         grids: (N, H, W, 2) from ``sampling_grids``.
-        padding: what lies outside of the image.
+        padding: values outside the image.
 
     Returns:
-        (N, C, H, W), inside [0, 1] where the images are.
+        (N, C, H, W), clamped to [0, 1].
     """
     grids = grids.to(images)
-    if 1 in images.shape[2:]:  # all pixels across a side of one pixel are the same, or outside
+    if 1 in images.shape[2:]:  # pad a side of one pixel to three
         beside_width, beside_height = (int(side == 1) for side in reversed(images.shape[2:]))
         pads = (beside_width, beside_width, beside_height, beside_height)
         images = F.pad(images, pads, mode="constant" if padding == "zeros" else "replicate")
@@ -76,12 +76,12 @@ def warp(images: Tensor, grids: Tensor, padding: Padding) -> Tensor:
 
 
 def warp_all(images: Tensor, grids: Tensor, padding: Padding) -> Tensor:
-    """Every image under every transform, sharing the interpolation weights.
+    """Apply all transforms to all images, sharing interpolation weights.
 
     Args:
         images: (N, C, H, W).
         grids: (T, H, W, 2) from ``sampling_grids``.
-        padding: what lies outside of the image.
+        padding: values outside the image.
 
     Returns:
         (T, N, C, H, W).
@@ -92,13 +92,13 @@ def warp_all(images: Tensor, grids: Tensor, padding: Padding) -> Tensor:
 
 
 def warp_flow(images: Tensor, flow: Tensor, padding: Padding = "zeros") -> Tensor:
-    """Each output pixel takes what lies at its own place plus the flow; differentiable.
+    """Sample each output pixel at its own position plus the flow; differentiable.
 
     Args:
         images: (N, C, H, W).
         flow: (N, 2, H, W), pixels right and pixels down; a constant (−3, 0) moves the image 3
             pixels to the right.
-        padding: what lies outside of the image.
+        padding: values outside the image.
 
     Returns:
         (N, C, H, W).

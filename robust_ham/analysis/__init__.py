@@ -1,1 +1,1 @@
-"""Tables in, tables out; no torch."""
+"""Metrics, statistics, contrasts, claims and imported tables: tables in, tables out; no torch."""

@@ -1,4 +1,4 @@
-"""Figures that are no plain means, with intervals by resampling seeds and images crosswise."""
+"""Bootstrap over crossed seeds × images, for statistics other than plain means."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from robust_ham.analysis.statistics import Interval, Values
 _BOOTSTRAP_DRAWS = 1000
 
 Statistic = Callable[[NDArray[np.int64]], Values]
-"""A figure per seed, (b, S), of images that count as often as each row of the argument, (b, n)."""
+"""Maps counts of images in b draws, (b, n), to a value per draw and seed, (b, S)."""
 
 
 def means_of(values: Values) -> Statistic:
-    """Mean over the images of each seed, (S, n); NaN is left out, NaN where there is nothing."""
+    """Average the images of each seed, (S, n), ignoring NaN; NaN if no image has a value."""
     present = ~np.isnan(values)
     filled, known = np.where(present, values, 0.0).T, present.astype(np.float64).T
 
@@ -32,9 +32,9 @@ def means_of(values: Values) -> Statistic:
 
 
 def medians_of(values: Values) -> Statistic:
-    """Median over the images of each seed, (S, n); NaN is left out, +∞ is a value like any other.
+    """Take the median over the images of each seed, (S, n), ignoring NaN; +∞ is a valid value.
 
-    NaN where there is nothing.
+    NaN if no image has a value.
     """
     order = np.argsort(values, axis=1)  # NaN last
     known = (~np.isnan(values)).sum(axis=1)
@@ -62,20 +62,20 @@ def medians_of(values: Values) -> Statistic:
 
 
 def per_seed(statistic: Statistic, num_images: int) -> Values:
-    """The figure of each seed, (S,), every image counting once."""
-    found: Values = statistic(np.ones((1, num_images), dtype=np.int64))[0]
-    return found
+    """Compute the statistic of each seed, (S,), counting each image once."""
+    values: Values = statistic(np.ones((1, num_images), dtype=np.int64))[0]
+    return values
 
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """An estimate and its bootstrap draws."""
+    """An estimate and its bootstrap draws, (b,)."""
 
     estimate: float
     draws: Values
 
     def interval(self, confidence: float = 0.95) -> Interval:
-        """Two-sided percentile interval of the draws that are numbers; NaN if none is."""
+        """Return the two-sided percentile interval of the draws, ignoring NaN; NaN if all are."""
         draws = self.draws[~np.isnan(self.draws)]
         if len(draws) == 0:
             return Interval(self.estimate, np.nan, np.nan)
@@ -87,9 +87,9 @@ class Bootstrap:
 def crossed_bootstrap(
     statistic: Statistic, num_images: int, *, seed: int = 0, num_draws: int = _BOOTSTRAP_DRAWS
 ) -> Bootstrap:
-    """Mean over seeds of a statistic over images, resampling seeds and images crosswise.
+    """Average a statistic over seeds, resampling seeds and images independently.
 
-    One draw of images is shared by all seeds. Approximate below 10 seeds.
+    All seeds share a draw of images. The interval is approximate below 10 seeds.
     """
     whole = per_seed(statistic, num_images)
     seeds, counts = _resampled(len(whole), num_images, seed, num_draws)
@@ -102,10 +102,7 @@ def crossed_bootstrap(
 def _resampled(
     num_seeds: int, num_images: int, seed: int, num_draws: int
 ) -> tuple[NDArray[np.int64], NDArray[Any]]:
-    """Of each draw the seeds, (b, S), and how often each image counts, (b, n).
-
-    Remembered, as all figures of a run ask for the same.
-    """
+    """Draw seeds, (b, S), and counts of images, (b, n); cached, as all metrics share them."""
     stream = np.random.default_rng(seed)
     seeds = np.empty((num_draws, num_seeds), dtype=np.int64)
     counts = np.empty((num_draws, num_images), dtype=np.int32)

@@ -1,6 +1,6 @@
-"""Tests of one trained network against another: what they cannot say is anything of the methods.
+"""``checkpoints.csv``: tests of one trained network against another.
 
-A verdict on windows needs several seeds (``contrasts``); these tests treat two networks as fixed.
+They treat both networks as fixed. A verdict on windows needs several seeds (``contrasts``).
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from robust_ham.analysis.contrasts import paired_by_seed
-from robust_ham.analysis.curves import arms_of, distances, still_right, survived
+from robust_ham.analysis.arms import arms_of, pair_by_seed
+from robust_ham.analysis.metrics import METRICS, distances
 from robust_ham.analysis.run import Run
 from robust_ham.analysis.statistics import mcnemar, wilcoxon
 from robust_ham.config.models import ModelGroup
@@ -24,17 +24,18 @@ COLUMNS = (
 _NOTE = "these two networks, not windows as such"
 
 
-def checkpoint_pairs(run: Run) -> pd.DataFrame:
-    """``checkpoints.csv``: every windowed network against the baseline of its k and seed.
+def compare_checkpoints(run: Run) -> pd.DataFrame:
+    """Test each windowed network against the baseline of its k and seed.
 
-    McNemar's exact test on images right, clean and under attack (``windowed_only``: images that
-    only the windowed network gets right); Wilcoxon's signed-rank test on distances of images that
-    both get right (here: images farther for one than for the other). p is raw.
+    McNemar's exact test on correctly classified images, clean and under attack (``windowed_only``:
+    images that only the windowed network gets right); Wilcoxon's signed-rank test on the distances
+    of images that both get right (``windowed_only``: images whose distance is larger for the
+    windowed network). p is not adjusted.
     """
     rows: list[dict[str, Any]] = []
     arms = arms_of(run)
     for (family, size, window), arm in arms.items():
-        paired = paired_by_seed(arm, arms.get((family, size, "none"), []))
+        paired = pair_by_seed(arm, arms.get((family, size, "none"), []))
         if window != "none" and paired is not None:
             for windowed, baseline in zip(*paired, strict=True):
                 rows += list(_pair(run, windowed, baseline))
@@ -45,7 +46,11 @@ def _pair(run: Run, windowed: ModelGroup, baseline: ModelGroup) -> Iterator[dict
     about = {"windowed_id": windowed.model_id, "baseline_id": baseline.model_id, "note": _NOTE}
     one, other = run.correct(windowed.model_id), run.correct(baseline.model_id)
     if one is not None and other is not None and len(one) == len(other):
-        yield about | {"metric": "clean_accuracy", "attack": ""} | _right(one > 0, other > 0)
+        yield (
+            about
+            | {"metric": "clean_accuracy", "attack": ""}
+            | _mcnemar_columns(one > 0, other > 0)
+        )
     for attack_id, attack in run.attacks.items():
         tables = [run.samples.get((s.model_id, attack_id)) for s in (windowed, baseline)]
         if tables[0] is None or tables[1] is None:
@@ -53,10 +58,10 @@ def _pair(run: Run, windowed: ModelGroup, baseline: ModelGroup) -> Iterator[dict
         if not tables[0]["sample_id"].equals(tables[1]["sample_id"]):
             continue
         known = about | {"attack": attack_id}
-        held = still_right if attack.has_budget else survived
-        right = [held(t, attack) > 0 for t in tables if t is not None]
+        robust = METRICS["robust_accuracy"]
+        right = [robust.image_values(t, attack) > 0 for t in tables if t is not None]
         budget = attack.main_budget if attack.has_budget else None
-        yield known | {"metric": "robust_accuracy", "budget": budget} | _right(*right)
+        yield known | {"metric": "robust_accuracy", "budget": budget} | _mcnemar_columns(*right)
         if attack.has_budget:
             one, other = (distances(t, attack) for t in tables if t is not None)
             both = (one > 0) & (other > 0)
@@ -70,7 +75,7 @@ def _pair(run: Run, windowed: ModelGroup, baseline: ModelGroup) -> Iterator[dict
             }
 
 
-def _right(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> dict[str, Any]:
+def _mcnemar_columns(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> dict[str, Any]:
     first, second = int((one & ~other).sum()), int((other & ~one).sum())
     return {
         "test": "McNemar",

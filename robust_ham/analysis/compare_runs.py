@@ -1,4 +1,4 @@
-"""Two or more runs side by side: what differs in their configurations, and in their results."""
+"""Compare runs: differences of configurations and of results."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from robust_ham.analysis.compare_tables import Metric, PairedComparison, compare
+from robust_ham.analysis.compare_tables import PairedComparison, compare
+from robust_ham.analysis.metrics import METRICS
+from robust_ham.analysis.paired_images import OtherImagesError, pair_rows
 from robust_ham.analysis.run import Run
-from robust_ham.analysis.same_images import OtherImagesError, paired_rows
 from robust_ham.config.experiment import AttackConfig
 from robust_ham.errors import RequestError, printable
 
@@ -20,7 +21,7 @@ RESULT_COLUMNS = (
 
 
 def changed_keys(runs: list[Run]) -> pd.DataFrame:
-    """``key`` and a column per run, as text: keys of the configurations that are not all equal."""
+    """Tabulate the configuration keys that differ, as text: ``key`` and a column per run."""
     names = run_names(runs)
     flat = [_flat(json.loads(run.config.model_dump_json(by_alias=True))) for run in runs]
     keys = dict.fromkeys(key for values in flat for key in values)
@@ -33,35 +34,35 @@ def changed_keys(runs: list[Run]) -> pd.DataFrame:
 
 
 def run_names(runs: list[Run]) -> list[str]:
-    """Names of the folders, told apart where they are the same, or that of the column of keys."""
+    """Return the folders' names; those that are not unique, or ``key``, get a number."""
     names = [printable(run.folder.root.resolve().name) for run in runs]
     taken = [*names, "key"]
     return [f"{n} ({i + 1})" if taken.count(n) > 1 else n for i, n in enumerate(names)]
 
 
 def _flat(value: Any, place: str = "") -> dict[str, str]:  # noqa: ANN401
-    """Dotted keys to values as text."""
+    """Map dotted keys to values as text."""
     if isinstance(value, dict) and value:
         items = value.items()
     elif isinstance(value, list) and any(isinstance(v, dict) for v in value):
         items = {str(i): v for i, v in enumerate(value)}.items()
     else:
         return {place: json.dumps(value)}
-    found = dict[str, str]()
+    flat = dict[str, str]()
     for key, inner in items:
-        found |= _flat(inner, f"{place}.{key}" if place else str(key))
-    return found
+        flat |= _flat(inner, f"{place}.{key}" if place else str(key))
+    return flat
 
 
-def compared_results(runs: list[Run]) -> pd.DataFrame:
-    """A row per other run, network and attack that the first run has too, ``RESULT_COLUMNS``.
+def compare_results(runs: list[Run]) -> pd.DataFrame:
+    """Compare each run with the first, by network and attack: ``RESULT_COLUMNS``.
 
-    The interval is of the paired effect over images, for these very networks: others, trained
-    again, may differ more.
+    The interval is that of the paired effect over images, for these networks; networks trained
+    again may differ more.
 
     Raises:
-        RequestError: nothing in common, or what is called one image is two; model, attack and image
-            are named.
+        RequestError: nothing in common, or two images under one name; the message names model,
+            attack and image.
     """
     first, names = runs[0], run_names(runs)
     rows: list[dict[str, Any]] = []
@@ -94,16 +95,24 @@ def _paired(
     first: Run, other: Run, model_id: str, attack_id: str
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     key = model_id, attack_id
-    return paired_rows((first, first.samples[key]), (other, other.samples[key]))
+    return pair_rows((first, first.samples[key]), (other, other.samples[key]))
 
 
-def _metrics(attack: AttackConfig, *, with_clean: bool) -> list[tuple[Metric, float | None]]:
-    """What is compared, and at which budget; the clean accuracy is the same under every attack."""
-    metrics: list[tuple[Metric, float | None]] = [("clean_accuracy", None)] if with_clean else []
-    if not attack.has_budget:
-        return [*metrics, ("robust_accuracy", None)]
-    largest = attack.curve_budgets[-1]
-    return [*metrics, ("robust_area", largest), ("robust_accuracy", attack.main_budget)]
+def _metrics(attack: AttackConfig, *, with_clean: bool) -> list[tuple[str, float | None]]:
+    """Metrics to compare and their budgets; clean accuracy is the same under every attack."""
+    metrics: list[tuple[str, float | None]] = []
+    for metric in METRICS.values():
+        if not metric.compares_tables or not metric.applies_to(attack):
+            continue
+        if metric.model_values is not None and not with_clean:
+            continue
+        budget = None
+        if metric.values_at is not None and attack.has_budget:
+            budget = attack.main_budget
+        elif metric.attacks == "with budget":
+            budget = attack.curve_budgets[-1]
+        metrics.append((metric.id, budget))
+    return metrics
 
 
 def _compared(
@@ -111,33 +120,33 @@ def _compared(
     other: Run,
     attack_id: str,
     tables: tuple[pd.DataFrame, pd.DataFrame],
-    metric: Metric,
+    metric: str,
     budget: float | None,
 ) -> dict[str, Any]:
-    """The paired effect in the columns of a row, or a note that says why there is none."""
+    """Return the paired effect as columns, or a note why it is missing."""
     attack = first.attacks[attack_id]
     try:
         _check_norm(attack, other.attacks[attack_id])
-        found = compare(tables[1], tables[0], metric, budget=budget, norm=attack.norm)
+        comparison = compare(tables[1], tables[0], metric, budget=budget, norm=attack.norm)
     except ValueError as error:
         return {"note": str(error)}
-    return _in_a_row(found)
+    return _result_columns(comparison)
 
 
 def _check_norm(one: AttackConfig, other: AttackConfig) -> None:
-    """Distances in another norm are no better or worse."""
+    """Refuse to compare distances in different norms."""
     if (one.norm, one.has_budget) != (other.norm, other.has_budget):
         raise ValueError("another norm")
 
 
-def _in_a_row(found: PairedComparison) -> dict[str, Any]:
+def _result_columns(comparison: PairedComparison) -> dict[str, Any]:
     return {
-        "first": found.baseline,
-        "other": found.other,
-        "scale": "ratio" if found.metric == "robust_area" else "difference",
-        "effect": found.effect,
-        "low": found.low,
-        "high": found.high,
-        "num_images": found.num_images,
-        "note": found.note if np.isnan(found.effect) else "",
+        "first": comparison.baseline,
+        "other": comparison.other,
+        "scale": METRICS[comparison.metric].scale,
+        "effect": comparison.effect,
+        "low": comparison.low,
+        "high": comparison.high,
+        "num_images": comparison.num_images,
+        "note": comparison.note if np.isnan(comparison.effect) else "",
     }

@@ -1,28 +1,20 @@
-"""Windowed against baseline: effects with intervals, tests and verdicts, for ``contrasts.csv``."""
+"""``contrasts.csv``: effects of windows, with intervals, tests and verdicts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from robust_ham.analysis.curves import (
-    area_values,
-    arms_of,
-    distances,
-    stacked,
-    still_right,
-    survived,
-)
-from robust_ham.analysis.doubts import UNDECIDED, Kept, SignedArm, withhold_doubtful
+from robust_ham.analysis.arms import Arm, arms_of, pair_by_seed, stack
+from robust_ham.analysis.metrics import METRICS, Metric, Scale
 from robust_ham.analysis.run import Run
 from robust_ham.analysis.statistics import Values, holm, pooled_seed_variance, ratio, vary_alike
 from robust_ham.analysis.verdicts import FEW_SEEDS, UNKNOWN, Margins, judge_mean, judge_median_ratio
-from robust_ham.config.experiment import AttackConfig
+from robust_ham.analysis.withheld_verdicts import UNDECIDED, Kept, SignedArm, withhold_doubtful
 from robust_ham.config.models import ModelGroup
 
 CONTRAST_COLUMNS = (
@@ -30,33 +22,44 @@ CONTRAST_COLUMNS = (
     "num_images baseline windowed effect low high simultaneous_low simultaneous_high p p_holm "
     "margin_low margin_high verdict seeds_to_decide images_to_decide primary note"
 ).split()
-ACCURACY_MARGINS = {"fashion_mnist": 0.005, "mnist": 0.001}
-"""Differences of accuracy that count as none; other data sets: ``ACCURACY_MARGIN``."""
-ACCURACY_MARGIN = 0.01
-RATIO_MARGINS = (0.95, 1.05)
 
-Arm = list[ModelGroup]
 Versus = Literal["same k", "3x3 baseline", "claim"]
-Scale = Literal["difference", "ratio", "median ratio"]
 
 
 @dataclass(frozen=True)
 class Measure:
-    """What two arms are compared by: values per model, (n,) over images, or one number.
+    """A metric under one attack at one budget: what two arms are compared by.
 
-    ``margins``: effects that count as none; None: there is no agreed margin. ``largest``: value of
-    an image, where the smallest is 0.
+    ``margins``: effects that count as equivalent; None: no agreed margin.
     """
 
-    metric: str
-    attack: str
+    metric: Metric
+    attack_id: str
     budget: float | None
-    scale: Scale
-    values: Callable[[Run, ModelGroup], Values | None]
-    margins: Margins | None = None
-    largest: float = np.inf
-    lower_is_better: bool = False
-    per_image: bool = True
+    margins: Margins | None
+    largest: float
+    """Highest value of an image, where the lowest is 0."""
+    lower_is_better: bool
+
+    @property
+    def scale(self) -> Scale:
+        """How two arms are compared."""
+        return self.metric.scale
+
+    @property
+    def per_image(self) -> bool:
+        """Whether there is a value per image, not one per model."""
+        return self.metric.per_image
+
+    def values(self, run: Run, spec: ModelGroup) -> Values | None:
+        """Return the values of a model, (n,); None: not measured yet."""
+        if not self.attack_id:
+            assert self.metric.model_values is not None
+            return self.metric.model_values(run, spec)
+        samples = run.samples.get((spec.model_id, self.attack_id))
+        if samples is None:
+            return None
+        return self.metric.image_values(samples, run.attacks[self.attack_id], self.budget)
 
 
 @dataclass(frozen=True)
@@ -74,10 +77,10 @@ class Comparison:
 
 
 def contrasts(run: Run) -> pd.DataFrame:
-    """``contrasts.csv``: every comparison of a windowed arm, by every measure.
+    """Compare each windowed arm with its references by each measure: ``contrasts.csv``.
 
-    Simultaneous intervals and Holm's p are over the kernel sizes of one family, window, reference
-    and measure. An interaction is the growth of the effect between two kernel sizes.
+    Simultaneous intervals and Holm's p cover the kernel sizes of one family, window, reference and
+    measure. An interaction is the difference of the effect between two kernel sizes.
     """
     groups: dict[tuple[str, str, str], list[Comparison]] = {}
     for comparison in _comparisons(run):
@@ -86,7 +89,7 @@ def contrasts(run: Run) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for group in groups.values():
         for measure in measures(run):
-            rows += [row for _, row in compare(run, group, measure)]
+            rows += [row for _, row in compare_arms(run, group, measure)]
             if group[0].versus == "same k" and run.config.interaction is not None:
                 rows += _interaction_rows(run, group, measure, *run.config.interaction)
     return pd.DataFrame(rows, columns=CONTRAST_COLUMNS)
@@ -99,117 +102,100 @@ def _comparisons(run: Run) -> Iterator[Comparison]:
         for versus, other in references:
             if window == "none" or other == size:
                 continue
-            paired = paired_by_seed(arm, arms.get((family, other or size, "none"), []))
+            paired = pair_by_seed(arm, arms.get((family, other or size, "none"), []))
             if paired is not None:
                 yield Comparison(*paired, versus)
 
 
-def paired_by_seed(one: Arm, other: Arm) -> tuple[Arm, Arm] | None:
-    """The models of two arms whose seeds both have, in the order of the seeds."""
-    first, second = ({spec.seed: spec for spec in arm} for arm in (one, other))
-    seeds = sorted(first.keys() & second.keys())
-    return ([first[s] for s in seeds], [second[s] for s in seeds]) if seeds else None
-
-
 def measures(run: Run) -> Iterator[Measure]:
-    """Everything that arms are compared by."""
-    margin = ACCURACY_MARGINS.get(run.config.dataset.name, ACCURACY_MARGIN)
-    shares = (-margin, margin)
-    yield Measure("clean_accuracy", "", None, "difference", _from_predictions, shares, 1.0)
-    for metric in ("train_loss", "validation_loss"):
-        yield replace(measure_of_card(metric), lower_is_better=True)
+    """Yield all measures, those without an attack first."""
+    metrics = [metric for metric in METRICS.values() if "contrasts" in metric.tables]
+    for metric in metrics:
+        if metric.model_values is not None:
+            yield measure_of(run, metric)
     for attack_id, attack in run.attacks.items():
-        if not attack.has_budget:
-            values = partial(_from_samples, attack_id, survived)
-            yield Measure("robust_accuracy", attack_id, None, "difference", values, shares, 1.0)
-            continue
-        values = partial(_from_samples, attack_id, area_values)
-        largest = attack.curve_budgets[-1]
-        yield Measure("robust_area", attack_id, None, "ratio", values, RATIO_MARGINS, largest)
-        endpoints = [e for e in run.config.endpoints if run.meant_by(e.attack) == attack_id]
-        asked = {endpoint.budget for endpoint in endpoints if endpoint.budget is not None}
-        for budget in sorted({*attack.curve_budgets, attack.main_budget, *asked}):
-            values = partial(_from_samples, attack_id, partial(still_right, budget=budget))
-            yield Measure("robust_accuracy", attack_id, budget, "difference", values, shares, 1.0)
-        values = partial(_from_samples, attack_id, distances)
-        yield Measure("distance", attack_id, None, "median ratio", values)
+        for metric in metrics:
+            if metric.model_values is not None or not metric.applies_to(attack):
+                continue
+            if metric.values_at is None or not attack.has_budget:
+                yield measure_of(run, metric, attack_id)
+                continue
+            endpoints = [
+                e for e in run.config.endpoints if run.resolve_attack_id(e.attack) == attack_id
+            ]
+            named = {endpoint.budget for endpoint in endpoints if endpoint.budget is not None}
+            for budget in sorted({*attack.curve_budgets, attack.main_budget, *named}):
+                yield measure_of(run, metric, attack_id, budget)
 
 
-def measure_of_card(metric: str) -> Measure:
-    """A number on the models' cards, such as ``train_loss``."""
-    return Measure(metric, "", None, "difference", partial(_from_card, metric), per_image=False)
-
-
-def _from_predictions(run: Run, spec: ModelGroup) -> Values | None:
-    return run.correct(spec.model_id)
-
-
-def _from_card(metric: str, run: Run, spec: ModelGroup) -> Values | None:
-    value = run.cards[spec.model_id].get(metric)
-    return None if value is None else np.array([float(value)])
-
-
-def _from_samples(
-    attack_id: str,
-    values: Callable[[pd.DataFrame, AttackConfig], Values],
-    run: Run,
-    spec: ModelGroup,
-) -> Values | None:
-    samples = run.samples.get((spec.model_id, attack_id))
-    return None if samples is None else values(samples, run.attacks[attack_id])
+def measure_of(
+    run: Run, metric: Metric, attack_id: str = "", budget: float | None = None
+) -> Measure:
+    """Bind a metric to an attack of the run and to the margins of its data set."""
+    lowest, highest = metric.range(run.attacks[attack_id] if attack_id else None)
+    return Measure(
+        metric,
+        attack_id,
+        budget,
+        None if metric.margins is None else metric.margins(run.config.dataset.name),
+        highest - lowest,
+        not metric.higher_is_better,
+    )
 
 
 # --- one measure, all kernel sizes ------------------------------------------------------------
 
 
-def _tables(run: Run, comparison: Comparison, measure: Measure) -> tuple[Values, Values] | None:
-    """Values of the windowed and of the baseline arm, (S, n); None where a model has none."""
-    attack = run.attacks[measure.attack] if measure.attack else None
+def _paired_values(
+    run: Run, comparison: Comparison, measure: Measure
+) -> tuple[Values, Values] | None:
+    """Return the values of both arms, (S, n); None if a model has none."""
+    attack = run.attacks[measure.attack_id] if measure.attack_id else None
     windowed, baseline = (
-        stacked([measure.values(run, s) for s in arm if attack is None or attack.attacks(s)])
+        stack([measure.values(run, s) for s in arm if attack is None or attack.attacks(s)])
         for arm in (comparison.windowed, comparison.baseline)
     )
     if windowed is None or baseline is None or windowed.shape != baseline.shape:
-        return None  # no table yet, or of another number of images
+        return None  # unfinished, or different numbers of images
     return windowed, baseline
 
 
-def compare(
+def compare_arms(
     run: Run, group: list[Comparison], measure: Measure
 ) -> list[tuple[Comparison, dict[str, Any]]]:
-    """A row for each of several comparisons, judged together; those without values left out."""
-    tables = [(comparison, _tables(run, comparison, measure)) for comparison in group]
-    found = [(comparison, *pair) for comparison, pair in tables if pair is not None]
-    confidence = 1 - 0.05 / max(len(found), 1)
-    pooled = _pooled(measure, [(windowed, baseline) for _, windowed, baseline in found])
+    """Judge several comparisons together: a row for each that has values."""
+    tables = [(comparison, _paired_values(run, comparison, measure)) for comparison in group]
+    complete = [(comparison, *pair) for comparison, pair in tables if pair is not None]
+    confidence = 1 - 0.05 / max(len(complete), 1)
+    pooled = _pooled(measure, [(windowed, baseline) for _, windowed, baseline in complete])
     rows = [
         _about(run, comparison, measure, windowed, baseline)
         | _judged(measure, windowed, baseline, confidence, pooled)
-        for comparison, windowed, baseline in found
+        for comparison, windowed, baseline in complete
     ]
     tested = [row for row in rows if row["p"] is not None]
     for row, adjusted in zip(tested, holm([row["p"] for row in tested]), strict=True):
         row["p_holm"] = adjusted
     judged = []
-    for (comparison, windowed, baseline), row in zip(found, rows, strict=True):
+    for (comparison, windowed, baseline), row in zip(complete, rows, strict=True):
 
         def judge(kept: Kept, one: Values = windowed, two: Values = baseline) -> dict[str, Any]:
             return _judged(measure, one[kept], two[kept], confidence, pooled)
 
         arms: list[SignedArm] = [(comparison.windowed, 1), (comparison.baseline, -1)]
-        sure = withhold_doubtful(run, arms, measure.attack, row, judge)
-        judged.append((comparison, _with_reservations(run, [comparison], measure, sure)))
+        checked = withhold_doubtful(run, arms, measure.attack_id, row, judge)
+        judged.append((comparison, _with_reservations(run, [comparison], measure, checked)))
     return judged
 
 
 def _with_reservations(
     run: Run, comparisons: list[Comparison], measure: Measure, row: dict[str, Any]
 ) -> dict[str, Any]:
-    """The row, and what it must say beside, or in place of, what its numbers say."""
+    """Add notes on images, gate and learning rates; remove the verdict if it cannot be trusted."""
     specs = [spec for c in comparisons for spec in [*c.windowed, *c.baseline]]
     if not _same_images(run, specs, measure):
         return row | UNKNOWN | UNDECIDED | {"note": "not the same images"}
-    if measure.attack and "fail" in {run.badge(s.model_id, measure.attack) for s in specs}:
+    if measure.attack_id and "fail" in {run.badge(s.model_id, measure.attack_id) for s in specs}:
         return row | UNDECIDED | {"note": "the gate fails a model: not to be trusted"}
     rates = list(dict.fromkeys(run.learning_rates[spec.model_id] for spec in specs))
     if len(rates) > 1:
@@ -219,22 +205,22 @@ def _with_reservations(
 
 
 def _same_images(run: Run, specs: list[ModelGroup], measure: Measure) -> bool:
-    """Whether all models were attacked on the same images, in the same order."""
-    if not measure.attack:
+    """Return whether all models were attacked on the same images in the same order."""
+    if not measure.attack_id:
         return True
-    attack = run.attacks[measure.attack]
+    attack = run.attacks[measure.attack_id]
     orders = run.image_orders
-    return len({orders[s.model_id, measure.attack] for s in specs if attack.attacks(s)}) <= 1
+    return len({orders[s.model_id, measure.attack_id] for s in specs if attack.attacks(s)}) <= 1
 
 
 def _interaction_rows(
     run: Run, group: list[Comparison], measure: Measure, small: int, large: int
 ) -> list[dict[str, Any]]:
-    """How much more the window does at the large kernel size than at the small one."""
+    """Compare the effect at the large kernel size with that at the small one."""
     by_size = {comparison.spec.kernel_size: comparison for comparison in group}
     if measure.scale == "median ratio" or not {small, large} <= by_size.keys():
         return []
-    few, many = (_tables(run, by_size[size], measure) for size in (small, large))
+    few, many = (_paired_values(run, by_size[size], measure) for size in (small, large))
     seeds = [[spec.seed for spec in by_size[size].windowed] for size in (small, large)]
     if few is None or many is None or seeds[0] != seeds[1]:
         return []
@@ -249,7 +235,7 @@ def _interaction_rows(
         "windowed": high,
         "scale": "difference",
     }
-    row |= judged | {"p_holm": judged["p"]}  # the only one of its kind
+    row |= judged | {"p_holm": judged["p"]}  # a family of one test
     both = [by_size[small], by_size[large]]
     arms: list[SignedArm] = [
         (both[0].windowed, -1),
@@ -261,14 +247,14 @@ def _interaction_rows(
     def judge(kept: Kept) -> dict[str, Any]:
         return _judged_interaction(measure, few, many, kept)[2]
 
-    sure = withhold_doubtful(run, arms, measure.attack, row, judge)
-    return [_with_reservations(run, both, measure, sure)]
+    checked = withhold_doubtful(run, arms, measure.attack_id, row, judge)
+    return [_with_reservations(run, both, measure, checked)]
 
 
 def _judged_interaction(
     measure: Measure, few: tuple[Values, Values], many: tuple[Values, Values], kept: Kept
 ) -> tuple[float, float, dict[str, Any]]:
-    """Effect at either kernel size, and what is judged of their difference, of the pairs kept."""
+    """Return the effect at each kernel size and the judged difference, over the pairs kept."""
     low, low_deviation = _deviation(measure, *(values[kept] for values in few))
     high, high_deviation = _deviation(measure, *(values[kept] for values in many))
     margins = measure.margins
@@ -290,11 +276,11 @@ def _judged_interaction(
     return low, high, judged
 
 
-def _pooled(measure: Measure, cells: list[tuple[Values, Values]]) -> tuple[float, float] | None:
-    """Seed variance over kernel sizes where seeds are few and vary alike; None: each its own."""
-    if measure.scale == "median ratio" or len(cells) < 2:
+def _pooled(measure: Measure, arms: list[tuple[Values, Values]]) -> tuple[float, float] | None:
+    """Pool the seed variance over kernel sizes if seeds are few and vary alike; None: do not."""
+    if measure.scale == "median ratio" or len(arms) < 2:
         return None
-    deviations = [_deviation(measure, windowed, baseline)[1] for windowed, baseline in cells]
+    deviations = [_deviation(measure, windowed, baseline)[1] for windowed, baseline in arms]
     usable = measure.per_image and all(1 < len(d) < FEW_SEEDS for d in deviations)
     finite = all(np.isfinite(d).all() for d in deviations)
     if not (usable and finite and vary_alike(deviations)):
@@ -303,7 +289,7 @@ def _pooled(measure: Measure, cells: list[tuple[Values, Values]]) -> tuple[float
 
 
 def _deviation(measure: Measure, windowed: Values, baseline: Values) -> tuple[float, Values]:
-    """The effect, and values (S, n) whose mean has the effect's error."""
+    """Return the effect, and values (S, n) whose mean has the effect's error."""
     if measure.scale == "difference":
         return float((windowed - baseline).mean()), windowed - baseline
     return ratio(windowed, baseline)
@@ -312,9 +298,9 @@ def _deviation(measure: Measure, windowed: Values, baseline: Values) -> tuple[fl
 def possible_effects(
     scale: Scale, largest: float, estimate: float, baseline: Values
 ) -> tuple[float, float]:
-    """Smallest and largest effect that one image can have, where its values are 0 to ``largest``.
+    """Return the smallest and largest effect of one image whose values are 0 to ``largest``.
 
-    Of a ratio as the delta method sees it: the numerator is ``largest`` and the denominator 0.
+    For a ratio, by the delta method: the numerator is ``largest`` and the denominator 0.
     """
     if scale == "difference":
         return -largest, largest
@@ -335,8 +321,8 @@ def _about(
         "kernel_size": spec.kernel_size,
         "versus": comparison.versus,
         "versus_kernel_size": comparison.baseline[0].kernel_size,
-        "metric": measure.metric,
-        "attack": measure.attack,
+        "metric": measure.metric.id,
+        "attack": measure.attack_id,
         "budget": measure.budget,
         "scale": measure.scale,
         "num_seeds": len(windowed),
@@ -347,12 +333,14 @@ def _about(
 
 
 def _is_primary(run: Run, measure: Measure) -> bool:
-    """Whether the configuration names the figure as an endpoint; without a budget: the attack's."""
+    """Return whether the measure is a primary endpoint; default budget: the attack's main one."""
+    key = (measure.metric.id, measure.attack_id, measure.budget)
     for endpoint in run.config.endpoints:
-        attack_id, budget = run.meant_by(endpoint.attack), endpoint.budget
-        if endpoint.metric == "robust_accuracy" and run.attacks[attack_id].has_budget:
+        attack_id, budget = run.resolve_attack_id(endpoint.attack), endpoint.budget
+        at_budget = METRICS[endpoint.metric].values_at is not None
+        if at_budget and run.attacks[attack_id].has_budget:
             budget = budget or run.attacks[attack_id].main_budget
-        if (endpoint.metric, attack_id, budget) == (measure.metric, measure.attack, measure.budget):
+        if (endpoint.metric, attack_id, budget) == key:
             return True
     return False
 
@@ -364,17 +352,16 @@ def _judged(
     confidence: float,
     pooled: tuple[float, float] | None,
 ) -> dict[str, Any]:
-    """Effect, intervals, p, verdict, and what it would take to decide."""
+    """Return effect, intervals, p, verdict, and the size needed for a verdict."""
     if measure.scale == "median ratio":
         return judge_median_ratio(windowed, baseline, confidence)
-    null = 0.0 if measure.scale == "difference" else 1.0
     estimate, deviation = _deviation(measure, windowed, baseline)
     return judge_mean(
         estimate,
         deviation,
         confidence,
         pooled,
-        null,
+        measure.metric.no_effect,
         measure.margins,
         possible=possible_effects(measure.scale, measure.largest, estimate, baseline),
         lower_is_better=measure.lower_is_better,

@@ -1,4 +1,4 @@
-"""Estimates and their errors: shares, medians, means over crossed seeds × images."""
+"""Estimates and their errors: shares, medians, and means over crossed seeds × images."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Interval(NamedTuple):
 
 @lru_cache(maxsize=1 << 16)
 def wilson(count: int, total: int, confidence: float = 0.95) -> Interval:
-    """Wilson score interval of a share (Wilson 1927); all NaN for a total of 0."""
+    """Return Wilson's score interval of a share (1927); all NaN for a total of 0."""
     if total == 0:
         return Interval(np.nan, np.nan, np.nan)
     low, high = proportion_confint(count, total, alpha=1 - confidence, method="wilson")
@@ -33,9 +33,9 @@ def wilson(count: int, total: int, confidence: float = 0.95) -> Interval:
 
 @lru_cache
 def unseen_share(num_images: int, confidence: float = 0.95) -> float:
-    """Largest share of images of a kind of which ``num_images`` show none: Wilson's bound.
+    """Return the upper bound on the share of a kind of image that none of ``num_images`` is.
 
-    z²/(n + z²), the upper end of the interval of 0 of n.
+    This is z²/(n + z²), the upper end of Wilson's interval for 0 of n.
     """
     z = float(stats.norm.ppf((1 + confidence) / 2))
     return z**2 / (num_images + z**2)
@@ -44,15 +44,14 @@ def unseen_share(num_images: int, confidence: float = 0.95) -> float:
 def in_range(
     interval: Interval, num_images: int, lowest: float, highest: float, confidence: float = 0.95
 ) -> Interval:
-    """Interval of a mean of values in [lowest, highest]: inside that range, and never too sure.
+    """Clip the interval of a mean to [lowest, highest] and widen it where values hardly vary.
 
-    A t interval is too narrow where values hardly vary, and has no width where all of them are
-    equal. Images of which none has been seen may be a share of ``unseen_share`` and may have any
-    value in the range, so each end is at least where the mean would be if all of these had the
-    value of that end: Wilson's interval for 0 of n and n of n. In simulations of shares and of
-    distances near an end of the range (5 to 200 images) the clipped t interval covers the truth in
-    5 to 90 % of samples, this one in 92 % or more; elsewhere the t interval is the wider one and
-    stays as it is.
+    A t interval is too narrow if values hardly vary, and has no width if all of them are equal.
+    Images unlike those seen may make up ``unseen_share`` of all and have any value in the range, so
+    each end extends at least to the mean that results if they all have the value of that end:
+    Wilson's interval for 0 of n and n of n. In simulations of shares and of distances near an end
+    of the range (5 to 200 images), the clipped t interval covers the truth in 5 to 90 % of samples,
+    this one in 92 % or more; elsewhere the t interval is wider and does not change.
     """
     estimate, low, high = interval
     unseen = unseen_share(num_images, confidence)
@@ -63,15 +62,15 @@ def in_range(
 
 @lru_cache
 def _rank_below_median(count: int, confidence: float) -> int:
-    """Of ``count`` ordered values, from 0: the median lies below that one in at most α/2."""
+    """Return the largest rank, from 0, below which the median lies with probability ≤ α/2."""
     return int(stats.binom.ppf((1 - confidence) / 2, count, 0.5))
 
 
 def median_interval(values: Values, confidence: float = 0.95) -> Interval:
-    """Median of one sample with the order-statistics interval; +∞ is a value like any other.
+    """Return the median of one sample and its order-statistics interval; +∞ is a valid value.
 
-    The interval is exact and at least as wide as asked for; an end that the sample cannot give is
-    −∞ or +∞. All NaN for an empty sample.
+    The interval has at least the requested coverage; an end that the sample is too small for is −∞
+    or +∞. All NaN for an empty sample.
     """
     count = len(values)
     if count == 0:
@@ -87,12 +86,12 @@ def median_interval(values: Values, confidence: float = 0.95) -> Interval:
 
 @dataclass(frozen=True)
 class Effect:
-    """A mean over seeds × images, or over seeds alone, and what is known of its error.
+    """A mean over seeds × images, or over seeds alone, and its estimated error.
 
-    ``seed_variance``, ``image_variance`` and ``residual_variance`` are those of the model
-    y[s, i] = effect + seed + image + residual; ``pooled_freedom`` is above 0 where the variance of
-    seed means was pooled over several cells of a study. One image can add ``lowest`` to ``highest``
-    to the mean, which therefore lies in that range too.
+    ``seed_variance``, ``image_variance`` and ``residual_variance`` belong to the model
+    y[s, i] = effect + seed + image + residual; ``pooled_freedom`` is above 0 if the variance of
+    seed means was pooled over several comparisons of a study. The value of an image, and therefore
+    the mean, lies between ``lowest`` and ``highest``.
     """
 
     estimate: float
@@ -109,24 +108,24 @@ class Effect:
 
     @property
     def is_extreme(self) -> bool:
-        """Whether every image adds the least, or every image the most, that is possible."""
+        """Whether all images have the lowest or all the highest possible value."""
         return self.variance == 0 and self.estimate in (self.lowest, self.highest)
 
     def interval(self, confidence: float = 0.95) -> Interval:
-        """Two-sided t interval, cut to the range; Wilson's where every image is extreme."""
+        """Return the two-sided t interval, clipped to the range; Wilson's if ``is_extreme``."""
         if not np.isfinite(self.variance):
             return Interval(self.estimate, self.lowest, self.highest)
         half = float(stats.t.ppf((1 + confidence) / 2, self.freedom)) * float(
             np.sqrt(self.variance)
         )
         low = max(self.estimate - half, self.lowest)
-        found = Interval(self.estimate, low, min(self.estimate + half, self.highest))
+        interval = Interval(self.estimate, low, min(self.estimate + half, self.highest))
         if self.is_extreme:
-            return in_range(found, self.num_images, self.lowest, self.highest, confidence)
-        return found
+            return in_range(interval, self.num_images, self.lowest, self.highest, confidence)
+        return interval
 
     def p_value(self, null: float = 0.0) -> float:
-        """Two-sided p of the t test that the effect is ``null``; 1 where nothing is known."""
+        """Return the two-sided p of the t test for ``null``; 1 if the error is unknown."""
         distance = abs(self.estimate - null)
         if distance == 0 or not np.isfinite(self.variance):
             return 1.0
@@ -138,7 +137,7 @@ class Effect:
         return float(2 * stats.t.sf(distance / np.sqrt(self.variance), self.freedom))
 
     def with_size(self, num_seeds: int, num_images: int) -> Effect:
-        """The error expected of the same effect with other numbers of seeds and images."""
+        """Predict the error of the same effect with other numbers of seeds and images."""
         seeds, images = num_seeds, num_images
         ms_residual = self.residual_variance
         ms_seed = images * self.seed_variance + ms_residual
@@ -153,26 +152,26 @@ class Effect:
 def _crossed_variance(
     ms_seed: float, ms_image: float, ms_residual: float, seeds: int, images: int, freedom: float
 ) -> tuple[float, float]:
-    """Variance of the mean from mean squares, and Satterthwaite's degrees of freedom."""
+    """Return the variance of the mean from mean squares, and Satterthwaite's freedom."""
     within = ms_residual**2 / ((seeds - 1) * (images - 1))
     total = ms_seed + ms_image - ms_residual
     spread = ms_seed**2 / freedom + ms_image**2 / (images - 1) + within
-    if total <= 0 or spread == 0:  # seeds and images vary no more than chance makes them
+    if total <= 0 or spread == 0:  # seeds and images vary no more than chance
         total = max(ms_seed, ms_residual, 0.0)
         spread = max(ms_seed**2 / freedom, within, 1e-300)
     return total / (seeds * images), max(total**2 / spread, 1.0)
 
 
 def crossed(values: Values, seeds_pooled: tuple[float, float] | None = None) -> Effect:
-    """Mean over seeds × images, both random: the models of all seeds see the same images.
+    """Average over seeds × images, both random: the models of all seeds see the same images.
 
     The variance is s²(seed means)/S + s²(image means)/n − MS_residual/(S·n), with Satterthwaite's
-    degrees of freedom. With one seed it speaks of that one model, over images only.
+    degrees of freedom. With one seed, it is over images only and holds for that model alone.
 
     Args:
         values: (S, n), value of seed s on image i; finite.
-        seeds_pooled: variance of seed means and its degrees of freedom from several cells of a
-            study, in place of this cell's own.
+        seeds_pooled: variance of seed means and its degrees of freedom, pooled over several
+            comparisons of a study; None: estimated from ``values``.
     """
     num_seeds, num_images = values.shape
     mean = float(values.mean())
@@ -185,8 +184,7 @@ def crossed(values: Values, seeds_pooled: tuple[float, float] | None = None) -> 
         return Effect(mean, variance, freedom, *size, np.nan, spread, np.nan)
     seed_means, image_means = values.mean(axis=1), values.mean(axis=0)
     residual = values - seed_means[:, None] - image_means + mean
-    own = float(seed_means.var(ddof=1))
-    among_seeds, seed_freedom = seeds_pooled or (own, num_seeds - 1)
+    among_seeds, seed_freedom = seeds_pooled or (float(seed_means.var(ddof=1)), num_seeds - 1)
     ms_seed = num_images * among_seeds
     ms_image = num_seeds * float(image_means.var(ddof=1))
     ms_residual = float((residual**2).sum() / ((num_seeds - 1) * (num_images - 1)))
@@ -204,12 +202,12 @@ def crossed(values: Values, seeds_pooled: tuple[float, float] | None = None) -> 
 
 
 def crossed_interval(values: Values, confidence: float = 0.95) -> Interval:
-    """The interval of ``crossed``; values (S, n), finite."""
+    """Return the interval of ``crossed``; values (S, n), finite."""
     return crossed(values).interval(confidence)
 
 
 def over_seeds(values: Values) -> Effect:
-    """Mean of one value per seed, (S,); nothing is known of its error with one seed."""
+    """Average one value per seed, (S,); with one seed the error is unknown."""
     num_seeds = len(values)
     variance = float(values.var(ddof=1)) if num_seeds > 1 else np.inf
     freedom = float(max(num_seeds - 1, 1))
@@ -217,28 +215,29 @@ def over_seeds(values: Values) -> Effect:
     return Effect(mean, variance / num_seeds, freedom, num_seeds, 0, variance, np.nan, np.nan)
 
 
-def vary_alike(cells: list[Values]) -> bool:
-    """Whether seed means of cells (S, n) may have one variance: Bartlett's test at 1 %."""
-    means = [values.mean(axis=1) for values in cells]
+def vary_alike(comparisons: list[Values]) -> bool:
+    """Test whether seed means, each (S, n), may have one variance: Bartlett's test at 1 %."""
+    means = [values.mean(axis=1) for values in comparisons]
     if any(np.ptp(mean) == 0 for mean in means):
         return all(np.ptp(mean) == 0 for mean in means)
     return bool(stats.bartlett(*means).pvalue >= 0.01)
 
 
-def pooled_seed_variance(cells: list[Values]) -> tuple[float, float]:
-    """Mean variance of seed means over cells (S, n) of a study, and its degrees of freedom.
+def pooled_seed_variance(comparisons: list[Values]) -> tuple[float, float]:
+    """Average the variance of seed means over comparisons, each (S, n); also return its freedom.
 
-    For studies of fewer than five seeds, whose cells vary alike.
+    For studies of fewer than five seeds whose comparisons vary alike.
     """
-    freedom = [len(values) - 1 for values in cells]
-    variances = [values.mean(axis=1).var(ddof=1) for values in cells]
+    freedom = [len(values) - 1 for values in comparisons]
+    variances = [values.mean(axis=1).var(ddof=1) for values in comparisons]
     return float(np.average(variances, weights=freedom)), float(sum(freedom))
 
 
 def ratio(numerator: Values, denominator: Values) -> tuple[float, Values]:
-    """Ratio of two means over the same seeds × images, and values whose mean error is its error.
+    """Divide two means over the same seeds × images; also return values that have its error.
 
-    The delta method: (numerator − ratio · denominator) / mean(denominator), (S, n), of mean 0.
+    The values follow from the delta method: (numerator − ratio · denominator) / mean(denominator),
+    (S, n), with mean 0.
     """
     below = float(denominator.mean())
     if below == 0:
@@ -248,7 +247,7 @@ def ratio(numerator: Values, denominator: Values) -> tuple[float, Values]:
 
 
 def holm(p_values: list[float]) -> list[float]:
-    """Holm's adjusted p values (1979); statsmodels' collects garbage at every call: 0.2 s."""
+    """Adjust p values by Holm (1979); statsmodels' version takes 0.2 s per call."""
     p = np.asarray(p_values, dtype=np.float64)
     order = np.argsort(p)
     adjusted = np.empty_like(p)
@@ -259,15 +258,15 @@ def holm(p_values: list[float]) -> list[float]:
 
 @lru_cache(maxsize=1 << 16)
 def mcnemar(only_first: int, only_second: int) -> float:
-    """Two-sided p of McNemar's exact test: images that only one of two networks gets right."""
+    """Return the two-sided p of McNemar's exact test, from images only one network gets right."""
     total = only_first + only_second
     return float(stats.binomtest(only_first, total).pvalue) if total else 1.0
 
 
 def wilcoxon(one: Values, other: Values) -> float:
-    """Two-sided p of Wilcoxon's signed-rank test on pairs, (n,); ∞ against ∞ is a tie.
+    """Return the two-sided p of Wilcoxon's signed-rank test on pairs, (n,); two ∞ are a tie.
 
-    Ties are left out; 1 where there is nothing else.
+    Ties are left out; p is 1 if all pairs are ties.
     """
     with np.errstate(invalid="ignore"):
         difference = np.where(one == other, 0.0, one - other)
@@ -281,38 +280,38 @@ def wilcoxon(one: Values, other: Values) -> float:
 
 
 _FEW_PAIRS = 13
-"""Up to which scipy's test of tied ranks is exact, too, at 20 ms each."""
+"""Up to this number scipy's test of tied ranks is exact, too, but takes 20 ms."""
 
 
 def _exact_with_ties(ranks: Values, positive: NDArray[np.bool_]) -> float:
-    """Two-sided p of a sum of positive ranks, (n,), by all 2ⁿ signs; the same as scipy's."""
+    """Return the two-sided p of a sum of positive ranks, (n,), over all 2ⁿ signs, as scipy does."""
     signs = np.arange(2 ** len(ranks))[:, None] >> np.arange(len(ranks)) & 1
     sums, observed = signs @ ranks, ranks[positive].sum()
     return min(1.0, 2 * float(min((sums >= observed).mean(), (sums <= observed).mean())))
 
 
 def rank_correlation(one: Values, other: Values) -> Interval:
-    """Spearman's rank correlation of n pairs and its 95 % interval; pairs with a NaN are left out.
+    """Return Spearman's rank correlation of n pairs and its 95 % interval, ignoring NaN.
 
-    The pairs are taken as a sample: Fisher's z with the variance (1 + ρ²/2)/(n − 3) of Bonett &
-    Wright (2000). All NaN below three pairs, or where one of the two never changes.
+    The interval treats the pairs as a sample: Fisher's z with the variance (1 + ρ²/2)/(n − 3) of
+    Bonett & Wright (2000). All NaN below three pairs, or if one of the two is constant.
     """
     known = ~(np.isnan(one) | np.isnan(other))
     ranks = stats.rankdata(one[known]), stats.rankdata(other[known])
     count = int(known.sum())
     if count < 3 or any(np.ptp(rank) == 0 for rank in ranks):
         return Interval(np.nan, np.nan, np.nan)
-    found = float(np.corrcoef(*ranks)[0, 1])
+    rho = float(np.corrcoef(*ranks)[0, 1])
     if count == 3:
-        return Interval(found, -1.0, 1.0)
-    centre = np.arctanh(np.clip(found, -0.9999, 0.9999))
-    half = stats.norm.ppf(0.975) * np.sqrt((1 + found**2 / 2) / (count - 3))
-    return Interval(found, float(np.tanh(centre - half)), float(np.tanh(centre + half)))
+        return Interval(rho, -1.0, 1.0)
+    centre = np.arctanh(np.clip(rho, -0.9999, 0.9999))
+    half = stats.norm.ppf(0.975) * np.sqrt((1 + rho**2 / 2) / (count - 3))
+    return Interval(rho, float(np.tanh(centre - half)), float(np.tanh(centre + half)))
 
 
 def per_image_ratios(one: Values, other: Values) -> Values:
-    """Ratios of distances; NaN where one of the two is 0 (wrong at first), ∞ / ∞ is a tie: 1."""
+    """Divide distances; NaN where one is 0 (misclassified from the start), ∞ / ∞ is a tie: 1."""
     both = (one > 0) & (other > 0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        found = one / other
-    return np.where(both, np.where(np.isinf(one) & np.isinf(other), 1.0, found), np.nan)
+        ratios = one / other
+    return np.where(both, np.where(np.isinf(one) & np.isinf(other), 1.0, ratios), np.nan)

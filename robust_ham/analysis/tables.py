@@ -1,4 +1,4 @@
-"""All tables that are made from others, in one go."""
+"""Compute and write all tables derived from a run's per-image rows and cards."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from pathlib import Path
 import pandas as pd
 
 from robust_ham.analysis.claims.answers import answer_claims
-from robust_ham.analysis.compare_models import checkpoint_pairs
+from robust_ham.analysis.compare_models import compare_checkpoints
 from robust_ham.analysis.contrasts import contrasts
-from robust_ham.analysis.curves import budget_curves, kernel_size_curves, summarise
+from robust_ham.analysis.curves import budget_curves, kernel_size_curves
 from robust_ham.analysis.mechanism import mechanisms
 from robust_ham.analysis.run import Run
+from robust_ham.analysis.summary import summarise
 from robust_ham.errors import RequestError
 from robust_ham.storage.checksums import record_files
 from robust_ham.storage.files import write_csv
@@ -21,21 +22,21 @@ from robust_ham.storage.run_folder import RunFolder
 
 @dataclass(frozen=True)
 class Tables:
-    """What a run's per-image rows and cards say."""
+    """The derived tables of a run."""
 
     run: Run
     summary: pd.DataFrame
     budgets: pd.DataFrame
     """Robust accuracy against budget."""
     curves: pd.DataFrame
-    """Against kernel size; shown, not written."""
+    """Metrics against kernel size; not written."""
     contrasts: pd.DataFrame
     checkpoints: pd.DataFrame
     claims: pd.DataFrame
     mechanisms: pd.DataFrame
 
     def files(self) -> dict[Path, pd.DataFrame]:
-        """Where each that is written belongs."""
+        """Map each path to the table written there."""
         folder = self.run.folder
         return {
             folder.summary: self.summary,
@@ -48,7 +49,7 @@ class Tables:
 
 
 def make_tables(run: Run) -> Tables:
-    """All tables of a run that are made from others.
+    """Compute all derived tables.
 
     Raises:
         RequestError: not a run folder, a damaged table, or nothing to report yet.
@@ -62,7 +63,7 @@ def make_tables(run: Run) -> Tables:
         budget_curves(run),
         kernel_size_curves(run),
         contrasts(run),
-        checkpoint_pairs(run),
+        compare_checkpoints(run),
         answer_claims(run),
         mechanisms(run),
     )

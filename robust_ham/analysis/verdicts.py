@@ -1,4 +1,4 @@
-"""What an effect's interval says: better, worse, equivalent, undecided, and what would decide."""
+"""Verdicts from intervals, and the seeds or images needed for one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from robust_ham.analysis.statistics import (
 )
 
 FEW_SEEDS = 5
-"""Below, a cell's own variance of seed means is too rough to stand alone."""
+"""With fewer, one comparison's variance of seed means is too imprecise."""
 
 ONE_SEED = "one seed: two networks, not two methods"
 ONE_IMAGE = "one image says nothing of others"
@@ -29,9 +29,9 @@ Verdict = Literal["better", "worse", "equivalent", "undecided"]
 
 
 def verdict(interval: Interval, null: float, margins: Margins | None) -> Verdict:
-    """What a simultaneous interval says of a figure of which more is better.
+    """Judge a simultaneous interval of an effect where higher is better.
 
-    Equivalent: inside the ``margins``; else better or worse: ``null`` is outside; else undecided.
+    Equivalent: inside the ``margins``; else better or worse: excludes ``null``; else undecided.
     """
     _, low, high = interval
     if not np.isfinite([low, high]).all():
@@ -47,7 +47,7 @@ UNKNOWN: dict[str, Any] = dict.fromkeys(
     "effect low high simultaneous_low simultaneous_high p p_holm seeds_to_decide "
     "images_to_decide".split()
 )
-"""What is judged, where nothing can be said."""
+"""Judged columns without a value."""
 
 _MOST_SEEDS, _MOST_IMAGES = 1000, 10_000_000
 
@@ -55,7 +55,7 @@ _MOST_SEEDS, _MOST_IMAGES = 1000, 10_000_000
 def seeds_to_decide(
     effect: Effect, confidence: float, null: float, margins: Margins | None
 ) -> int | None:
-    """Fewest seeds, with the images at hand, that would decide if the estimate stayed as it is."""
+    """Return the fewest seeds for a verdict with the same estimate and images; None: too many."""
     return _fewest(
         lambda seeds: effect.with_size(seeds, effect.num_images),
         _MOST_SEEDS,
@@ -68,7 +68,7 @@ def seeds_to_decide(
 def images_to_decide(
     effect: Effect, confidence: float, null: float, margins: Margins | None
 ) -> int | None:
-    """Fewest images, with the seeds at hand, that would decide if the estimate stayed as it is."""
+    """Return the fewest images for a verdict with the same estimate and seeds; None: too many."""
     return _fewest(
         lambda images: effect.with_size(effect.num_seeds, images),
         _MOST_IMAGES,
@@ -85,7 +85,7 @@ def _fewest(
     null: float,
     margins: Margins | None,
 ) -> int | None:
-    """Smallest size from 2 that decides; None: not even ``most`` does."""
+    """Return the smallest size from 2 that gives a verdict; None: above ``most``."""
 
     def decides(size: int) -> bool:
         return verdict(with_size(size).interval(confidence), null, margins) != "undecided"
@@ -111,18 +111,18 @@ def judge_mean(
     lower_is_better: bool = False,
     per_image: bool = True,
 ) -> dict[str, Any]:
-    """Columns of ``contrasts.csv`` that judge an effect.
+    """Return the columns of ``contrasts.csv`` that judge an effect.
 
     Args:
         estimate: the effect.
         deviation: values (S, n) whose mean has the effect's error.
         confidence: of the simultaneous interval.
-        pooled: variance of seed means over several cells, and its degrees of freedom.
-        null: what no effect is: 0 of a difference, 1 of a ratio.
-        margins: effects that count as none.
-        possible: smallest and largest effect that there can be; no interval leaves them.
-        lower_is_better: of the figure that is compared.
-        per_image: else there is one value per seed, n = 1.
+        pooled: variance of seed means over several comparisons, and its degrees of freedom.
+        null: no effect: 0 for a difference, 1 for a ratio.
+        margins: effects that count as equivalent.
+        possible: smallest and largest possible effect, to which intervals are clipped.
+        lower_is_better: direction of the metric.
+        per_image: False: one value per seed, n = 1.
     """
     row: dict[str, Any] = UNKNOWN | {"verdict": "undecided", "note": ""}
     if margins is not None:
@@ -150,7 +150,7 @@ def judge_mean(
 
 
 def judge_median_ratio(windowed: Values, baseline: Values, confidence: float) -> dict[str, Any]:
-    """Median over images that both get right of windowed over baseline distance."""
+    """Judge the median ratio of windowed to baseline distance, over images that both get right."""
     row: dict[str, Any] = UNKNOWN | {"verdict": "undecided"}
     ratios = per_image_ratios(windowed, baseline)
     if np.isnan(ratios).all(axis=1).any():
@@ -175,10 +175,10 @@ def _intervals(nominal: Interval, simultaneous: Interval) -> dict[str, float | N
 
 
 def _upwards(interval: Interval) -> Interval:
-    """The interval of the same figure with its sign changed, of which more is better."""
+    """Negate an interval, so that higher is better."""
     return Interval(-interval.estimate, -interval.high, -interval.low)
 
 
 def _finite(value: float) -> float | None:
-    """None for an end that the data cannot give."""
+    """Replace an unknown end by None."""
     return value if np.isfinite(value) else None

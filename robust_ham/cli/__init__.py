@@ -1,1 +1,1 @@
-"""The command line: one file per verb; the only package that prints."""
+"""The command line: one file per verb. The only package that prints; it may import all others."""

@@ -1,4 +1,4 @@
-"""Who is told what happens in a run: nobody, a file that is read later, or a terminal."""
+"""Progress of a run on the command line: lines, or bars on a terminal."""
 
 from __future__ import annotations
 
@@ -7,38 +7,38 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from robust_ham.errors import printable
-from robust_ham.progress import Progress, unseen
+from robust_ham.progress import Progress, no_progress
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
 
 class Lines:
-    """A plain line per finished job; ``say`` prints it."""
+    """Print one line per finished job, through ``say``."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self.say = say
 
     def started(self, num_jobs: int) -> None:
-        """How many jobs there are."""
+        """Set the number of jobs."""
         self.num_jobs, self.num_done = num_jobs, 0
 
     def job_started(self, name: str) -> Progress:
-        """A job is at work."""
-        return unseen
+        """Ignore the start of a job."""
+        return no_progress
 
     def job_ended(self, name: str, outcome: str, seconds: float) -> None:
-        """A job has ended."""
+        """Print the outcome of a job."""
         self.num_done += 1
         self.say(f"[{self.num_done}/{self.num_jobs}] {name}: {outcome} ({seconds:.1f} s)")
 
     def note(self, line: str) -> None:
-        """Something that a user wants to know."""
+        """Print a line."""
         self.say(line)
 
 
 class Bars:
-    """One bar for the run, one for each job at work."""
+    """Show one bar for the run and one for each running job."""
 
     def __init__(self) -> None:
         from rich.progress import (
@@ -68,11 +68,11 @@ class Bars:
         self.progress.stop()
 
     def started(self, num_jobs: int) -> None:
-        """How many jobs there are."""
+        """Set the number of jobs."""
         self.progress.update(self.run, total=num_jobs)
 
     def job_started(self, name: str) -> Progress:
-        """A job is at work."""
+        """Add a bar for a job."""
         bar = self.jobs[name] = self.progress.add_task(printable(name), total=None)
         last = 0.0
 
@@ -85,7 +85,7 @@ class Bars:
         return step
 
     def job_ended(self, name: str, outcome: str, seconds: float) -> None:
-        """A job has ended."""
+        """Remove the bar of a job; print its failure."""
         self.progress.advance(self.run)
         if name in self.jobs:
             self.progress.remove_task(self.jobs.pop(name))
@@ -93,5 +93,5 @@ class Bars:
             self.note(f"{name}: {outcome}")
 
     def note(self, line: str) -> None:
-        """Something that a user wants to know."""
+        """Print a line."""
         self.progress.console.print(printable(line), markup=False, highlight=False, emoji=False)

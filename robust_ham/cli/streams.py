@@ -1,4 +1,4 @@
-"""Standard streams and logs: never a traceback of their own, never a line that others forged."""
+"""Standard streams that may be closed or full, and what Python itself writes to them."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from robust_ham.storage.run_logs import LineFormatter
 
 
 def prepare_streams() -> None:
-    """Lead closed standard streams nowhere, and show what an encoding lacks escaped.
+    """Redirect closed standard streams to the null device; escape what an encoding lacks.
 
-    A closed descriptor would otherwise be given to the next file that is opened.
+    Otherwise the next file that is opened would get the descriptor of a closed stream.
     """
     for descriptor, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         stream = getattr(sys, name)
@@ -27,14 +27,14 @@ def prepare_streams() -> None:
             try:
                 os.fstat(descriptor)
             except OSError:
-                _lead_nowhere(descriptor)
+                _redirect_to_null(descriptor)
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
         elif mode == "w" and isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
-def show_lines_of_others() -> None:
-    """Make what Python itself writes to standard error printable: logs, warnings, tracebacks."""
+def make_python_output_printable() -> None:
+    """Make logs, warnings and tracebacks that Python writes to standard error printable."""
     assert logging.lastResort is not None
     logging.lastResort.setFormatter(LineFormatter())
     warnings.formatwarning = lambda message, *_, **__: f"robust-ham: {printable(str(message))}\n"
@@ -50,7 +50,7 @@ def _show_traceback(
 
 @contextlib.contextmanager
 def standard_output() -> Iterator[None]:
-    """Name the stream in the error where it cannot be written."""
+    """Name the stream in the error if it cannot be written."""
     try:
         yield
     except OSError as error:
@@ -58,23 +58,23 @@ def standard_output() -> Iterator[None]:
 
 
 def flush_streams() -> bool:
-    """Write what is still buffered; where that fails, drop it, so that Python's end is silent.
+    """Write what is still buffered; if that fails, drop it, so that Python exits silently.
 
     Returns:
-        Whether standard output has all that was printed.
+        Whether standard output received everything that was printed.
     """
     whole = True
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except OSError:
-            _lead_nowhere(stream.fileno())
+            _redirect_to_null(stream.fileno())
             whole &= stream is not sys.stdout
     return whole
 
 
-def _lead_nowhere(descriptor: int) -> None:
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    if nowhere != descriptor:
-        os.dup2(nowhere, descriptor)
-        os.close(nowhere)
+def _redirect_to_null(descriptor: int) -> None:
+    null = os.open(os.devnull, os.O_RDWR)
+    if null != descriptor:
+        os.dup2(null, descriptor)
+        os.close(null)

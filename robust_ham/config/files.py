@@ -1,7 +1,4 @@
-"""Where configurations come from: files, shipped ones, overrides; and what their keys are.
-
-A leaf like ``config``: no torch.
-"""
+"""Read configurations from files, shipped files and overrides; list all keys. Free of torch."""
 
 from __future__ import annotations
 
@@ -11,17 +8,18 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ValidationError
 
-from robust_ham.config.experiment import (
+from robust_ham.config.experiment import Config
+from robust_ham.config.fields import first_error, number
+from robust_ham.config.models import ARCHITECTURES, MatchConfig, ModelGroup, TableGroup, model_group
+from robust_ham.config.sections import (
     AttackConfig,
-    Config,
     DatasetConfig,
     EndpointConfig,
     EvaluationConfig,
     TrainingConfig,
     TransferConfig,
 )
-from robust_ham.config.fields import first_error, number
-from robust_ham.config.models import ARCHITECTURES, MatchConfig, ModelGroup, TableGroup, model_group
+from robust_ham.config.suggestions import did_you_mean
 from robust_ham.config.yaml import NOT_YAML, RefusedError, read_yaml, why
 from robust_ham.errors import RequestError, shortened
 from robust_ham.regular_files import is_regular, read_text
@@ -30,10 +28,10 @@ MAX_CONFIG_BYTES = 1_000_000
 
 
 def override(values: dict[str, Any], assignment: str) -> None:
-    """Apply one ``key.sub_key=value`` (the value in YAML) to ``values`` in place.
+    """Apply an override ``key.sub_key=value``, its value in YAML, to ``values`` in place.
 
     Raises:
-        RequestError: no ``=``, or a path through something that is no mapping.
+        RequestError: there is no ``=``, or the path leads through something other than a mapping.
     """
     path, separator, text = assignment.partition("=")
     assignment = shortened(assignment)
@@ -42,15 +40,12 @@ def override(values: dict[str, Any], assignment: str) -> None:
     node: Any = values
     *parents, last = path.strip().split(".")
     for depth, part in enumerate(parents):
-        node = (
-            node[int(part)]
-            if isinstance(node, list) and part.isdigit() and int(part) < len(node)
-            else node.setdefault(part, {})
-            if isinstance(node, dict)
-            else None
-        )
+        if isinstance(node, list) and part.isdigit() and int(part) < len(node):
+            node = node[int(part)]
+        else:
+            node = node.setdefault(part, {}) if isinstance(node, dict) else None
         if not isinstance(node, dict | list):
-            raise RequestError(f"-o {assignment}: {'.'.join(parents[: depth + 1])} holds no keys")
+            raise RequestError(f"-o {assignment}: {'.'.join(parents[: depth + 1])} has no keys")
     try:
         value = read_yaml(text)
     except NOT_YAML as error:
@@ -65,20 +60,20 @@ def override(values: dict[str, Any], assignment: str) -> None:
 
 
 def _check_overrides(assignments: list[str]) -> None:
-    """Refuse an override that would undo an earlier one, as the same key given twice."""
+    """Refuse an override that undoes an earlier one, such as the same key given twice."""
     paths = [assignment.partition("=")[0].strip() for assignment in assignments]
     for later, path in enumerate(paths):
         for earlier in paths[:later]:
             if f"{earlier}.".startswith(f"{path}."):
                 undoing = shortened(assignments[later])
-                raise RequestError(f"-o {undoing}: undoes -o {shortened(earlier)}=… before it")
+                raise RequestError(f"-o {undoing}: overrides the earlier -o {shortened(earlier)}=…")
 
 
 def parse_config(text: str, overrides: list[str] | None = None, origin: str = "config") -> Config:
-    """Check a configuration given as YAML.
+    """Parse and check a configuration given as YAML.
 
     Raises:
-        RequestError: not YAML, an unknown key, a wrong value; the message names it.
+        RequestError: invalid YAML, an unknown key or an invalid value; the message names it.
     """
     try:
         values = read_yaml(text)
@@ -92,13 +87,13 @@ def parse_config(text: str, overrides: list[str] | None = None, origin: str = "c
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise RequestError(f"{origin}: {first_error(error)}") from None
+        raise RequestError(f"{origin}: {first_error(error, Config)}") from None
 
 
 def parse_section(option: str, text: str, key: str) -> dict[str, Any]:
-    """A section of a configuration given as an option of the command line.
+    """Parse a section of a configuration given as a command-line option.
 
-    ``cnn`` means ``{architecture: cnn}`` where ``key`` is ``architecture``.
+    A single word such as ``cnn`` means ``{architecture: cnn}`` if ``key`` is ``architecture``.
 
     Raises:
         RequestError: neither a word nor a mapping.
@@ -119,15 +114,15 @@ _NOT_IMPORTED = ("sweep", "source", "match", "training", "weights")
 
 
 def parse_network(option: str, text: str) -> ModelGroup:
-    """One network, described as a group of ``models`` is.
+    """Parse one network, described like a group of ``models``.
 
     Raises:
-        RequestError: not one network, an unknown key, a wrong value; the message names it.
+        RequestError: not one network, an unknown key or an invalid value; the message names it.
     """
     values = parse_section(option, text, "architecture")
     for name in _NOT_IMPORTED:
         if name in values:
-            raise RequestError(f"{option}: {name}: not for one network that is trained already")
+            raise RequestError(f"{option}: {name}: not allowed for a single trained network")
     try:
         spec = model_group(values)
     except ValueError as error:
@@ -139,19 +134,19 @@ def parse_network(option: str, text: str) -> ModelGroup:
 
 
 def parse_dataset(option: str, text: str) -> DatasetConfig:
-    """A data set, by its name or described as in ``dataset``.
+    """Parse a data set, given by its name or described like the section ``dataset``.
 
     Raises:
-        RequestError: an unknown key or a wrong value; the message names it.
+        RequestError: an unknown key or an invalid value; the message names it.
     """
     try:
         return DatasetConfig.model_validate(parse_section(option, text, "name"))
     except ValidationError as error:
-        raise RequestError(f"{option}: {first_error(error)}") from None
+        raise RequestError(f"{option}: {first_error(error, DatasetConfig)}") from None
 
 
 def parse_numbers(option: str, text: str) -> tuple[float, ...]:
-    """Numbers between commas, such as ``0.485,0.456,0.406`` or ``125.3/255,…``.
+    """Parse comma-separated numbers, such as ``0.485,0.456,0.406`` or ``125.3/255,…``.
 
     Raises:
         RequestError: anything else.
@@ -163,22 +158,22 @@ def parse_numbers(option: str, text: str) -> tuple[float, ...]:
 
 
 def config_folder() -> Path:
-    """Folder of the shipped configurations: inside the wheel, else in the checkout."""
+    """Folder of the shipped configurations, inside the wheel or the checkout."""
     package = Path(__file__).parents[1]
     inside = package / "configs"
     return inside if inside.is_dir() else package.parent / "configs"
 
 
 def shipped_configs() -> dict[str, Path]:
-    """Name and file of every shipped configuration."""
+    """Shipped configurations by name."""
     return {path.stem: path for path in sorted(config_folder().rglob("*.yaml"))}
 
 
 def load_config(name_or_path: str, overrides: list[str] | None = None) -> Config:
-    """Read a configuration by path or by the name of a shipped one.
+    """Read a configuration by its path, or by its name if it is a shipped one.
 
     Raises:
-        RequestError: not found, too large, or wrong; the message names the culprit.
+        RequestError: not found, too large or invalid; the message names the culprit.
     """
     shipped = shipped_configs()
     path = Path(name_or_path)
@@ -187,15 +182,16 @@ def load_config(name_or_path: str, overrides: list[str] | None = None) -> Config
     elif not path.exists():
         raise RequestError(
             f"{name_or_path}: no such file and no shipped config ({', '.join(shipped)})"
+            + did_you_mean(name_or_path, shipped)
         )
     return parse_config(config_text(path), overrides, origin=str(name_or_path))
 
 
 def config_text(path: Path) -> str:
-    """The text of a configuration file.
+    """Read the text of a configuration file.
 
     Raises:
-        RequestError: no regular file, too large, or no text.
+        RequestError: not a regular file, too large, or not text.
     """
     try:
         return read_text(path, MAX_CONFIG_BYTES, follow_links=True)
@@ -210,7 +206,7 @@ class Key(NamedTuple):
     default: str
     """As JSON, or ``required``."""
     allowed: str
-    """Kind and range of its values, as in the JSON schema."""
+    """Type and range of its values, as in the JSON schema."""
     description: str
 
 
@@ -244,7 +240,7 @@ def config_keys() -> list[Key]:
 
 
 def _allowed(schema: dict[str, Any]) -> str:
-    """What a JSON schema allows, in words: ``whole number, 1 to 1,024``."""
+    """Describe the values that a JSON schema allows: ``whole number, 1 to 1,024``."""
     if "anyOf" in schema:
         return " or ".join(map(_allowed, schema["anyOf"]))
     if "const" in schema or "enum" in schema:

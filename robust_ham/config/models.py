@@ -1,4 +1,4 @@
-"""Which networks: one section per architecture, and the names of the models it stands for."""
+"""The sections under ``models``: one class per architecture, and the models it expands to."""
 
 from __future__ import annotations
 
@@ -22,55 +22,59 @@ from robust_ham.config.fields import (
     first_error,
     shown,
 )
+from robust_ham.config.suggestions import did_you_mean
 
 
 class MatchConfig(Section):
-    """The reference whose count a network's width is fitted to, in steps of 1/64."""
+    """The reference whose size a network matches by its width, in steps of 1/64."""
 
-    to: Literal["params", "flops"] = Field("params", description="what is to be equal")
+    to: Literal["params", "flops"] = Field("params", description="what to match")
     kernel_size: OddSize = Field(3, description="kernel size of the reference")
     width: Number = Field(1.0, gt=0, le=MAX_WIDTH, description="width multiplier of the reference")
     factorised: bool = Field(False, description="whether the reference is factorised")
 
 
 class ModelGroup(Section):
-    """One model, or, with ``sweep``, one for each combination of the listed values."""
+    """One model, or with ``sweep`` one per combination of the listed values."""
 
     source: PathText = Field(
         "train",
         min_length=1,
-        description="train (or load what this run has trained), zoo, or a folder of models: the "
-        "models/ of another run, or what robust-ham import wrote",
+        description="train (models that this run has trained are loaded), zoo, or a folder of "
+        "models: the models/ of another run, or the output of robust-ham import",
     )
-    kernel_size: OddSize = Field(7, description="k of the k×k convolutions, odd")
+    kernel_size: OddSize = Field(7, description="kernel size k of the k×k convolutions, odd")
     window: Window = Field("none", description="window of the kernels; none: the baseline")
-    seed: Seed = Field(0, description="seed of initial weights, order, augmentation")
+    seed: Seed = Field(
+        0, description="seed of the initial weights, the order of images and augmentation"
+    )
     init: Literal["default", "compensated"] = Field(
         "default",
-        description="compensated: raw weights divided by the root mean square of their window, so "
+        description="compensated: divide raw weights by the root mean square of their window, so "
         "that windowed weights start as large as a baseline's",
     )
     accuracy_of: Window | None = Field(
         None,
-        description="train, and keep the epoch whose validation accuracy is nearest to what the "
-        "network with this window ends at, the same but for the window: a descriptive control",
+        description="train and keep the epoch whose validation accuracy is nearest to the final "
+        "one of the same network with this window: a descriptive control",
     )
     normalize: bool = Field(
-        False, description="the network normalises its input by the training images' mean and std"
+        False,
+        description="normalise the input inside the network, by the training images' mean and std",
     )
     match: MatchConfig | None = Field(
         None,
-        description="{to: params or flops, kernel_size: 3}: find the width at which this network "
-        "counts as much as the same with that kernel size and width 1; cnn, resnet18_cifar",
+        description="{to: params or flops, kernel_size: 3}: choose the width at which this network "
+        "is as large as the same network with that kernel size and width 1; cnn, resnet18_cifar",
     )
     training: dict[str, Any] = Field(
         default_factory=dict,
-        description="keys of training that differ for this group, as {weight_decay: 0}; its prefix "
-        "tells its models from those of another group",
+        description="keys of training that differ for this group, such as {weight_decay: 0}; set "
+        "prefix to distinguish its models from those of another group",
     )
-    prefix: SafeName | None = Field(None, description="put before the model id")
+    prefix: SafeName | None = Field(None, description="prefix of the model id")
     sweep: dict[str, Annotated[list[Any], Field(max_length=MAX_MODELS)]] = Field(
-        default_factory=dict, description="lists of values of any other key of the group"
+        default_factory=dict, description="lists of values of other keys of the group"
     )
 
     @model_validator(mode="after")
@@ -84,43 +88,44 @@ class ModelGroup(Section):
         fields = set(type(self).model_fields) - {"sweep", "source", "architecture"}
         for key, values in self.sweep.items():
             if key not in fields:
-                raise ValueError(f"sweep.{key}: expected one of {', '.join(sorted(fields))}")
+                hint = did_you_mean(key, fields)
+                raise ValueError(f"sweep.{key}: expected one of {', '.join(sorted(fields))}{hint}")
             if not values:
                 raise ValueError(f"sweep.{key}: expected at least one value")
         return self
 
     @property
     def num_models(self) -> int:
-        """How many models the group stands for."""
+        """Number of models of the group."""
         return math.prod(map(len, self.sweep.values()))
 
     def expand(self) -> Iterator[ModelGroup]:
-        """The models of the group, the last key of ``sweep`` running fastest."""
+        """Yield the models of the group; the last key of ``sweep`` varies fastest."""
         base = self.model_dump(exclude={"sweep"})
         for values in itertools.product(*self.sweep.values()):
-            chosen = dict(zip(self.sweep, values, strict=True))
+            combination = dict(zip(self.sweep, values, strict=True))
             try:
-                yield type(self).model_validate(base | chosen)
+                yield type(self).model_validate(base | combination)
             except ValidationError as error:
-                raise ValueError(f"sweep.{first_error(error)}") from None
+                raise ValueError(f"sweep.{first_error(error, type(self))}") from None
 
     def accuracy_twins(self) -> tuple[ModelGroup, ModelGroup]:
-        """With ``accuracy_of``: the network as it ends itself, and the one it is to be like."""
-        itself = self.model_copy(update={"accuracy_of": None})
-        return itself, itself.model_copy(update={"window": self.accuracy_of})
+        """With ``accuracy_of``: the same network at its last epoch, and the one to resemble."""
+        unstopped = self.model_copy(update={"accuracy_of": None})
+        return unstopped, unstopped.model_copy(update={"window": self.accuracy_of})
 
     @property
     def is_trained_here(self) -> bool:
-        """Whether a run trains the model; others are loaded, or made by a user's function."""
+        """Whether a run trains the model; others are loaded or built by user code."""
         return self.source == "train"
 
     @abstractmethod
     def _tag(self) -> str:
-        """What the model id says of the architecture."""
+        """The architecture's part of the model id."""
 
     @property
     def family(self) -> str:
-        """What models that differ only in kernel size, window and seed have in common."""
+        """Common name of models that differ only in kernel size, window and seed."""
         tag = self._tag() + ("" if self.init == "default" else f"-{self.init}")
         tag += f"-as_{self.accuracy_of}" if self.accuracy_of is not None else ""
         if self.match is not None:
@@ -130,7 +135,7 @@ class ModelGroup(Section):
 
     @property
     def model_id(self) -> str:
-        """Name of the model's files: readable, and different for different models of a run."""
+        """Name of the model's files, unique in a run."""
         return f"{self.family}-k{self.kernel_size}-{self.window}-s{self.seed}"
 
 
@@ -145,15 +150,15 @@ class CnnGroup(ModelGroup):
         max_length=MAX_DEPTH,
         description="channels per layer; the last value repeats",
     )
-    width: Number = Field(1.0, gt=0, le=MAX_WIDTH, description="multiplier of widths")
+    width: Number = Field(1.0, gt=0, le=MAX_WIDTH, description="multiplier of all channels")
     first_kernel: OddSize | Literal["same"] = Field(
         7, description="kernel of the first convolution, odd, or same as kernel_size"
     )
     downsampling: Literal["stride", "maxpool", "none"] = Field(
-        "stride", description="of the first layer: by 2, by 2×2 max-pooling, or none"
+        "stride", description="downsampling in the first layer: stride 2, 2×2 max-pooling, or none"
     )
     window_layers: Literal["all", "first"] = Field(
-        "all", description="window in all convolutions, or in the first only"
+        "all", description="window in all convolutions or only in the first"
     )
 
     def _tag(self) -> str:
@@ -173,7 +178,7 @@ class ResNet18CifarGroup(ModelGroup):
     width: Number = Field(
         1.0, gt=0, le=MAX_WIDTH, description="multiplier of 64, 128, 256, 512 channels"
     )
-    factorised: bool = Field(False, description="k×1 then 1×k in place of k×k")
+    factorised: bool = Field(False, description="k×1 then 1×k convolutions instead of k×k")
     first_kernel: OddSize | Literal["same"] = Field(
         "same", description="kernel of the first convolution, odd, or same as kernel_size"
     )
@@ -193,7 +198,7 @@ class ImageNetGroup(ModelGroup):
     """torchvision's ResNet-18 or VGG-11 with BatchNorm; k above 3: larger kernels."""
 
     architecture: Literal["resnet18", "vgg11_bn"]
-    kernel_size: OddSize = Field(3, description="3: torchvision's own; else k×k for 3×3")
+    kernel_size: OddSize = Field(3, description="3: torchvision's kernels; else k×k instead of 3×3")
     normalize: bool = Field(True, description="as for cnn")
 
     def _tag(self) -> str:
@@ -201,9 +206,9 @@ class ImageNetGroup(ModelGroup):
 
 
 class FactoryGroup(ModelGroup):
-    """A user's own model: a function that returns an ``nn.Module`` with inputs in [0, 1].
+    """A custom model: a function that returns an ``nn.Module`` with inputs in [0, 1].
 
-    ``kernel_size``, ``window`` and ``seed`` label it in tables and figures; the network must have
+    ``kernel_size``, ``window`` and ``seed`` label it in tables and figures. The network must have
     such layers, unless ``label_only`` is set.
     """
 
@@ -211,39 +216,39 @@ class FactoryGroup(ModelGroup):
     source: PathText = Field(
         "factory",
         min_length=1,
-        description="factory: its function makes it; or a folder that robust-ham import wrote",
+        description="factory: call the function; or a folder that robust-ham import wrote",
     )
     factory: str = Field(
         pattern=r"^[\w.]+:[\w.]+$", description="module:function; this runs that module's code"
     )
     weights: PathText | None = Field(
         None,
-        description=".safetensors, .pth, .pt or .ckpt (read without running code), as for import",
+        description="weights: .safetensors, .pth, .pt or .ckpt, read without running code",
     )
     weights_key: str | None = Field(
-        None, description="which network of a file with several, such as model_ema"
+        None, description="network to load from a file with several, such as model_ema"
     )
     pretrained: bool = Field(
         False,
         exclude_if=lambda pretrained: not pretrained,
-        description="the function returns a trained network, which needs no weights",
+        description="whether the function returns a trained network, which needs no weights",
     )
     label_only: bool = Field(
         False,
-        description="window and kernel_size are labels that the network's own layers need not have",
+        description="whether window and kernel_size are mere labels, unchecked against the layers",
     )
 
     @model_validator(mode="after")
     def _has_one_set_of_weights(self) -> FactoryGroup:
         if self.pretrained and self.weights is not None:
-            raise ValueError("pretrained: not beside weights")
+            raise ValueError("pretrained: not together with weights")
         if self.weights_key is not None and self.weights is None:
             raise ValueError("weights_key: only with weights")
         return self
 
     @property
     def is_trained_here(self) -> bool:
-        """Never: its function makes it."""
+        """Never: a function builds it."""
         return False
 
     def _tag(self) -> str:
@@ -251,18 +256,20 @@ class FactoryGroup(ModelGroup):
 
 
 class TableGroup(ModelGroup):
-    """A model known only by a table of somebody else's: it can be reported, not run.
+    """A model known only by an imported table: it can be reported but not run.
 
     ``window``, ``kernel_size`` and ``seed`` label it, as for ``factory``.
     """
 
     architecture: Literal["table"]
-    name: SafeName = Field(description="what models differing only in k, window, seed are called")
-    kernel_size: OddSize | Literal[0] = Field(0, description="as for cnn; 0: not known")
+    name: SafeName = Field(
+        description="common name of models that differ only in k, window and seed"
+    )
+    kernel_size: OddSize | Literal[0] = Field(0, description="as for cnn; 0: unknown")
 
     @property
     def is_trained_here(self) -> bool:
-        """Never: only its rows are here."""
+        """Never: it has no network."""
         return False
 
     def _tag(self) -> str:
@@ -270,7 +277,7 @@ class TableGroup(ModelGroup):
 
     @property
     def model_id(self) -> str:
-        """As for all, without a kernel size that is not known."""
+        """As for other models, without an unknown kernel size."""
         size = f"-k{self.kernel_size}" if self.kernel_size else ""
         return f"{self.family}{size}-{self.window}-s{self.seed}"
 
@@ -286,14 +293,17 @@ ARCHITECTURES: dict[str, type[ModelGroup]] = {
 
 
 def model_group(group: Any) -> Any:  # noqa: ANN401
-    """A group of the class its ``architecture`` names; what is no mapping passes unchanged."""
+    """Parse a group as the class that its ``architecture`` names; return other values unchanged."""
     if not isinstance(group, dict):
         return group
     name = group.get("architecture", "factory" if "factory" in group else "cnn")
     if not isinstance(name, str) or name not in ARCHITECTURES:
         expected = ", ".join(ARCHITECTURES)
-        raise ValueError(f"architecture: expected one of {expected}, got {shown(name)}")
+        hint = did_you_mean(name, ARCHITECTURES)
+        if isinstance(name, list):
+            hint = "; add one group of models for each"
+        raise ValueError(f"architecture: expected one of {expected}, got {shown(name)}{hint}")
     try:
         return ARCHITECTURES[name].model_validate(group)
     except ValidationError as error:
-        raise ValueError(first_error(error)) from None
+        raise ValueError(first_error(error, ARCHITECTURES[name])) from None

@@ -1,4 +1,4 @@
-"""Functions of a user's own, named by a configuration: the only code that it can run."""
+"""User code: functions that a configuration names, the only code that it can run."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from robust_ham.config.experiment import AttackConfig
 from robust_ham.config.fields import number, shown
+from robust_ham.config.sections import AttackConfig
 from robust_ham.errors import RequestError
 
 Parameter = inspect.Parameter
@@ -29,9 +29,9 @@ _MAX_REASON = 300
 
 
 def import_function(name: str, key: str) -> Any:  # noqa: ANN401
-    """The function ``module:function``; modules of the working directory come last.
+    """Import the function ``module:function``; the working directory is searched last.
 
-    ``key`` is what the message calls it.
+    ``key`` names the function's role in messages.
 
     Raises:
         RequestError: no such module or function.
@@ -49,25 +49,27 @@ def import_function(name: str, key: str) -> Any:  # noqa: ANN401
 
 
 @contextlib.contextmanager
-def one_line_for(what: str) -> Iterator[None]:
-    """Say in one line what a user's own code raises, and where: ``what`` names that code.
+def one_line_for(name: str) -> Iterator[None]:
+    """Turn an exception of user code into one line that says where; ``name`` is the code's name.
 
     Raises:
-        RequestError: whatever it raises, but for a lack of memory.
+        RequestError: for any exception except a lack of memory.
     """
     try:
         yield
     except (RequestError, MemoryError):
         raise
     except (Exception, SystemExit) as error:
-        if type(error).__name__ == "OutOfMemoryError":  # torch's; this package stays without torch
+        if (
+            type(error).__name__ == "OutOfMemoryError"
+        ):  # torch's class; this package is free of torch
             raise
         reason = " ".join(str(error).split())[:_MAX_REASON]
-        raise RequestError(f"{what}: {type(error).__name__}: {reason}{_place(error)}") from None
+        raise RequestError(f"{name}: {type(error).__name__}: {reason}{_place(error)}") from None
 
 
 def _place(error: BaseException) -> str:
-    """Function, file and line that raised, the deepest that is neither torch's nor ours."""
+    """Function, file and line of the deepest frame that is neither torch's nor this package's."""
     specs = [importlib.util.find_spec(name) for name in ("torch", "importlib")]
     libraries = [Path(spec.origin).parent for spec in specs if spec and spec.origin]
     libraries.append(Path(__file__).parents[1])
@@ -83,9 +85,9 @@ def _place(error: BaseException) -> str:
 
 
 def source_hash(function: Any) -> str:  # noqa: ANN401
-    """SHA-256 of the file that a function is written in: its results are another's when it changes.
+    """SHA-256 of the file that defines a function; part of its results' keys.
 
-    Empty where there is no such file.
+    Empty if there is no such file.
     """
     while isinstance(function, functools.partial):
         function = function.func
@@ -99,37 +101,40 @@ def source_hash(function: Any) -> str:  # noqa: ANN401
 
 
 def options_after(function: Callable[..., Any], name: str) -> dict[str, Parameter]:
-    """What a user's attack takes after model, images and labels, by keyword.
+    """Return the parameters of a custom attack after model, images and labels.
 
     Raises:
-        RequestError: it does not take these three, or an option is called as a key of all attacks.
+        RequestError: it does not take these three, or an option has the name of a key of all
+            attacks.
     """
     try:
         try:
             signature = inspect.signature(function, eval_str=True)
-        except Exception:  # annotations may name what is imported for type checkers only
+        except Exception:  # annotations may use names imported only for type checkers
             signature = inspect.signature(function)
     except (TypeError, ValueError):
         raise RequestError(f"attack {name}: expected a function written in Python") from None
     parameters = list(signature.parameters.values())
-    by_place = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    if len(by_place) < 3 and not any(p.kind is p.VAR_POSITIONAL for p in parameters):
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if len(positional) < 3 and not any(p.kind is p.VAR_POSITIONAL for p in parameters):
         raise RequestError(f"attack {name}: expected a function of model, images and labels")
-    options = by_place[3:] + [p for p in parameters if p.kind in (p.KEYWORD_ONLY, p.VAR_KEYWORD)]
+    options = positional[3:] + [p for p in parameters if p.kind in (p.KEYWORD_ONLY, p.VAR_KEYWORD)]
     for parameter in options:
         if parameter.name in _KEYS:
             raise RequestError(
-                f"attack {name}: its option {parameter.name} has the name of a key of every "
-                "attack: call it otherwise, as eps"
+                f"attack {name}: its option {parameter.name} has the name of a key of all "
+                "attacks; rename it, for example to eps"
             )
     return {p.name: p for p in options if p.kind is not p.POSITIONAL_ONLY}
 
 
 def like_default(value: Any, default: Any) -> Any:  # noqa: ANN401
-    """``value`` for an option without annotation, as its default suggests: text may be a number.
+    """Convert ``value`` to the type of the default of an option without annotation.
+
+    Text such as 8/255 may be a number.
 
     Raises:
-        ValueError: another kind of value than the default's.
+        ValueError: the value has another type than the default.
     """
     if isinstance(default, bool | str):
         if not isinstance(value, type(default)):
@@ -142,20 +147,22 @@ def like_default(value: Any, default: Any) -> Any:  # noqa: ANN401
         parts = default if isinstance(default, list | tuple) and default else (None,)
         kind = type(default) if isinstance(default, list | tuple) else type(value)
         return kind(like_default(part, parts[0]) for part in value)
-    if isinstance(value, str) and re.search("[/eE]", value):  # others are in quotes: text
+    if isinstance(value, str) and re.search(
+        "[/eE]", value
+    ):  # other numbers are text only if quoted
         with contextlib.suppress(ValueError):
             return number(value)
     return value
 
 
 def _number_like(value: object, default: float) -> float:
-    given = number(value)
-    if not isinstance(given, int | float):
+    parsed = number(value)
+    if not isinstance(parsed, int | float):
         try:
-            given = float(given)  # numpy's
+            parsed = float(parsed)  # numpy's
         except (TypeError, ValueError):
             raise ValueError(f"expected a number, got {shown(value)}") from None
-    if not math.isfinite(given):
+    if not math.isfinite(parsed):
         raise ValueError(f"expected a finite number, got {shown(value)}")
-    whole = isinstance(default, int) and given == int(given)
-    return int(given) if whole else float(given)
+    whole = isinstance(default, int) and parsed == int(parsed)
+    return int(parsed) if whole else float(parsed)

@@ -1,7 +1,4 @@
-"""YAML as a configuration may hold it: plain values, each key once, nothing that reads two ways.
-
-A leaf: no torch.
-"""
+"""Read YAML strictly: plain values, each key once, nothing ambiguous. Free of torch."""
 
 from __future__ import annotations
 
@@ -13,12 +10,12 @@ import yaml
 from robust_ham.errors import shortened
 
 MAX_VALUES = 20_000
-"""Keys and values of one YAML text, each alias counted as all that it stands for."""
+"""Keys and values of one YAML text; an alias counts as all values that it stands for."""
 MAX_DEPTH = 20
 MAX_VALUE_LENGTH = 2_000
 _SHOWN = 60
 NOT_YAML = (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
-"""What PyYAML raises for texts that are none: not all of it is its own."""
+"""Exceptions that PyYAML raises for invalid texts."""
 
 _TAG = "tag:yaml.org,2002:"
 _PLAIN = {_TAG + name for name in ("null", "bool", "int", "float", "str", "seq", "map", "merge")}
@@ -28,23 +25,23 @@ _LEADING_ZERO = re.compile(r"[-+]?0[0-9_]+")
 
 
 class RefusedError(yaml.MarkedYAMLError):
-    """YAML, but not what a configuration may hold."""
+    """Valid YAML that a configuration may not contain."""
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain values only, few, short and not deep: a small text cannot stand for a large value.
+    """Accept plain values only, with limits on their number, length and depth.
 
-    Refused too: a key that is given twice, of which YAML would keep the last, and numbers that
-    YAML 1.1 reads in another base than people do.
+    Also refuse duplicate keys, of which YAML would keep the last, and numbers that YAML 1.1 reads
+    in a base other than ten.
     """
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self.depth = self.num_values = 0
-        self.sizes: dict[int, int] = {}  # of finished nodes, by their id
+        self.sizes: dict[int, int] = {}  # of finished nodes, by id
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:  # noqa: ANN401
-        """The next node, checked as soon as it is known; of a value, ``index`` is its key."""
+        """Compose and check the next node; ``index`` is the key of a value."""
         is_alias = self.check_event(yaml.AliasEvent)
         self.depth += 1
         self.num_values += 1
@@ -57,7 +54,7 @@ class _Loader(yaml.SafeLoader):
             return None
         key = f"{index.value}: " if isinstance(index, yaml.ScalarNode) else ""
         if is_alias and id(node) not in self.sizes:
-            raise _refused(f"{key}a value that holds itself", node)
+            raise _refused(f"{key}a value that contains itself", node)
         if not is_alias:
             self.sizes[id(node)] = self._checked_size(node, key)
         if self.sizes[id(node)] > MAX_VALUES:
@@ -112,7 +109,7 @@ def _check_scalar(node: yaml.ScalarNode, key: str) -> None:
 
 
 def _check_keys(node: yaml.MappingNode) -> None:
-    """Refuse keys that are no text, or that are given twice; merged ones may be overridden."""
+    """Refuse keys that are not text, and duplicate keys; merged keys may be overridden."""
     lines: dict[str, int] = {}
     for key, _ in node.value:
         if not isinstance(key, yaml.ScalarNode) or key.tag not in _KEYS:
@@ -129,10 +126,10 @@ def _refused(problem: str, where: yaml.Node) -> RefusedError:
 
 
 def read_yaml(text: str) -> Any:  # noqa: ANN401
-    """What a YAML text stands for; each alias is a copy, so that changing one changes no other.
+    """Parse a YAML text; each alias becomes an independent copy.
 
     Raises:
-        one of ``NOT_YAML``: nothing, or more than a configuration needs.
+        one of ``NOT_YAML``: invalid YAML, or not allowed in a configuration.
     """
     loader = _Loader(text)
     try:
@@ -148,7 +145,7 @@ def _copied(value: Any) -> Any:  # noqa: ANN401
 
 
 def why(error: Exception) -> str:
-    """What to say of one of ``NOT_YAML``, after the name of the text."""
+    """Describe one of ``NOT_YAML``, to be appended to the name of the text."""
     mark = getattr(error, "problem_mark", None)
     line = f" line {mark.line + 1}" if mark else ""
     return f"{line}: {error.problem if isinstance(error, RefusedError) else 'not valid YAML'}"

@@ -1,1 +1,1 @@
-"""Named data sets and folders -> uint8 tensors. Imports ``storage`` and ``config``."""
+"""Named data sets and folders of images → uint8 tensors. May import ``storage`` and ``config``."""

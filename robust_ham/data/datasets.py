@@ -1,4 +1,4 @@
-"""Named data sets, from the first place that has them (contract 4)."""
+"""Find a data set in the first place that has it (contract 4), and load its splits."""
 
 from __future__ import annotations
 
@@ -9,19 +9,21 @@ from pathlib import Path
 
 from torch import Tensor
 
+from robust_ham.config.datasets import DATASETS
 from robust_ham.config.experiment import DatasetConfig
+from robust_ham.config.suggestions import did_you_mean
 from robust_ham.data.formats import describe_test_files, read_files, read_parquet_or_folders
 from robust_ham.data.formats.idx import idx_file, read_idx_folder
 from robust_ham.data.formats.torchvision_files import download, read_cifar
-from robust_ham.data.splits import KNOWN, FileSplit, Split, SplitName, check_cut
+from robust_ham.data.label_checks import check_cut
+from robust_ham.data.splits import FileSplit, Split, SplitName
 from robust_ham.errors import RequestError
 
-DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 PACKAGED = Path(__file__).parent / "packaged"
 
 
 class Dataset:
-    """The splits of a configured data set, each read when it is first asked for, with its hash."""
+    """The splits of a configured data set and their hashes, loaded on first use."""
 
     def __init__(self, config: DatasetConfig, data_root: Path | None = None) -> None:
         self.config = config
@@ -42,8 +44,8 @@ class Dataset:
         return split[:num_test]
 
     def test_before_subsampling(self) -> Split | None:
-        """The whole test split as it is stored; None where ``image_size`` leaves no pixel out."""
-        known = KNOWN.get(self.config.name)
+        """Load the whole test split as stored; None if ``image_size`` leaves out no pixel."""
+        known = DATASETS.get(self.config.name)
         if self.config.image_size is None or known is None or not known.is_subsampled:
             return None
         stored = self.config.model_copy(update={"image_size": None})
@@ -52,17 +54,17 @@ class Dataset:
 
     @property
     def train(self) -> Split | FileSplit:
-        """The images trained on."""
+        """The training images."""
         return self._train_validation[0]
 
     @property
     def validation(self) -> Split:
-        """The images held out of the training split, or the test split where none are."""
+        """The images held out of the training split; without any, the test split."""
         return self._train_validation[1] or self.test
 
     @cached_property
     def hashes(self) -> dict[str, str]:
-        """SHA-256 of ``train`` and ``validation``, the images that a trained model depends on."""
+        """SHA-256 of ``train`` and ``validation``, on which a trained model depends."""
         return {"train": self.train.hash(), "validation": self.validation.hash()}
 
     @cached_property
@@ -74,10 +76,10 @@ class Dataset:
 def load_train_validation(
     config: DatasetConfig, data_root: Path | None = None
 ) -> tuple[Split, Split | None]:
-    """Training images, and the images held out after them (None where none are asked for).
+    """Load the training images, and the images held out after them (None without validation).
 
     Raises:
-        RequestError: not found, damaged, or fewer images than asked for.
+        RequestError: the data set is missing or damaged, or has too few images.
     """
     split = load_split(config, "train", data_root)
     held_out = config.num_validation
@@ -96,76 +98,84 @@ def load_train_validation(
 
 
 def load_files(config: DatasetConfig, data_root: Path | None = None) -> FileSplit:
-    """Training images that stay on the disk, from the first place that has class folders.
+    """List training images that stay on the disk, in the first place that has class folders.
 
     Raises:
-        RequestError: not found (names the places), or fewer images than asked for.
+        RequestError: no place has them (the message lists the places), or there are too few.
     """
     places = [
         place for place, reader in _places(config, data_root) if reader is read_parquet_or_folders
     ]
     for place in places:
-        found = read_files(place, config)
-        if found is not None:
-            num_train = _num_used(config.num_train, found, "num_train", config)
-            check_cut(found.labels, slice(num_train), "num_train", found.source)
-            return found[:num_train]
+        split = read_files(place, config)
+        if split is not None:
+            num_train = _num_used(config.num_train, split, "num_train", config)
+            check_cut(split.labels, slice(num_train), "num_train", split.source)
+            return split[:num_train]
     searched = ", ".join(f"{place}/train" for place in places) or "any place"
-    raise RequestError(f"dataset {config.name} (train): no class folders in {searched}")
+    hint = did_you_mean(config.name, DATASETS) if config.name not in DATASETS else ""
+    raise RequestError(f"dataset {config.name} (train): no class folders in {searched}{hint}")
 
 
 def _num_used(
-    asked: int | None, split: Split | FileSplit, key: str, config: DatasetConfig, held_out: int = 0
+    requested: int | None,
+    split: Split | FileSplit,
+    key: str,
+    config: DatasetConfig,
+    held_out: int = 0,
 ) -> int:
-    """How many images to use: what was asked for, or all that are not held out."""
-    count = asked or len(split) - held_out
+    """Return how many images to use: as requested, or all that are not held out."""
+    count = requested or len(split) - held_out
     if not 0 < count <= len(split) - held_out:
-        hint = f"; all of them: {KNOWN[config.name].get}" if config.name in KNOWN else ""
+        facts = DATASETS.get(config.name)
+        hint = f"; to get all of them: {facts.how_to_get}" if facts else ""
         kept = f" + {held_out} held out" if held_out else ""
         raise RequestError(
-            f"dataset.{key}: asked for {count}{kept}, found {len(split)} in {split.source}{hint}"
+            f"dataset.{key}: expected at most {len(split)} images ({split.source}), got "
+            f"{count}{kept}{hint}"
         )
     return count
 
 
 def load_split(config: DatasetConfig, split: SplitName, data_root: Path | None = None) -> Split:
-    """One split of a data set, from the first place that has it.
+    """Load one split of a data set from the first place that has it.
 
-    Looks in ``data_root``, else in the folder ``ROBUST_HAM_DATA`` names, else in
-    ``config.data_root``; then in Debian's package, the copy inside this package, and last, where
-    ``config.download`` allows it, at torchvision's download.
+    Searches one folder (``data_root``, else ``ROBUST_HAM_DATA``, else ``config.data_root``), then
+    the system's package and the copy in this package. Downloads it by torchvision if it is nowhere
+    and ``config.download`` is set.
 
     Raises:
-        RequestError: not found (names the places), or damaged (names the file).
+        RequestError: no place has it (the message lists the places), or a file is damaged.
     """
     places = _places(config, data_root)
     for place, reader in places:
-        found = reader(place, config, split)
-        if found is not None:
-            return _checked(found, config, place)
-    known = KNOWN.get(config.name)
+        loaded = reader(place, config, split)
+        if loaded is not None:
+            return _check_and_subsample(loaded, config, place)
+    known = DATASETS.get(config.name)
     if config.download and known is not None and known.torchvision_class is not None:
         root = _root(config, data_root) or Path.home() / ".cache" / "robust-ham"
-        return _checked(download(root, config, split), config, root)
-    hint = known.get if known else "--data-root FOLDER"
+        return _check_and_subsample(download(root, config, split), config, root)
+    hint = known.how_to_get if known else "--data-root FOLDER"
     searched = ", ".join(dict.fromkeys(str(place) for place, _ in places)) or "any place"
     raise RequestError(
         f"dataset {config.name} ({split}): not found in {searched}; to get it: {hint}"
+        + ("" if known else did_you_mean(config.name, DATASETS))
     )
 
 
 def available(name: str, data_root: Path | None = None) -> str | None:
-    """Where the test split of ``name`` is found, without reading it whole; None if nowhere."""
+    """Return where the test split of ``name`` is, without decoding it; None if nowhere."""
     config = DatasetConfig(name=name)
     for place, reader in _places(config, data_root):
         if reader is read_idx_folder:
             if idx_file(place, "test", "images") is not None:
                 return str(place)
         elif reader is read_cifar:
-            if (place / KNOWN[name].torchvision_folder).is_dir():
+            if (place / DATASETS[name].torchvision_folder).is_dir():
                 return str(place)
-        elif (found := describe_test_files(place)) is not None:
-            return found
+        elif (description := describe_test_files(place)) is not None:
+            return description
     return None
 
 
@@ -175,10 +185,10 @@ Reader = Callable[[Path, DatasetConfig, SplitName], "Split | None"]
 
 
 def _root(config: DatasetConfig, data_root: Path | None) -> Path | None:
-    """The folder of data sets that was named, by precedence.
+    """Return the folder of data sets, from the option, the environment or the configuration.
 
     Raises:
-        RequestError: it is no folder.
+        RequestError: it is not a folder.
     """
     named = [
         ("--data-root", data_root),
@@ -194,25 +204,26 @@ def _root(config: DatasetConfig, data_root: Path | None) -> Path | None:
 
 
 def _places(config: DatasetConfig, data_root: Path | None) -> list[tuple[Path, Reader]]:
-    name = config.name
+    name, known = config.name, DATASETS.get(config.name)
     root = _root(config, data_root)
     places: list[tuple[Path, Reader]] = []
     if root is not None:
-        if name in {"mnist", "fashion_mnist"}:
-            places.append((root / KNOWN[name].torchvision_folder / "raw", read_idx_folder))
-        if name in {"cifar10", "cifar100"}:
+        if known is not None and known.layout == "idx":
+            places.append((root / known.torchvision_folder / "raw", read_idx_folder))
+        if known is not None and known.layout == "cifar":
             places.append((root, read_cifar))
         places.append((root / name, read_parquet_or_folders))
-    if name not in KNOWN and Path(name).is_dir():
+    if known is None and Path(name).is_dir():
         places.append((Path(name), read_parquet_or_folders))
-    if name == "fashion_mnist":
-        places.append((DEBIAN_FASHION_MNIST, read_idx_folder))
+    if known is not None and known.system_folder:
+        places.append((Path(known.system_folder), read_idx_folder))
+    if known is not None and known.is_packaged:
         places.append((PACKAGED / name, read_idx_folder))
     return places
 
 
-def _checked(split: Split, config: DatasetConfig, place: Path) -> Split:
-    """Subsample, then refuse what no later step could make sense of."""
+def _check_and_subsample(split: Split, config: DatasetConfig, place: Path) -> Split:
+    """Refuse a split without images or with too few labels, then subsample it."""
     if len(split) == 0 or 0 in split.images.shape:
         raise RequestError(f"{place}: no images")
     if len(split.images) != len(split.labels):
@@ -223,7 +234,7 @@ def _checked(split: Split, config: DatasetConfig, place: Path) -> Split:
 
 
 def _subsample(images: Tensor, image_size: int | None) -> Tensor:
-    """Every second (third …) pixel, without a low-pass: that would remove the effect under test."""
+    """Keep every second (third …) pixel; a low-pass would remove the effect under test."""
     height, width = images.shape[2:]
     if image_size is None or image_size == min(height, width):
         return images

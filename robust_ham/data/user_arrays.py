@@ -1,4 +1,4 @@
-"""Images and labels as a user hands them over: tensors, arrays or lists, checked."""
+"""Convert and check a user's images and labels: tensors, arrays or lists."""
 
 from __future__ import annotations
 
@@ -12,58 +12,59 @@ from robust_ham.data.splits import to_float
 from robust_ham.memory import check_memory
 
 
-def given_images(images: ArrayLike) -> Tensor:
-    """Floats in [0, 1] on the CPU, from uint8 or floats, of whatever shape; NaN passes.
+def to_image_tensor(images: ArrayLike) -> Tensor:
+    """Convert images of any shape, uint8 or floats in [0, 1], to float32 on the CPU; NaN is kept.
 
     Raises:
-        ValueError: other numbers, or pixels outside [0, 1].
+        ValueError: another type, or pixels outside of [0, 1].
     """
-    pixels = _tensor(images, "images")
+    pixels = _copy_to_cpu(images, "images")
     if pixels.dtype == torch.uint8:
         if pixels.numel() and pixels.any() and pixels.max() == 1:
-            raise ValueError("images: expected uint8 of 0 … 255, got 0 and 1: hand over floats")
+            raise ValueError(
+                "images: expected uint8 pixels of 0 … 255, got only 0 and 1: convert them to floats"
+            )
         return to_float(pixels)
     if not pixels.is_floating_point():
-        kind = str(pixels.dtype).removeprefix("torch.")
-        raise ValueError(f"images: expected uint8 or floats in [0, 1], got {kind}")
+        raise ValueError(f"images: expected uint8 or floats in [0, 1], got {_dtype_name(pixels)}")
     pixels = pixels.float()
     outside = (pixels < -BOX_TOLERANCE) | (pixels > 1 + BOX_TOLERANCE)
     if outside.any():
         low, high = pixels[~pixels.isnan()].aminmax()
-        remedy = "divide by 255, or hand over uint8" if low >= 0 else "normalise inside the model"
+        remedy = "divide by 255, or pass uint8" if low >= 0 else "normalise inside the model"
         raise ValueError(f"images: expected pixels in [0, 1], got {low:g} … {high:g}: {remedy}")
     return pixels
 
 
-def given_labels(labels: ArrayLike) -> Tensor:
-    """int64 on the CPU, of whatever shape.
+def to_label_tensor(labels: ArrayLike) -> Tensor:
+    """Convert labels of any shape to int64 on the CPU.
 
     Raises:
-        ValueError: no whole numbers.
+        ValueError: they are not whole numbers.
     """
-    classes = _tensor(labels, "labels")
-    kind = str(classes.dtype).removeprefix("torch.")
-    if classes.dtype == torch.bool or classes.is_complex():
-        raise ValueError(f"labels: expected whole numbers, got {kind}")
-    whole = classes.long()
-    if not torch.equal(whole.to(classes.dtype), classes):
+    values = _copy_to_cpu(labels, "labels")
+    if values.dtype == torch.bool or values.is_complex():
+        raise ValueError(f"labels: expected whole numbers, got {_dtype_name(values)}")
+    whole = values.long()
+    if not torch.equal(whole.to(values.dtype), values):
         raise ValueError(
-            f"labels: expected whole numbers, got {kind} such as {classes.flatten()[0]}"
+            f"labels: expected whole numbers, got {_dtype_name(values)} such as "
+            f"{values.flatten()[0]}"
         )
     return whole
 
 
-def _tensor(values: ArrayLike, name: str) -> Tensor:
-    """A copy on the CPU, so that what is handed over is never changed.
+def _copy_to_cpu(values: ArrayLike, name: str) -> Tensor:
+    """Copy values to the CPU, so that the caller's are never changed.
 
     Raises:
-        ValueError: not an array of numbers, or a tensor without values of its own.
+        ValueError: not an array of numbers, or a sparse, meta or quantized tensor.
         RequestError: more than half of this machine's memory.
     """
     if isinstance(values, Tensor) and (
         values.layout != torch.strided or values.is_meta or values.is_quantized
     ):
-        raise ValueError(f"{name}: expected a dense tensor with values, got {_kind(values)}")
+        raise ValueError(f"{name}: expected a dense tensor with values, got {_tensor_kind(values)}")
     check_memory(name, getattr(values, "nbytes", 0), part=2)  # also of a view that repeats itself
     if not hasattr(values, "__len__") or hasattr(values, "dataset"):  # as a DataLoader has
         kind = type(values).__name__
@@ -79,7 +80,13 @@ def _tensor(values: ArrayLike, name: str) -> Tensor:
     return values.detach().cpu().clone()
 
 
-def _kind(tensor: Tensor) -> str:
+def _dtype_name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _tensor_kind(tensor: Tensor) -> str:
     if tensor.is_meta:
-        return "one on the meta device"
-    return "a quantized one" if tensor.is_quantized else str(tensor.layout).removeprefix("torch.")
+        return "a tensor on the meta device"
+    if tensor.is_quantized:
+        return "a quantized tensor"
+    return f"a {str(tensor.layout).removeprefix('torch.')} tensor"

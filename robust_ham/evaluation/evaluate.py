@@ -1,7 +1,7 @@
-"""Run an attack on one model, judge it afresh, write one row per image.
+"""Run an attack on one model and score its output: one row per image.
 
-What an attack says of itself is not believed: every returned image goes through the model once
-more, its pixels are checked against [0, 1], and its distances are measured here.
+Scoring does not trust the attack: it classifies every returned image again, checks that its pixels
+are in [0, 1], and measures its distance.
 """
 
 from __future__ import annotations
@@ -18,21 +18,18 @@ import torch
 from torch import Tensor, nn
 
 from attacks import AttackOutcome
-from robust_ham.config.experiment import AttackConfig, is_own
+from robust_ham.config.sections import AttackConfig
 from robust_ham.data.splits import Split, balanced_order, to_float
 from robust_ham.errors import RequestError
+from robust_ham.evaluation.options import attack_options
 from robust_ham.evaluation.perturbations import normal_cosines, radial_spectrum
-from robust_ham.evaluation.registry import (
-    OwnFunction,
-    attack_function,
-    attack_options,
-    shared_transforms,
-)
+from robust_ham.evaluation.registry import attack_function, shared_transforms
 from robust_ham.evaluation.scoring import describe_invalid, invalid_rows, judge
-from robust_ham.progress import Progress, unseen
+from robust_ham.evaluation.user_attacks import UserFunction
+from robust_ham.progress import Progress, no_progress
 
 VERSION = 5
-"""Raised when the same attack on the same model gives other rows; part of every key."""
+"""Increase it when the same attack on the same model gives other rows; part of every key."""
 
 GALLERY_IMAGES = 8
 PRUNE_CHECK_IMAGES = 64
@@ -43,7 +40,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class AttackedImages:
-    """The images that every model of a run is attacked on.
+    """Images to attack, the same for all models of a run.
 
     ``images`` float32 (n, C, H, W) in [0, 1]; ``labels`` int64 (n,); ``sample_ids`` (n,) index into
     the split.
@@ -54,11 +51,11 @@ class AttackedImages:
     sample_ids: list[int]
 
     def __getitem__(self, rows: slice) -> AttackedImages:
-        """Some of them."""
+        """The images in ``rows``."""
         return AttackedImages(self.images[rows], self.labels[rows], self.sample_ids[rows])
 
     def table(self) -> pd.DataFrame:
-        """``sample_id label sha256`` of the decoded uint8 pixels."""
+        """Return ``sample_id label sha256``; the hash is over the decoded uint8 pixels."""
         pixels = self.images.mul(255).round().to(torch.uint8).numpy()
         hashes = [hashlib.sha256(image.tobytes()).hexdigest() for image in pixels]
         return pd.DataFrame(
@@ -67,7 +64,7 @@ class AttackedImages:
 
 
 def attacked_images(split: Split, num_images: int, seed: int) -> AttackedImages:
-    """The first ``num_images`` of the split's class-balanced order.
+    """Return the first ``num_images`` of the split's class-balanced order.
 
     Raises:
         RequestError: the split has fewer.
@@ -89,19 +86,19 @@ class Evaluation:
     samples: pd.DataFrame
     adversarials: Tensor
     margins: Tensor | None
-    """Where an attack keeps them: the margin under every candidate (n, T); NaN: wrong already."""
+    """Margin under every candidate (n, T), if the attack stores them; NaN: misclassified before."""
     transforms: Tensor | None
-    """The candidates that all images share (T, 3): degrees, pixels right, pixels down."""
+    """Candidates shared by all images (T, 3): degrees, pixels right, pixels down."""
 
     def gallery(self) -> dict[str, np.ndarray[Any, Any]]:
-        """The first fooled images, filled up with others, as small arrays."""
+        """Return the first fooled images, filled up with others, as small arrays."""
         samples, adversarials = self.samples, self.adversarials
         fooled = (samples["status"] == "fooled").to_numpy()
         rows = np.concatenate([np.flatnonzero(fooled), np.flatnonzero(~fooled)])[:GALLERY_IMAGES]
         clean = self.attacked.images[rows]
         columns = ["sample_id", "label", "clean_prediction", "adversarial_prediction"]
-        shown = {name: samples[name].to_numpy()[rows].astype(np.int64) for name in columns}
-        return shown | {
+        values = {name: samples[name].to_numpy()[rows].astype(np.int64) for name in columns}
+        return values | {
             "clean": clean.mul(255).round().to(torch.uint8).numpy(),
             "adversarial": adversarials[rows].numpy().astype(np.float16),
             "perturbation": (adversarials[rows] - clean).numpy().astype(np.float16),
@@ -111,16 +108,19 @@ class Evaluation:
         }
 
     def spectrum(self) -> pd.DataFrame:
-        """Radial spectrum of the perturbations that fool; of an attack with a distance."""
+        """Compute the radial spectrum of the perturbations that fool."""
         rows = torch.from_numpy(np.flatnonzero(self.samples["status"] == "fooled"))
         return radial_spectrum(self.adversarials[rows] - self.attacked.images[rows])
 
     def grid(self) -> pd.DataFrame | None:
-        """``angle dx dy num_images num_fooled`` per candidate; images right at first only."""
+        """Count ``angle dx dy num_images num_fooled`` per candidate.
+
+        Only images that the model classifies correctly count. None if margins are not stored.
+        """
         if self.margins is None or self.transforms is None:
             return None
-        right = np.array(self.samples["clean_prediction"] == self.samples["label"])
-        margins = self.margins[torch.from_numpy(right)]
+        correct = np.array(self.samples["clean_prediction"] == self.samples["label"])
+        margins = self.margins[torch.from_numpy(correct)]
         table = pd.DataFrame(self.transforms.numpy(), columns=["angle", "dx", "dy"])
         table["num_images"] = len(margins)
         table["num_fooled"] = (margins < 0).sum(0).numpy()
@@ -135,61 +135,68 @@ def evaluate(
     *,
     batch_size: int,
     device: torch.device,
-    progress: Progress = unseen,
-    own: OwnFunction | None = None,
+    progress: Progress = no_progress,
+    user_function: UserFunction | None = None,
 ) -> Evaluation:
-    """Attack all images and judge what comes back; ``own`` is a user's attack, if handed over.
+    """Attack all images and score the adversarial images.
 
-    An attack that prunes is first run on 64 images with and without pruning; if a status or the
+    An attack that prunes is first run on 64 images with and without pruning. If a status or the
     mean distance differs, it is run without.
 
-    Returns:
-        Rows with the columns of contract 3 from ``sample_id`` on; adversarials (n, C, H, W).
+    Args:
+        model: logits of images in [0, 1].
+        attacked: the images and their labels.
+        config: the attack.
+        attack_id: its key in the configuration, for messages.
+        batch_size: images per call of the attack.
+        device: where the model is.
+        progress: called with the numbers of finished and of all images.
+        user_function: the function of a custom attack; None: imported by its name.
 
     Raises:
         RequestError: the attack refuses its options or the input.
-        ValueError: none of the images that it returns is valid.
+        ValueError: none of the returned images is valid.
     """
-    options, count = attack_options(config, attack_id, own), len(attacked.labels)
-    function = attack_function(config.attack, own)[0]
+    options, count = attack_options(config, attack_id, user_function), len(attacked.labels)
+    function = attack_function(config.attack, user_function)[0]
     work = _Work(model, attacked, function, attack_id, device, batch_size)
     parts, done = list[_Part](), 0
-    is_ours = own is None and not is_own(config.attack)
-    if is_ours and options.get("prune") is not None:
+    is_user_code = user_function is not None or config.facts.is_user_code
+    if not is_user_code and options.get("prune") is not None:
         unpruned = options | {"prune": None}
         done = min(PRUNE_CHECK_IMAGES, count)
         parts = work.attack(options, 0, done)
         full = work.attack(unpruned, 0, done)
         if not same_answer(_rows(parts), _rows(full), config.norm):
-            log.warning("%s: pruning changes the answer; run without it", attack_id)
+            log.warning("%s: pruning changes the answer; running without it", attack_id)
             options, parts = unpruned, full
     parts += work.attack(options, done, count, progress)
     samples, outcomes = _rows(parts), [part.outcome for part in parts]
     _refuse_invalid(samples, attack_id)
     samples.insert(0, "sample_id", attacked.sample_ids)
-    found = torch.cat([outcome.images.cpu() for outcome in outcomes])
+    adversarials = torch.cat([outcome.images.cpu() for outcome in outcomes])
     samples["normal_cosine"] = np.nan
     if config.has_budget:
         fooled = np.flatnonzero(samples["status"] == "fooled")
         rows = torch.from_numpy(fooled)
-        clean, moved, labels = attacked.images[rows], found[rows], attacked.labels[rows]
+        clean, moved, labels = attacked.images[rows], adversarials[rows], attacked.labels[rows]
         angles = normal_cosines(model, clean, moved, labels, config.norm, device, work.batch_size)
         samples.loc[fooled, "normal_cosine"] = angles
     margins = [outcome.margins.cpu() for outcome in outcomes if outcome.margins is not None]
     return Evaluation(
         attacked,
         samples,
-        found,
+        adversarials,
         torch.cat(margins) if margins else None,
         shared_transforms(config.attack, options, attacked.images.shape),
     )
 
 
 def _refuse_invalid(samples: pd.DataFrame, attack_id: str) -> None:
-    """Refuse an attack none of whose images is valid; warn if only some are not.
+    """Warn about invalid images; refuse an attack that returns no valid image.
 
     Raises:
-        ValueError: all images that were right at first came back invalid.
+        ValueError: all correctly classified images came back invalid.
     """
     invalid = invalid_rows(samples)
     if not invalid.any():
@@ -200,7 +207,7 @@ def _refuse_invalid(samples: pd.DataFrame, attack_id: str) -> None:
 
 
 class _Part(NamedTuple):
-    """What an attack has made of some images, and how it was judged."""
+    """Outcome and scores of one batch."""
 
     outcome: AttackOutcome
     rows: pd.DataFrame
@@ -212,7 +219,7 @@ def _rows(parts: list[_Part]) -> pd.DataFrame:
 
 @dataclass
 class _Work:
-    """One attack on one model, by as many images as there is memory for."""
+    """One attack on one model, in batches that shrink when memory runs out."""
 
     model: nn.Module
     attacked: AttackedImages
@@ -222,9 +229,9 @@ class _Work:
     batch_size: int
 
     def attack(
-        self, options: dict[str, Any], start: int, stop: int, progress: Progress = unseen
+        self, options: dict[str, Any], start: int, stop: int, progress: Progress = no_progress
     ) -> list[_Part]:
-        """Attack and judge images ``start`` to ``stop``; ``batch_size`` may shrink."""
+        """Attack and score images ``start`` to ``stop``."""
         parts = list[_Part]()
         while start < stop:
             end = min(start + self.batch_size, stop)
@@ -240,7 +247,9 @@ class _Work:
                     raise
                 self.batch_size = max(1, (end - start) // 2)
                 log.warning(
-                    "%s: memory exhausted; goes on by %d images", self.attack_id, self.batch_size
+                    "%s: out of memory; continuing with batches of %d images",
+                    self.attack_id,
+                    self.batch_size,
                 )
                 continue
             parts.append(_Part(outcome, rows))
@@ -250,19 +259,19 @@ class _Work:
 
 
 def _onto(tensor: Tensor, device: torch.device) -> Tensor:
-    if device.type == "cuda":  # from pinned memory, a transfer does not hold up the host
+    if device.type == "cuda":  # a transfer from pinned memory does not block the host
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
 
 
 def _out_of_memory(error: Exception) -> bool:
-    """Whether torch, on a GPU or the CPU, or Python found no memory."""
+    """Whether the error is a lack of memory, of torch on any device or of Python."""
     kinds = (MemoryError, torch.OutOfMemoryError)
     return isinstance(error, kinds) or "can't allocate memory" in str(error)
 
 
 def same_answer(pruned: pd.DataFrame, full: pd.DataFrame, norm: str) -> bool:
-    """Whether pruning kept every status, and the mean distance of fooled images within 0.1 %."""
+    """Whether pruning kept every status, and the mean distance of fooled images to 0.1 %."""
     if not pruned["status"].equals(full["status"]):
         return False
     fooled = full["status"] == "fooled"

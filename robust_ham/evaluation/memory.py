@@ -1,30 +1,32 @@
-"""What a configuration needs of this machine's memory, refused before any of it is asked for.
+"""Refuse evaluations that need more memory than this machine has.
 
-Every need is a lower bound, so that nothing is refused that would work. GPUs say themselves what
-does not fit.
+All estimates are lower bounds, so that nothing is refused that would fit. GPU memory is not
+checked: PyTorch reports what does not fit.
 """
 
 from __future__ import annotations
 
 import math
 
-from robust_ham.config.experiment import AttackConfig, Config, is_own
-from robust_ham.evaluation.registry import attack_options, num_candidates
-from robust_ham.memory import check_need, size_of_images
+from robust_ham.config.experiment import Config
+from robust_ham.config.sections import AttackConfig
+from robust_ham.evaluation.options import attack_options
+from robust_ham.evaluation.registry import num_candidates
+from robust_ham.memory import check_need, format_image_shape
 
 _FLOAT = 4  # bytes
-_CHUNK = 64  # images that other libraries are handed at once, at the most, on a CPU
+_CHUNK = 64  # images per call of another library on a CPU, at most
 _COPIES = ("population", "initial_gradient_eval_steps", "max_gradient_eval_steps")
-"""Options of foolbox's attacks that say how many copies of each image are held at once."""
+"""Options of foolbox's attacks: number of copies of each image in memory."""
 
 
 def check_images_memory(config: Config, num_images: int, image_shape: tuple[int, int, int]) -> None:
-    """Refuse too many attacked images (C, H, W): all of them, and those that a job returns."""
+    """Refuse too many attacked images (C, H, W): all of them, and those that one job returns."""
     returned = min(num_images, config.evaluation.shard_size or num_images)
     check_need(
         _FLOAT * math.prod(image_shape) * (num_images + returned),
-        f"evaluation.num_images: {num_images:,} images of {size_of_images(image_shape)}, and what "
-        "an attack makes of them,",
+        f"evaluation.num_images: {num_images:,} images of {format_image_shape(image_shape)} "
+        "and their adversarial images,",
     )
 
 
@@ -38,13 +40,13 @@ def check_attack_memory(
     """Refuse too many candidates of a spatial attack, or copies of the images inside foolbox.
 
     Args:
-        config: the attack, whose options have been checked; one's own may hold what it likes.
-        attack_id: its key.
+        config: the attack, its options checked; custom attacks have no limit.
+        attack_id: its key in the configuration.
         image_shape: (C, H, W).
-        num_images: attacked in one job.
-        batch_size: handed to the attack at once.
+        num_images: images per job.
+        batch_size: images per call of the attack.
     """
-    if is_own(config.attack):
+    if config.facts.is_user_code:
         return
     options, batch = attack_options(config, attack_id), min(batch_size, num_images)
     candidates = num_candidates(config.attack, options, image_shape)
@@ -59,5 +61,5 @@ def check_attack_memory(
         check_need(
             _FLOAT * copies * at_once * math.prod(image_shape),
             f"attacks.{attack_id}.{name}: {copies:,} copies of {at_once} images of "
-            f"{size_of_images(image_shape)}",
+            f"{format_image_shape(image_shape)}",
         )

@@ -1,4 +1,4 @@
-"""What perturbations, and images, are like: their angle to the boundary, and their spectrum."""
+"""Measure perturbations: their angle to the decision boundary, and their spectrum."""
 
 from __future__ import annotations
 
@@ -26,30 +26,29 @@ def normal_cosines(
     device: torch.device,
     batch_size: int = _BATCH,
 ) -> NDArray[np.float64]:
-    """Cosine between each perturbation r and the boundary's normal w where it ends, (n,).
+    """Compute the cosine between each perturbation r and the boundary's normal w at its end, (n,).
 
-    w = ∇(f_adv − f_label) at the adversarial image; the nearest point of a smooth boundary has
-    cosine 1, so that a smaller one shows that curvature has led the attack away from it
-    (SuperDeepFool, arXiv 2303.12481, section 3). L2: ⟨r, w⟩ / (‖r‖₂ ‖w‖₂); L∞, by duality:
-    ⟨r, w⟩ / (‖r‖_∞ ‖w‖₁). NaN where nothing was moved, or the gradient is zero, not finite or
-    hidden.
+    w = ∇(f_adv − f_label) at the adversarial image. The nearest point of a smooth boundary has
+    cosine 1; a smaller one means that curvature has led the attack away from it (SuperDeepFool,
+    arXiv 2303.12481, section 3). L2: ⟨r, w⟩ / (‖r‖₂ ‖w‖₂); L∞, by duality: ⟨r, w⟩ / (‖r‖_∞ ‖w‖₁).
+    NaN if the perturbation is zero, or the gradient is zero, not finite or unavailable.
 
     Args:
         model: logits of images in [0, 1].
         images: floats (n, C, H, W).
-        adversarials: the same, moved.
+        adversarials: the perturbed images, same shape.
         labels: int64 (n,).
         norm: of the perturbation.
         device: where the model is.
-        batch_size: images at once.
+        batch_size: images per pass.
     """
     parts = [torch.empty(0, dtype=torch.float64)]
     with attack_mode(model), torch.enable_grad():
         for rows in torch.arange(len(images)).split(batch_size) if len(images) else ():
             ends = adversarials[rows].to(device).requires_grad_(True)
-            logits, own = predict_logits(model, ends), labels[rows].to(device)[:, None]
-            others = logits.detach().scatter(1, own, -torch.inf).argmax(1, keepdim=True)
-            gap = logits.gather(1, others) - logits.gather(1, own)
+            logits, label = predict_logits(model, ends), labels[rows].to(device)[:, None]
+            others = logits.detach().scatter(1, label, -torch.inf).argmax(1, keepdim=True)
+            gap = logits.gather(1, others) - logits.gather(1, label)
             step = (ends.detach() - images[rows].to(device)).flatten(1)
             normal = gradient(gap.sum(), ends).flatten(1)
             length, dual = step.norm(_NORMS[norm], dim=1), normal.norm(_DUALS[norm], dim=1)
@@ -59,15 +58,15 @@ def normal_cosines(
 
 
 def radial_spectrum(perturbations: Tensor) -> pd.DataFrame:
-    """How the energy of perturbations is spread over frequencies, ``SPECTRUM_COLUMNS``.
+    """Compute the distribution of perturbations over frequencies, ``SPECTRUM_COLUMNS``.
 
-    The mean over images of each one's share of energy per ring of the 2-D FFT: every image counts
-    as much as any other, however far it was moved. Rings are one over the shorter side wide;
-    ``frequency``: their middle, cycles per pixel; ``num_bins``: of the FFT. White noise has the
-    share num_bins / (H·W).
+    ``share``: the share of energy in a ring of the 2-D FFT, averaged over images, so that all
+    images have equal weight. The width of a ring is one over the shorter side; ``frequency`` is its
+    middle in cycles per pixel, ``num_bins`` its number of FFT bins. White noise has the share
+    num_bins / (H·W).
 
     Args:
-        perturbations: finite floats (n, C, H, W); those of zeros are left out.
+        perturbations: finite floats (n, C, H, W); all-zero ones are ignored.
     """
     height, width = perturbations.shape[-2:]
     down, right = torch.fft.fftfreq(height), torch.fft.fftfreq(width)
@@ -87,9 +86,9 @@ def radial_spectrum(perturbations: Tensor) -> pd.DataFrame:
 
 
 def high_frequency_share(images: Tensor) -> NDArray[np.float64]:
-    """Share of each image's energy above half the Nyquist frequency on either axis, (n,).
+    """Compute each image's share of energy above half the Nyquist frequency on either axis, (n,).
 
-    The mean is no frequency and does not count; 0 for an image of one colour. White noise: 3/4.
+    The mean does not count; the share is 0 for an image of one colour and 3/4 for white noise.
 
     Args:
         images: floats (n, C, H, W).

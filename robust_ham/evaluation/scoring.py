@@ -1,4 +1,4 @@
-"""What a model answers, and whether an image fools it: measured here, whatever an attack says."""
+"""Score the output of an attack independently of what the attack reports."""
 
 from __future__ import annotations
 
@@ -11,20 +11,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from attacks import AttackOutcome, margins_of
-from attacks.utils.model import (
-    BOX_TOLERANCE,
-)
+from attacks.utils.model import BOX_TOLERANCE
 from robust_ham.models.predict import NO_PREDICTION, logits_of
 
 
 def judge(
     model: nn.Module, images: Tensor, labels: Tensor, outcome: AttackOutcome, device: torch.device
 ) -> pd.DataFrame:
-    """One row per image, from fresh forward passes on the clean and the returned images.
+    """Return one row per image, from fresh forward passes on the clean and the returned images.
 
     ``status``: ``already_wrong`` (distance 0), ``fooled``, ``survived`` (distance ∞) or
-    ``invalid`` (pixels or logits not finite, or pixels outside [0, 1] by more than 1e-6: distance
-    ∞, but 0 where the clean image was not classified right).
+    ``invalid`` (pixels or logits not finite, or pixels outside [0, 1] by more than 1e-6; distance
+    ∞, or 0 if the clean image was misclassified).
     """
     adversarial = outcome.images.cpu()
     clean_logits = logits_of(model, images, device)
@@ -36,11 +34,13 @@ def judge(
     )
     finite = torch.isfinite(adversarial).flatten(1).all(1) & torch.isfinite(logits).all(1)
     valid = inside & finite & torch.isfinite(clean_logits).all(1)
-    wrong = (clean_prediction != labels).numpy()
+    misclassified = (clean_prediction != labels).numpy()
     status = np.where(
         ~valid,
         "invalid",
-        np.where(wrong, "already_wrong", np.where(prediction != labels, "fooled", "survived")),
+        np.where(
+            misclassified, "already_wrong", np.where(prediction != labels, "fooled", "survived")
+        ),
     )
     difference = (adversarial - images).double().flatten(1)
     l2 = difference.norm(dim=1).numpy()
@@ -52,7 +52,7 @@ def judge(
         if spatial:
             return np.full(len(labels), np.nan)
         censored = np.where(status == "fooled", values, np.inf)
-        return np.where(wrong, 0.0, censored)
+        return np.where(misclassified, 0.0, censored)
 
     transform = (
         outcome.transform.cpu().double().numpy()
@@ -80,13 +80,13 @@ def judge(
 
 
 def invalid_rows(samples: pd.DataFrame) -> NDArray[np.bool_]:
-    """Which images were right before an attack that returned no valid image for them, (n,)."""
-    right = samples["clean_prediction"] == samples["label"]
-    return (right & (samples["status"] == "invalid")).to_numpy()
+    """Mark correctly classified images for which an attack returned no valid image, (n,)."""
+    correct = samples["clean_prediction"] == samples["label"]
+    return (correct & (samples["status"] == "invalid")).to_numpy()
 
 
 def describe_invalid(samples: pd.DataFrame) -> str:
-    """How many images are invalid, why, and what to do; in one line."""
+    """Describe how many images are invalid, why, and what to do, in one line."""
     invalid = invalid_rows(samples)
     not_finite = int((invalid & np.isinf(samples["margin"].to_numpy())).sum())
     outside = int(invalid.sum()) - not_finite

@@ -1,1 +1,1 @@
-"""Experiments beside a run: explanatory figures, and other libraries side by side."""
+"""Experiments outside a run: explanatory figures, and a benchmark against other libraries."""

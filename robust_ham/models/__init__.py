@@ -1,1 +1,1 @@
-"""Windows, layers, network builders, surgery, checkpoints."""
+"""Windows, layers, network builders, surgery, checkpoints. May import ``data`` and below."""

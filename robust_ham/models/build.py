@@ -1,30 +1,25 @@
-"""Networks: one builder per family; a baseline and its windowed twin differ in one argument."""
+"""Build networks: one builder per family; baseline and windowed twin differ in one argument."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from robust_ham.config.models import CnnGroup, ImageNetGroup, ModelGroup, ResNet18CifarGroup
-from robust_ham.memory import check_need
 from robust_ham.models.cnn import cnn
 from robust_ham.models.imagenet import resnet18, vgg11_bn
-from robust_ham.models.layers import WindowedConv2d, computed_weight
+from robust_ham.models.layers import WindowedConv2d
 from robust_ham.models.resnet import resnet18_cifar
-from robust_ham.models.windows import effective_width, nominal_width
 
 
 class Normalize(nn.Module):
-    """(x − mean) / std per channel; the constants are saved with the network.
+    """Normalise images: (x − mean) / std per channel; the constants are saved with the network.
 
-    Input and output (N, C, H, W).
+    Input and output have shape (N, C, H, W).
     """
 
     mean: Tensor
@@ -85,11 +80,10 @@ MODELS: dict[type[ModelGroup], Callable[[ModelGroup, int, int], nn.Module]] = {
 
 
 def build(spec: ModelGroup, in_channels: int, num_classes: int) -> nn.Module:
-    """The network of ``spec``: float images (N, C, H, W) in [0, 1] to logits (N, num_classes).
+    """Build the network of ``spec``: images (N, C, H, W) in [0, 1] to logits (N, num_classes).
 
-    Initial weights depend on ``spec.seed`` and each parameter's name alone, so that twins that
-    differ only in the window start from the same raw weights. The global random state is left
-    alone.
+    Initial weights depend only on ``spec.seed`` and the name of each parameter, so twins that
+    differ in the window start from the same raw weights. The global random state does not change.
     """
     with torch.random.fork_rng(devices=[]):  # constructors draw weights that are replaced below
         network = MODELS[type(spec)](spec, in_channels, num_classes)
@@ -104,7 +98,7 @@ def build(spec: ModelGroup, in_channels: int, num_classes: int) -> nn.Module:
 
 @torch.no_grad()
 def initialise(network: nn.Module, seed: int) -> None:
-    """Draw weights and biases as torch does by default, U(−1/√fan_in, 1/√fan_in), per name."""
+    """Draw weights and biases from U(−1/√fan_in, 1/√fan_in), as torch does, seeded by name."""
     for name, module in network.named_modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
@@ -117,72 +111,7 @@ def initialise(network: nn.Module, seed: int) -> None:
 
 @torch.no_grad()
 def compensate(network: nn.Module) -> None:
-    """Divide raw weights by the root mean square of their window: windowed, as large as plain."""
+    """Divide raw weights by the RMS of their window, so that windowed weights keep their scale."""
     for module in network.modules():
         if isinstance(module, WindowedConv2d):
             module.weight /= (module.window**2).mean().sqrt()
-
-
-def num_params(model: nn.Module) -> int:
-    """Trainable parameters."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-
-def num_flops(model: nn.Module, image_shape: Sequence[int]) -> int:
-    """FLOPs of one image (C, H, W), by torch's counter."""
-    parameter = next(model.parameters(), torch.zeros(0))
-    image = torch.zeros(1, *image_shape, device=parameter.device, dtype=parameter.dtype)
-    was_training = model.training
-    counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
-        model.eval()(image)
-    model.train(was_training)
-    return counter.get_total_flops()
-
-
-@dataclass(frozen=True)
-class Size:
-    """What a network costs and how wide its kernels are."""
-
-    params: int
-    flops: int
-    effective_width: float
-    effective_width_learned: float
-
-
-def measure(model: nn.Module, spec: ModelGroup, image_shape: tuple[int, int, int]) -> Size:
-    """Trainable parameters, FLOPs of one image (torch's counter) and effective widths in taps."""
-    return Size(
-        params=num_params(model),
-        flops=num_flops(model, image_shape),
-        effective_width=nominal_width(spec.window, spec.kernel_size),
-        effective_width_learned=learned_width(model),
-    )
-
-
-@torch.no_grad()
-def learned_width(model: nn.Module) -> float:
-    """Effective number of taps of the learned kernels, averaged over axes and layers.
-
-    (ΣE)²/ΣE² with E the mean squared effective weight per tap along one axis; axes of one tap are
-    left out. NaN for a model without such a convolution.
-    """
-    widths = []
-    for module in model.modules():
-        if not isinstance(module, nn.Conv2d):
-            continue
-        weight = computed_weight(module).double()  # (out, in, kh, kw)
-        if isinstance(module, WindowedConv2d):
-            weight = weight * module.window.double()
-        energy = (weight**2).mean(dim=(0, 1)).cpu().numpy()  # (kh, kw)
-        for axis in (0, 1):
-            profile = energy.mean(axis=1 - axis)
-            if len(profile) > 1:
-                widths.append(effective_width(profile))
-    return float(np.mean(widths)) if widths else math.nan
-
-
-def check_weights(spec: ModelGroup, network: nn.Module) -> None:
-    """Refuse a network, built on the meta device, whose weights alone are too many."""
-    count = num_params(network)
-    check_need(4 * count, f"models: {spec.model_id}: a network of {count:,} weights")

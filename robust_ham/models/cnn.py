@@ -23,20 +23,20 @@ def cnn(
     window: str = "none",
     window_layers: Literal["all", "first"] = "all",
 ) -> nn.Module:
-    """``depth`` × (convolution, BatchNorm, ReLU), global average pooling, one linear layer.
+    """Build ``depth`` × (convolution, BatchNorm, ReLU), global average pooling, a linear layer.
 
-    Images (N, in_channels, H, W) to logits (N, num_classes).
+    Maps images (N, in_channels, H, W) to logits (N, num_classes).
 
     Args:
         in_channels: channels of the images.
         num_classes: number of logits.
         depth: number of convolutions (M).
-        kernel_size: odd size k of all convolutions but, perhaps, the first.
+        kernel_size: odd size k of all convolutions; of the first, see ``first_kernel``.
         first_kernel: odd size of the first convolution, or ``"same"``.
         widths: channels per layer; the last value repeats.
         downsampling: how the first layer halves the resolution.
         window: window of the convolutions; ``"none"`` is the baseline.
-        window_layers: which of them are windowed.
+        window_layers: which convolutions are windowed.
 
     Raises:
         ValueError: even kernel size, unknown window, more widths than layers, no channels.
@@ -51,8 +51,8 @@ def cnn(
         width = widths[min(i, len(widths) - 1)]
         size = kernel_size if i > 0 or first_kernel == "same" else first_kernel
         stride = 2 if i == 0 and downsampling == "stride" else 1
-        own = window if i == 0 or window_layers == "all" else "none"
-        layers[f"conv{i + 1}"] = conv2d(channels, width, size, window=own, stride=stride)
+        layer_window = window if i == 0 or window_layers == "all" else "none"
+        layers[f"conv{i + 1}"] = conv2d(channels, width, size, window=layer_window, stride=stride)
         layers[f"bn{i + 1}"] = nn.BatchNorm2d(width)
         layers[f"relu{i + 1}"] = nn.ReLU(inplace=True)
         if i == 0 and downsampling == "maxpool":

@@ -1,4 +1,4 @@
-"""The kernel of one convolution: given a window, another size, or what computes it taken away."""
+"""Change the kernel of one convolution: its window, size, or parametrizations."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 from robust_ham.models.layers import (
     Window,
     WindowedConv2d,
-    computed_weight,
+    compute_weight,
     weight_parametrizations,
 )
 
@@ -23,9 +23,9 @@ def is_odd(kernel_size: Sequence[int]) -> bool:
 
 
 def set_window(conv: nn.Conv2d, window: str) -> None:
-    """Give a convolution another window, or none; everything else stays."""
+    """Replace or remove the window of a convolution, in place; nothing else changes."""
     if isinstance(conv, WindowedConv2d) and type(conv) is not WindowedConv2d:
-        conv.set_window(window)  # parametrized since: a window of ones is none
+        conv.set_window(window)  # parametrized later; "none" is a window of ones
     elif isinstance(conv, WindowedConv2d) and window == "none":
         del conv.window, conv.window_name
         plain: nn.Conv2d = conv
@@ -38,35 +38,37 @@ def set_window(conv: nn.Conv2d, window: str) -> None:
     else:
         _remove_window(conv)
         if window != "none":
-            added = Window(window, computed_weight(conv))
-            parametrize.register_parametrization(conv, "weight", added, unsafe=True)
+            parametrization = Window(window, compute_weight(conv))
+            parametrize.register_parametrization(conv, "weight", parametrization, unsafe=True)
 
 
 def _remove_window(conv: nn.Conv2d) -> None:
     parts = weight_parametrizations(conv)
-    places = [place for place, part in enumerate(parts) if isinstance(part, Window)]
-    if not places:
+    indices = [index for index, part in enumerate(parts) if isinstance(part, Window)]
+    if not indices:
         return
     if len(parts) == 1:
         remove_parametrizations(conv, keep_result=False)
     else:
         parametrizations: Any = conv.parametrizations
-        del parametrizations["weight"][places[0]]
+        del parametrizations["weight"][indices[0]]
 
 
 def remove_parametrizations(conv: nn.Conv2d, *, keep_result: bool = True) -> None:
-    """Make ``weight`` a parameter again: what it is in eval mode, or what it was made from."""
+    """Make ``weight`` a parameter again: the computed weight (``keep_result``) or the original."""
     parametrizations: Any = conv.parametrizations
-    made_from = parametrizations["weight"]
+    parametrization_list = parametrizations["weight"]
     with torch.no_grad():
-        weight = computed_weight(conv).clone() if keep_result else made_from.original
+        weight = compute_weight(conv).clone() if keep_result else parametrization_list.original
     if keep_result:
-        needs_grad = any(parameter.requires_grad for parameter in made_from.parameters())
+        needs_grad = any(parameter.requires_grad for parameter in parametrization_list.parameters())
         weight = nn.Parameter(weight, needs_grad)
-    own_class = type(conv)  # torch shares it between copies, and takes the property out of it
-    conv.__class__ = type(own_class.__name__, own_class.__bases__, dict(own_class.__dict__))
-    if made_from.is_tensor:
-        made_from.original = nn.Parameter(made_from.original.detach().clone())
+    shared_class = type(conv)  # copies share it, and torch removes its property: give conv a copy
+    conv.__class__ = type(
+        shared_class.__name__, shared_class.__bases__, dict(shared_class.__dict__)
+    )
+    if parametrization_list.is_tensor:
+        parametrization_list.original = nn.Parameter(parametrization_list.original.detach().clone())
     parametrize.remove_parametrizations(conv, "weight", leave_parametrized=True)
     conv.weight = weight
 
@@ -78,12 +80,13 @@ def change_kernel(
     resize: Literal["pad", "draw"] = "pad",
     shared: dict[int, nn.Parameter] | None = None,
 ) -> None:
-    """Give ``conv`` another window and, perhaps, another size; arguments as for ``windowed``.
+    """Change the window of ``conv``, and its size if given, in place; arguments as in ``windowed``.
 
-    ``shared`` keeps the new weights by the id of the old: convolutions that share one still do.
+    ``shared`` maps the id of an old weight to its new one, so that convolutions that share a
+    weight still share it.
 
     Raises:
-        ValueError: it cannot be resized.
+        ValueError: ``conv`` cannot be resized.
     """
     old = (conv.kernel_size[0], conv.kernel_size[1])
     new = old if kernel_size is None else (kernel_size, kernel_size)
@@ -93,14 +96,14 @@ def change_kernel(
 
 
 def padding_for(conv: nn.Conv2d, new: tuple[int, int]) -> Any:  # noqa: ANN401
-    """The padding with which a kernel of another size gives feature maps of the same size.
+    """Return the padding that keeps the size of feature maps with a kernel of size ``new``.
 
     Raises:
-        ValueError: there is none.
+        ValueError: no padding does.
     """
     old, padding = conv.kernel_size, conv.padding
     if not is_odd(old) or padding == "valid":
-        raise ValueError(f"has kernel {tuple(old)} and padding {padding}: not resized")
+        raise ValueError(f"has kernel {tuple(old)} and padding {padding}: cannot be resized")
     if isinstance(padding, str):
         return padding
     grown = zip(padding, old, new, conv.dilation, strict=True)
@@ -141,7 +144,7 @@ def _resize(
 
 
 def _centres(old: tuple[int, int], new: tuple[int, int]) -> tuple[Any, Any]:
-    """Slices of the old and of the new weight that hold the same taps."""
+    """Return slices of the old and the new weight that select the same taps."""
     inner, outer = [slice(None)] * 2, [slice(None)] * 2
     for o, n in zip(old, new, strict=True):
         margin = abs(n - o) // 2

@@ -1,4 +1,4 @@
-"""Convolutions whose kernels are windowed or factorised."""
+"""Windowed and factorised convolutions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from robust_ham.models.windows import window_2d
 
 _WEIGHT_HOOKS = (SpectralNorm, WeightNorm, BasePruningMethod)
-"""torch's forward hooks that compute ``weight`` from other tensors before every pass."""
+"""Forward hooks of torch that compute ``weight`` from other tensors before every pass."""
 
 _HOOKS = (
     *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs"),
@@ -27,12 +27,12 @@ _HOOKS = (
 
 
 class WindowedConv2d(nn.Conv2d):
-    """``nn.Conv2d`` whose every k×k slice is multiplied by a 2-D window before it is applied.
+    """``nn.Conv2d`` that multiplies each k×k slice of its weight by a 2-D window.
 
-    The parameters are those of ``nn.Conv2d``, with the same names and shapes: the window is no
-    parameter and is not saved, so a plain checkpoint loads here without an error and means another
-    function. The gradient of the raw weight is window × the plain gradient.
-    Input (N, C, H, W), output as for ``nn.Conv2d``. Source: arXiv 2101.10143, section 3.
+    Parameters have the names and shapes of ``nn.Conv2d``; the window is not saved. A plain
+    checkpoint therefore loads without an error, but computes another function. The gradient of the
+    raw weight is the plain gradient × the window. Input (N, C, H, W), output as for ``nn.Conv2d``.
+    Source: arXiv 2101.10143, section 3.
 
     Args:
         *args: as for ``nn.Conv2d``.
@@ -47,7 +47,7 @@ class WindowedConv2d(nn.Conv2d):
         self.set_window(window)
 
     def set_window(self, window: str) -> None:
-        """Use another window: a name in ``robust_ham.models.windows.WINDOWS_2D``."""
+        """Replace the window; ``window`` is a name in ``robust_ham.models.windows.WINDOWS_2D``."""
         height, width = self.kernel_size
         values = window_2d(window, height, width).to(self.weight)
         self.window_name = window
@@ -59,10 +59,10 @@ class WindowedConv2d(nn.Conv2d):
         return output
 
     def fold(self) -> nn.Conv2d:
-        """The same function as a plain convolution with pre-multiplied weights.
+        """Return an equal plain convolution, with the window multiplied into its weight.
 
-        What spectral_norm, weight_norm or pruning do to the weight is multiplied in as well; other
-        hooks are kept.
+        Effects of spectral_norm, weight_norm and pruning on the weight are included; other hooks
+        are kept.
         """
         folded = nn.utils.skip_init(
             nn.Conv2d,
@@ -80,7 +80,7 @@ class WindowedConv2d(nn.Conv2d):
         )
         assert isinstance(folded, nn.Conv2d)
         with torch.no_grad():
-            weight = computed_weight(self) * self.window  # keeps the memory format
+            weight = compute_weight(self) * self.window  # keeps the memory format
             folded.weight = nn.Parameter(weight)
             if self.bias is not None and folded.bias is not None:
                 folded.bias.copy_(self.bias)
@@ -93,7 +93,7 @@ class WindowedConv2d(nn.Conv2d):
         return folded.train(self.training)
 
     def extra_repr(self) -> str:
-        """The convolution's own description and the window."""
+        """Describe the convolution and its window."""
         described: str = super().extra_repr()  # type: ignore[no-untyped-call]
         return f"{described}, window={self.window_name}"
 
@@ -101,12 +101,12 @@ class WindowedConv2d(nn.Conv2d):
 class Window(nn.Module):
     """A 2-D window as a parametrization (``torch.nn.utils.parametrize``) of a weight (…, h, w).
 
-    For convolutions with a forward of their own, and for weights that are parametrized already.
-    The window is not saved.
+    For subclasses of ``nn.Conv2d``, and for weights that are already parametrized. The window is
+    not saved.
 
     Args:
         window: a name in ``robust_ham.models.windows.WINDOWS_2D``.
-        weight: the weight as it is; the window gets its size, dtype and device.
+        weight: the current weight; the window takes its size, dtype and device.
     """
 
     window: Tensor
@@ -122,11 +122,11 @@ class Window(nn.Module):
         return weight * self.window
 
 
-def computed_weight(conv: nn.Conv2d) -> Tensor:
-    """``conv.weight`` as the next pass in eval mode has it, before the window of a WindowedConv2d.
+def compute_weight(conv: nn.Conv2d) -> Tensor:
+    """Return the weight of the next pass in eval mode, before the window of a WindowedConv2d.
 
-    Where a hook of spectral_norm, weight_norm or pruning computes it, the attribute is that of the
-    last pass, which is another since weights were loaded or trained: here it is computed again.
+    Hooks of spectral_norm, weight_norm and pruning update ``conv.weight`` only during a pass, so
+    it is stale after loading or training; this runs them again.
     """
     with _in_eval_mode(conv):
         for hook in conv._forward_pre_hooks.values():
@@ -138,23 +138,23 @@ def computed_weight(conv: nn.Conv2d) -> Tensor:
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
-def copied(module: ModuleT) -> ModuleT:
-    """A deep copy, also after a training pass through spectral_norm, weight_norm or pruning.
+def copy_module(module: ModuleT) -> ModuleT:
+    """Make a deep copy, also after a training pass with spectral_norm, weight_norm or pruning.
 
-    These leave a ``weight`` with a history of gradients behind, which ``copy.deepcopy`` refuses.
+    These leave a non-leaf ``weight`` behind, which ``copy.deepcopy`` refuses.
     """
-    stale = [
+    non_leaves = [
         (part, name, tensor)
         for part in module.modules()
         for name, tensor in part.__dict__.items()
         if isinstance(tensor, Tensor) and not tensor.is_leaf
     ]
     try:
-        for part, name, tensor in stale:
+        for part, name, tensor in non_leaves:
             part.__dict__[name] = tensor.detach()
         return copy.deepcopy(module)
     finally:
-        for part, name, tensor in stale:
+        for part, name, tensor in non_leaves:
             part.__dict__[name] = tensor
 
 
@@ -171,7 +171,7 @@ def _in_eval_mode(module: nn.Module) -> Iterator[None]:
 
 
 def window_name(module: nn.Module) -> str:
-    """The window of a convolution; ``"none"`` where it has none."""
+    """Return the name of a convolution's window; ``"none"`` if it has no window."""
     if isinstance(module, WindowedConv2d):
         return module.window_name
     for part in weight_parametrizations(module):
@@ -181,7 +181,7 @@ def window_name(module: nn.Module) -> str:
 
 
 def weight_parametrizations(module: nn.Module) -> list[nn.Module]:
-    """What is done to the weight of a module by ``torch.nn.utils.parametrize``, in order."""
+    """List the parametrizations (``torch.nn.utils.parametrize``) of a weight, in order."""
     if not parametrize.is_parametrized(module, "weight"):
         return []
     assert isinstance(module.parametrizations, nn.ModuleDict)
@@ -198,18 +198,18 @@ def conv2d(
     stride: int = 1,
     bias: bool = False,
 ) -> nn.Module:
-    """A "same"-padded convolution of an odd kernel size: plain, windowed or factorised.
+    """Build a "same"-padded convolution of odd kernel size: plain, windowed or factorised.
 
-    ``factorised`` replaces k×k by k×1 followed by 1×k with ``out_channels`` between them; the
+    ``factorised`` replaces k×k by k×1 followed by 1×k, with ``out_channels`` between them; the
     window then tapers each factor along its long axis.
 
     Raises:
-        ValueError: even kernel size.
+        ValueError: ``kernel_size`` is even.
     """
     if kernel_size % 2 == 0 or kernel_size < 1:
         raise ValueError(f"kernel_size: expected an odd number, got {kernel_size}")
 
-    def one(channels: int, height: int, width: int, strides: tuple[int, int]) -> nn.Conv2d:
+    def build(channels: int, height: int, width: int, strides: tuple[int, int]) -> nn.Conv2d:
         shape: dict[str, Any] = {
             "stride": strides,
             "padding": (height // 2, width // 2),
@@ -221,7 +221,7 @@ def conv2d(
 
     if factorised and kernel_size > 1:
         return nn.Sequential(
-            one(in_channels, kernel_size, 1, (stride, 1)),
-            one(out_channels, 1, kernel_size, (1, stride)),
+            build(in_channels, kernel_size, 1, (stride, 1)),
+            build(out_channels, 1, kernel_size, (1, stride)),
         )
-    return one(in_channels, kernel_size, kernel_size, (stride, stride))
+    return build(in_channels, kernel_size, kernel_size, (stride, stride))

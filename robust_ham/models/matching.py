@@ -1,4 +1,4 @@
-"""Widths that give networks of different kernels the same capacity."""
+"""Find widths at which networks of different kernel sizes have the same capacity."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import torch
 
 from robust_ham.config.experiment import Config
 from robust_ham.config.models import MatchConfig, ModelGroup, ResNet18CifarGroup
-from robust_ham.models.build import MODELS, num_flops, num_params
+from robust_ham.models.build import MODELS
+from robust_ham.models.size import num_flops, num_params
 
 STEP = 64
 """Widths are multiples of 1/64, as channels are."""
@@ -17,9 +18,9 @@ _WIDEST = 16
 
 
 def matched_width(count_at: Callable[[float], int], target: int) -> float:
-    """The width n/64, up to 16, whose count is nearest ``target``; the smaller of two as near.
+    """Find the width n/64, up to 16, whose count is nearest to ``target``; ties: the smaller.
 
-    ``count_at`` grows with the width.
+    ``count_at`` must grow with the width.
     """
     low, high = 1, _WIDEST * STEP
     while low < high:  # the first width that reaches the target
@@ -31,10 +32,10 @@ def matched_width(count_at: Callable[[float], int], target: int) -> float:
 
 
 def resolve_matches(config: Config, image_shape: tuple[int, int, int], num_classes: int) -> Config:
-    """The configuration with the width of every group that has ``match``.
+    """Set the width of every group that has ``match``.
 
     Raises:
-        ValueError: names the model that cannot be built.
+        ValueError: a model cannot be built; the message names it.
     """
     if all(group.match is None for group in config.models):
         return config
@@ -54,22 +55,22 @@ def _matched(spec: ModelGroup, image_shape: tuple[int, int, int], num_classes: i
         update={"kernel_size": match.kernel_size, "width": match.width}
         | ({"factorised": match.factorised} if isinstance(spec, ResNet18CifarGroup) else {})
     )
-    target = count(reference, match, image_shape, num_classes)
+    target = count_size(reference, match, image_shape, num_classes)
 
     def count_at(width: float) -> int:
         scaled = spec.model_copy(update={"width": width})
         try:
-            return count(scaled, match, image_shape, num_classes)
-        except ValueError:  # so narrow that a layer has no channel
+            return count_size(scaled, match, image_shape, num_classes)
+        except ValueError:  # too narrow: a layer has no channel
             return 0
 
     return spec.model_copy(update={"width": matched_width(count_at, target)})
 
 
-def count(
+def count_size(
     spec: ModelGroup, match: MatchConfig, image_shape: tuple[int, int, int], num_classes: int
 ) -> int:
-    """Trainable parameters, or FLOPs of one image; nothing is computed."""
+    """Count trainable parameters or FLOPs of one image, on the meta device."""
     with torch.device("meta"):
         model = MODELS[type(spec)](spec, image_shape[0], num_classes)
     return num_params(model) if match.to == "params" else num_flops(model, image_shape)

@@ -1,9 +1,9 @@
-"""What the pickle of a ``torch.save`` file would do, known before it is loaded.
+"""Check what the pickle of a ``torch.save`` file would do before it is loaded.
 
-torch's restricted unpickler calls only what is on its list, but that list holds functions that ask
-for any amount of memory (``bytearray(3 * 10**9)``), and tensors may be larger than what is stored
-of them. Here the pickle is walked through once, by its opcodes, on a stack of values that are never
-built: every call and every tensor is held against the size of the file.
+torch's restricted unpickler calls only functions on its list, but some of these allocate any amount
+of memory (``bytearray(3 * 10**9)``), and tensors may be larger than their storage. This check
+interprets the opcodes on a stack of descriptions, without building any value, and compares every
+call and every tensor with the size of the file.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ import torch
 from robust_ham.errors import shortened
 
 MAX_PICKLE_BYTES = 100_000_000
-"""Of all that a file holds beside the numbers of its tensors."""
+"""Limit for everything in a file besides the numbers of its tensors."""
 _MAX_OPCODES = 2_000_000
-"""Each may make an object of a hundred bytes."""
+"""Each may create an object of a hundred bytes."""
 _STORAGE_BYTES = {
     **dict.fromkeys(("Double", "Long", "ComplexFloat"), 8),
     **dict.fromkeys(("Float", "Int", "QInt32"), 4),
@@ -31,7 +31,7 @@ _STORAGE_BYTES = {
     **dict.fromkeys(("Char", "Byte", "Bool", "QInt8", "QUInt8", "QUInt4x2", "QUInt2x4"), 1),
     **{"Untyped": 1, "ComplexDouble": 16},
 }
-"""Bytes per number of the storages that torch has: ``torch.FloatStorage``."""
+"""Bytes per number of torch's storages, such as ``torch.FloatStorage``."""
 _OLD_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 _REBUILD = "torch._utils._rebuild_"
 _TENSORS = {f"{_REBUILD}{name}" for name in ("tensor", "tensor_v2", "tensor_v3", "qtensor")}
@@ -43,33 +43,33 @@ _CALLED = {
     *("torch.device", "torch.serialization._get_layout"),
     *("builtins.complex", "builtins.bytearray", "_codecs.encode"),
 }
-"""What may be called beside the stand-ins of the caller."""
+"""Functions that may be called besides the caller's replacements."""
 _HASHED = {"collections.OrderedDict", "collections.Counter", "builtins.set"}
-"""What makes keys of the values that it is called with."""
+"""Classes that hash the values they are called with."""
 _BUILT = {"collections.OrderedDict", "collections.Counter"}
-"""What may be given attributes beside the stand-ins."""
+"""Classes that may get attributes besides the caller's replacements."""
 
 
 def _storage_of(name: str) -> int:
-    """Bytes per number of a kind of storage; 0: it is none."""
+    """Return the bytes per number of a storage class; 0 if it is none."""
     word = name.rpartition(".")[2]
     return _STORAGE_BYTES.get(word.removesuffix("Storage"), 0) if word.endswith("Storage") else 0
 
 
 def _dtype_bytes(dtype: Any) -> int:  # noqa: ANN401
-    """Bytes per number of a dtype that the pickle names."""
-    found = getattr(torch, dtype.name.removeprefix("torch."))
-    if not isinstance(found, torch.dtype):
+    """Return the bytes per number of a dtype that the pickle names."""
+    torch_dtype = getattr(torch, dtype.name.removeprefix("torch."))
+    if not isinstance(torch_dtype, torch.dtype):
         raise NotPickleError("a tensor without a dtype")
-    return found.itemsize
+    return torch_dtype.itemsize
 
 
 class RefusedError(Exception):
-    """The pickle does what no checkpoint needs; the message says what."""
+    """The pickle does something that checkpoints do not need; the message says what."""
 
 
 class NotPickleError(Exception):
-    """Not a pickle, or a damaged one."""
+    """The data are not a pickle, or are damaged."""
 
 
 @dataclass
@@ -80,19 +80,19 @@ class _Named:
 
 
 @dataclass
-class _Made:
-    """What a call of a class or function returns, and how many values were put into it since."""
+class _Object:
+    """The result of a call, and the number of values that were added to it since."""
 
     name: str
     length: int = 0
     all_keys: bool = True
-    """Whether every value in it could be a key, see ``_is_key``."""
+    """Whether every value in it could be a key; see ``_is_key``."""
     begins_with_key: bool = False
     all_pairs: bool = True
-    """Whether every value in it is a key and a value."""
+    """Whether every value in it is a pair of key and value."""
 
     def put(self, values: list[Any]) -> None:
-        """Put values into it."""
+        """Add values."""
         for value in values:
             if self.length == 0:
                 self.begins_with_key = _is_key(value)
@@ -105,38 +105,40 @@ _MAX_KEY_LENGTH = 16
 
 
 def _is_key(value: Any) -> bool:  # noqa: ANN401
-    """Whether a value can be a key of a mapping, or in a set, and is quickly hashed.
+    """Whether a value may be a key of a mapping, or in a set, and is hashed quickly.
 
-    A tuple that holds the same tuple twice, and so on, is hashed in exponential time; integers of
-    more than 64 bits can all have the same hash.
+    Hashing nested tuples that repeat each other takes exponential time, and integers of more than
+    64 bits can all have the same hash.
     """
     if isinstance(value, tuple):
         return len(value) <= _MAX_KEY_LENGTH and not any(
-            isinstance(part, tuple | _Made) or not _is_key(part) for part in value
+            isinstance(part, tuple | _Object) or not _is_key(part) for part in value
         )
     return not isinstance(value, int) or abs(value) < 1 << 63
 
 
-def _is_hashed_fast(name: str, given: Any) -> bool:  # noqa: ANN401
-    """Whether a mapping or a set that is made from a value has keys as in ``_is_key``.
+def _is_hashed_fast(name: str, argument: Any) -> bool:  # noqa: ANN401
+    """Whether a mapping or set built from a value has keys that satisfy ``_is_key``.
 
-    A mapping is made from pairs of keys and values, a set or a counter from keys.
+    Mappings are built from pairs of key and value, sets and counters from keys.
     """
     from_pairs = name == "collections.OrderedDict"
-    if isinstance(given, tuple):
-        return all(map(_is_pair if from_pairs else _is_key, given))
-    return not isinstance(given, _Made) or (given.all_pairs if from_pairs else given.all_keys)
+    if isinstance(argument, tuple):
+        return all(map(_is_pair if from_pairs else _is_key, argument))
+    if not isinstance(argument, _Object):
+        return True
+    return argument.all_pairs if from_pairs else argument.all_keys
 
 
 def _is_pair(value: Any) -> bool:  # noqa: ANN401
     if isinstance(value, tuple):
         return len(value) == 2 and _is_key(value[0])
-    return isinstance(value, _Made) and value.begins_with_key
+    return isinstance(value, _Object) and value.begins_with_key
 
 
 @dataclass
 class _Storage:
-    """Numbers of a tensor, in the file."""
+    """The stored numbers of a tensor."""
 
     num_bytes: int
     number_bytes: int
@@ -144,24 +146,24 @@ class _Storage:
 
 @dataclass
 class PickleCheck:
-    """The walk through the pickles of one file."""
+    """Checks the pickles of one file."""
 
     stand_ins: Collection[str]
-    """Names for which the caller has put something harmless in place."""
+    """Names that the caller replaces by harmless objects."""
     storage_bytes: Callable[[str], int]
-    """By its key, the bytes that the file has of a storage; 0: there is none."""
+    """Returns the bytes in the file for the key of a storage; 0 if there are none."""
     file_bytes: int
     num_opcodes: int = 0
     num_copied: int = 0
     storages: dict[str, int] = field(default_factory=dict)
-    """Key of every storage to its bytes."""
+    """Bytes of each storage by its key."""
 
     def walk(self, content: io.BytesIO) -> None:
-        """Walk through the pickle that begins where ``content`` stands, and stop behind it.
+        """Check the pickle at the current position of ``content``, and stop after it.
 
         Raises:
-            RefusedError: it names, calls or asks for what no checkpoint needs.
-            UnpicklingError: it uses an opcode that torch does not read.
+            RefusedError: it names, calls or requests something that checkpoints do not need.
+            UnpicklingError: it uses an opcode that torch does not support.
             NotPickleError: it is damaged.
         """
         stack: list[Any] = []
@@ -172,7 +174,7 @@ class PickleCheck:
             for opcode, argument, _ in pickletools.genops(content):
                 self.num_opcodes += 1
                 if self.num_opcodes > _MAX_OPCODES:
-                    raise RefusedError(f"expected at most {_MAX_OPCODES:,} opcodes in its pickle")
+                    raise RefusedError(f"its pickle has more than {_MAX_OPCODES:,} opcodes")
                 if opcode.name == "MARK":
                     marks.append(stack)
                     stack = []
@@ -195,10 +197,10 @@ class PickleCheck:
             raise NotPickleError(str(error)) from None
 
     def _end(self, name: str, items: list[Any], stack: list[Any]) -> None:
-        """The values since the last mark become a tuple, or part of what is under them."""
+        """Turn the values since the last mark into a tuple, or add them to the object below."""
         if name == "TUPLE":
             stack.append(tuple(items))
-        elif isinstance(stack[-1], _Made):
+        elif isinstance(stack[-1], _Object):
             self._put(name == "SETITEMS", items, stack[-1])
 
     def _global(self, argument: str, stack: list[Any], size: int) -> None:
@@ -207,71 +209,71 @@ class PickleCheck:
         is_torch = module == "torch" or module.startswith("torch.")
         plain = is_torch and (_storage_of(full) or full.rpartition(".")[0] == "torch")
         if full not in _CALLED and full not in self.stand_ins and not plain:
-            raise RefusedError(f"it names {shortened(full)}, which no weights need")
+            raise RefusedError(f"it names {shortened(full)}, which weights do not need")
         stack.append(_Named(full))
 
     def _tuple_of(self, count: int, stack: list[Any]) -> None:
         items = tuple(stack[-count:])
         if len(items) != count:
-            raise NotPickleError("a tuple of nothing")
+            raise NotPickleError("a tuple without values")
         del stack[-count:]
         stack.append(items)
 
     def _add(self, count: int, stack: list[Any]) -> None:
-        """APPEND and SETITEM: some values go into what is under them."""
+        """APPEND and SETITEM: add values to the object below them."""
         items = stack[-count:]
         del stack[-count:]
-        if isinstance(stack[-1], _Made):
+        if isinstance(stack[-1], _Object):
             self._put(count == 2, items, stack[-1])
 
-    def _put(self, is_mapping: bool, items: list[Any], made: _Made) -> None:
+    def _put(self, is_mapping: bool, items: list[Any], target: _Object) -> None:
         if is_mapping:
             if not all(map(_is_key, items[::2])):
-                raise RefusedError("it has a key that no checkpoint needs")
-            made.length += len(items) // 2
+                raise RefusedError("it has a key that checkpoints do not need")
+            target.length += len(items) // 2
         else:
-            made.put(items)
+            target.put(items)
 
     def _call(self, stack: list[Any], size: int) -> None:
-        """REDUCE and NEWOBJ: a class or function is called with a tuple of values."""
-        given, called = stack.pop(), stack.pop()
-        if not isinstance(called, _Named) or not isinstance(given, tuple):
-            raise UnpicklingError("a call of what is no function")
+        """REDUCE and NEWOBJ: call a class or function with a tuple of values."""
+        arguments, called = stack.pop(), stack.pop()
+        if not isinstance(called, _Named) or not isinstance(arguments, tuple):
+            raise UnpicklingError("a call of something that is not a function")
         name = called.name
         if name not in _CALLED and name not in self.stand_ins:
-            raise RefusedError(f"it calls {shortened(name)}, which no weights need")
-        self._count_copies(given, size)
+            raise RefusedError(f"it calls {shortened(name)}, which weights do not need")
+        self._count_copies(arguments, size)
         if name in _TENSORS:
-            self._check_tensor(name, given)
-        made = _Made(name)
-        if name in _HASHED and not all(_is_hashed_fast(name, value) for value in given):
-            raise RefusedError("it has a key that no checkpoint needs")
-        if name in ("_codecs.encode", "builtins.bytearray") and given:
-            text, encoding = given[0], given[1:]
-            if isinstance(text, _Made) and (text.name, encoding) == ("_codecs.encode", ()):
-                made.length = text.length
+            self._check_tensor(name, arguments)
+        result = _Object(name)
+        if name in _HASHED and not all(_is_hashed_fast(name, value) for value in arguments):
+            raise RefusedError("it has a key that checkpoints do not need")
+        if name in ("_codecs.encode", "builtins.bytearray") and arguments:
+            text, encoding = arguments[0], arguments[1:]
+            if isinstance(text, _Object) and (text.name, encoding) == ("_codecs.encode", ()):
+                result.length = text.length
             elif isinstance(text, str) and encoding in _LATIN:
-                made.length = len(text)
+                result.length = len(text)
             else:
-                raise RefusedError(f"it calls {name} with something else than text")
-        stack.append(made)
+                raise RefusedError(f"it calls {name} with an argument that is not text")
+        stack.append(result)
 
-    def _count_copies(self, given: tuple[Any, ...], size: int) -> None:
-        """What calls copy is in the pickle: together it is no larger."""
-        for value in given:
+    def _count_copies(self, values: tuple[Any, ...], size: int) -> None:
+        """Refuse calls that together copy more values than the pickle has bytes."""
+        for value in values:
             if isinstance(value, str | bytes | tuple):
                 self.num_copied += len(value)
-            elif isinstance(value, _Made):
+            elif isinstance(value, _Object):
                 self.num_copied += value.length
         if self.num_copied > 2 * size:
-            raise RefusedError("its pickle copies the same values again and again")
+            raise RefusedError("its pickle copies the same values repeatedly")
 
-    def _check_tensor(self, name: str, given: tuple[Any, ...]) -> None:
-        """A tensor, made of a storage, a first number, a shape and strides, is within the storage.
+    def _check_tensor(self, name: str, arguments: tuple[Any, ...]) -> None:
+        """Refuse a tensor (storage, offset, shape, strides) that exceeds its storage.
 
-        Of a quantized one, as many numbers are made as its shape says.
+        A quantized tensor allocates as many numbers as its shape has.
         """
-        storage, first, shape, strides = given[:4]
+        storage, first, shape, strides = arguments[:4]
         if not isinstance(storage, _Storage):
             raise NotPickleError("a tensor without a storage")
         numbers = (first, *shape, *strides)
@@ -279,17 +281,17 @@ class PickleCheck:
             raise NotPickleError("a tensor without a shape")
         number_bytes = storage.number_bytes
         if name.endswith("_v3"):
-            number_bytes = _dtype_bytes(given[6])
+            number_bytes = _dtype_bytes(arguments[6])
         steps = zip(shape, strides, strict=True)
         last = first + sum((n - 1) * stride for n, stride in steps)
         needed = 0 if 0 in shape else (last + 1) * number_bytes
         if name.endswith("qtensor"):
             needed = max(needed, math.prod(shape) * number_bytes)
         if needed > storage.num_bytes:
-            raise RefusedError("it has a tensor that is larger than what is stored of it")
+            raise RefusedError("it has a tensor that is larger than its storage")
 
     def _storage(self, stack: list[Any]) -> None:
-        """BINPERSID: a storage by its kind, key, device and number of values, perhaps a part."""
+        """BINPERSID: push a storage, given by type, key, device and number of values, or a view."""
         word, kind, key, _, count, *view = stack.pop()
         number_bytes = _storage_of(kind.name)
         if word != "storage" or not number_bytes or type(count) is not int or count < 0:
@@ -297,7 +299,7 @@ class PickleCheck:
         num_bytes = count * number_bytes
         key = str(key)
         if num_bytes > min(self.storage_bytes(key), self.file_bytes):
-            raise RefusedError(f"it asks for {num_bytes:,} bytes of storage that are not there")
+            raise RefusedError(f"it requests {num_bytes:,} bytes of storage, more than it contains")
         self.storages[key] = max(num_bytes, self.storages.get(key, 0))
         if view and view[0] is not None:
             _, offset, length = view[0]
@@ -309,11 +311,11 @@ class PickleCheck:
         stack.append(_Storage(num_bytes, number_bytes))
 
     def _build(self, stack: list[Any], size: int) -> None:
-        """BUILD: an object gets its state."""
+        """BUILD: set the state of an object."""
         state = stack.pop()
-        made = stack[-1]
-        if not isinstance(made, _Made) or not (made.name in _BUILT or made.name in self.stand_ins):
-            raise RefusedError("it sets the state of what has none")
+        target = stack[-1]
+        if not isinstance(target, _Object) or target.name not in {*_BUILT, *self.stand_ins}:
+            raise RefusedError("it sets the state of an object that has none")
         self._count_copies((state,), size)
 
 
@@ -325,9 +327,9 @@ _VALUES = (
 )
 _EMPTY: dict[str, Callable[[], Any]] = {
     "EMPTY_TUPLE": tuple,
-    "EMPTY_LIST": lambda: _Made("list"),
-    "EMPTY_DICT": lambda: _Made("dict"),
-    "EMPTY_SET": lambda: _Made("set"),
+    "EMPTY_LIST": lambda: _Object("list"),
+    "EMPTY_DICT": lambda: _Object("dict"),
+    "EMPTY_SET": lambda: _Object("set"),
 }
 _Step = Callable[[PickleCheck, Any, list[Any], int], None]
 _STEPS: dict[str, _Step] = {

@@ -1,4 +1,4 @@
-"""What a network predicts: logits, clean predictions, accuracy, and the facts of its card."""
+"""Logits, clean predictions and accuracy of a network, and the card that records them."""
 
 from __future__ import annotations
 
@@ -21,28 +21,24 @@ from attacks.utils.model import (
 from robust_ham.config.models import ModelGroup
 from robust_ham.data.splits import Split, to_float
 from robust_ham.errors import RequestError
-from robust_ham.models.build import measure
 from robust_ham.models.checkpoints import describe
+from robust_ham.models.size import measure_size
 
 ACCURACY_TOLERANCE = 0.001
 
-
 PASS_TOLERANCE = 1e-4
-"""Share of the logits' spread by which two passes over the same images may differ."""
-
+"""By how much two passes over the same images may differ, as a share of the logits' spread."""
 
 RANDOM_LAYER = "dropout or another random layer is active in eval mode"
 
+NO_PREDICTION = -1  # if logits are not finite
 
-NO_PREDICTION = -1  # where logits are not finite
-
-
-_BATCH = {"cpu": 125, "cuda": 1000}  # cpu: activations stay in the cache
+_BATCH = {"cpu": 125, "cuda": 1000}  # on a CPU, activations stay in the cache
 
 
 @torch.no_grad()
 def logits_of(model: nn.Module, images: Tensor, device: torch.device) -> Tensor:
-    """float32 logits (n, K) on the CPU, model in eval mode, autocast off.
+    """Compute float32 logits (n, K) on the CPU, in eval mode, with autocast off.
 
     ``images`` are uint8, or floats in [0, 1].
     """
@@ -56,17 +52,17 @@ def logits_of(model: nn.Module, images: Tensor, device: torch.device) -> Tensor:
 
 
 def largest_difference(passes: Sequence[Tensor]) -> float:
-    """Between logits (n, K) of several passes over the same images, as a share of their spread."""
+    """Return the largest difference between logits (n, K) of several passes, relative to spread."""
     stacked = torch.stack(list(passes))
     spread = spread_of(stacked[0]).max()
     return float((stacked - stacked[0]).abs().max() / spread.clamp_min(1e-30))
 
 
 def predictions(model: nn.Module, split: Split, device: torch.device) -> pd.DataFrame:
-    """Clean prediction and margin of every image: ``sample_id label prediction margin``.
+    """Predict every clean image: ``sample_id label prediction margin``.
 
     Raises:
-        RequestError: the model does not give one logit per class.
+        RequestError: the model does not return one logit per class.
     """
     try:
         logits = logits_of(model, split.images, device)
@@ -89,7 +85,7 @@ def predictions(model: nn.Module, split: Split, device: torch.device) -> pd.Data
 
 
 def accuracy(table: pd.DataFrame) -> float:
-    """Share of right predictions in a ``predictions`` table."""
+    """Return the share of correct predictions in a ``predictions`` table."""
     return float((table["prediction"] == table["label"]).mean())
 
 
@@ -101,9 +97,9 @@ def model_card(
     num_classes: int,
     device: torch.device,
 ) -> dict[str, Any]:
-    """What every model's card says, however it was come by; ``model`` goes to ``device``."""
+    """Make the card of a model, whatever its source; moves ``model`` to ``device``."""
     table = predictions(model.to(device), test, device)
-    size = asdict(measure(model, spec, test.image_shape))
+    size = asdict(measure_size(model, spec, test.image_shape))
     return {
         "model_id": spec.model_id,
         "model": describe(spec),

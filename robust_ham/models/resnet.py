@@ -48,7 +48,7 @@ class BasicBlock(nn.Module):
             )
 
     def forward(self, features: Tensor) -> Tensor:
-        """(N, in, H, W) to (N, out, H / stride, W / stride)."""
+        """Map features (N, in, H, W) to (N, out, H / stride, W / stride)."""
         hidden = F.relu(self.bn1(self.conv1(features)))
         return F.relu(self.bn2(self.conv2(hidden)) + self.shortcut(features))
 
@@ -64,7 +64,7 @@ def resnet18_cifar(
     first_downsampling: bool = False,
     window: str = "none",
 ) -> nn.Module:
-    """ResNet-18 with k×k kernels: images (N, in_channels, H, W) to logits (N, num_classes).
+    """Build ResNet-18 with k×k kernels: images (N, in_channels, H, W) to logits (N, num_classes).
 
     Args:
         in_channels: channels of the images.
@@ -72,7 +72,7 @@ def resnet18_cifar(
         kernel_size: odd size of all convolutions but the 1×1 shortcuts.
         first_kernel: odd size of the first convolution, or ``"same"``.
         width: multiplier of 64, 128, 256 and 512 channels.
-        factorised: k×1 then 1×k in place of k×k.
+        factorised: k×1 then 1×k instead of k×k.
         first_downsampling: stride 2 in the first convolution and 3×3 max-pooling of stride 2 after
             it, as for ImageNet.
         window: window of all but the 1×1 convolutions; ``"none"`` is the baseline.

@@ -1,4 +1,4 @@
-"""Files of tensors read without running what they name: ``torch.save``'s, and ``.safetensors``."""
+"""Read ``torch.save`` and ``.safetensors`` files without running code from them."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from robust_ham.models.pickle_check import MAX_PICKLE_BYTES, PickleCheck, Refuse
 from robust_ham.regular_files import read_bytes
 
 
-class _LeftOut:
-    """Stands for an object of a training program: takes anything, does and keeps nothing."""
+class _Discarded:
+    """Replaces an object of a training program; accepts and discards everything."""
 
     def __init__(self, *_: object) -> None:
         pass
@@ -35,7 +35,7 @@ class _LeftOut:
 
 
 class _Dtype:
-    """Stands for a NumPy dtype; ``numpy.dtype`` itself would let a file place wild pointers."""
+    """Replaces ``numpy.dtype``, with which a file could create invalid pointers."""
 
     def __init__(self, letters: object = "", *_: object) -> None:
         self.letters, self.order = letters, "="
@@ -44,15 +44,15 @@ class _Dtype:
         self.order = state[1]
 
     def numbers(self, data: object) -> NDArray[Any] | None:
-        """``data`` as numbers, shape (n,); None where the dtype is not one of plain numbers."""
-        known = isinstance(self.letters, str) and re.fullmatch(r"b1|[iuf][1248]", self.letters)
-        if not known or self.order not in ("<", ">", "|", "=") or not isinstance(data, bytes):
+        """Decode ``data`` as numbers (n,); None if the dtype is not a plain number."""
+        is_plain = isinstance(self.letters, str) and re.fullmatch(r"b1|[iuf][1248]", self.letters)
+        if not is_plain or self.order not in ("<", ">", "|", "=") or not isinstance(data, bytes):
             return None
         return np.frombuffer(data, np.dtype(f"{self.order}{self.letters}"))
 
 
 class NumPyArray:
-    """Stands for a NumPy array; ``numbers`` is None where it does not hold plain numbers."""
+    """Replaces a NumPy array; ``numbers`` is None if it does not contain plain numbers."""
 
     def __init__(self, *_: object) -> None:
         self.numbers: NDArray[Any] | None = None
@@ -62,51 +62,49 @@ class NumPyArray:
 
 
 def _scalar(*_: object) -> None:
-    """Stands for a NumPy scalar, left out."""
+    """Replaces a NumPy scalar; the value is discarded."""
 
 
 _PATHS = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
 _STAND_INS: list[Any] = [
-    # Tomen & van Gemert's script: its options, mere attributes; arrays of losses and accuracies.
+    # Tomen & van Gemert's script: its options, and arrays of losses and accuracies.
     (argparse.Namespace, "argparse.Namespace"),
     (NumPyArray, "numpy.core.multiarray._reconstruct"),
-    (NumPyArray, "numpy._core.multiarray._reconstruct"),  # the same, since NumPy 2
+    (NumPyArray, "numpy._core.multiarray._reconstruct"),  # since NumPy 2
     (_Dtype, "numpy.dtype"),
-    (_LeftOut, "numpy.ndarray"),
+    (_Discarded, "numpy.ndarray"),
     (_scalar, "numpy.core.multiarray.scalar"),
     (_scalar, "numpy._core.multiarray.scalar"),
     # Lightning before 1.5 keys the state of a callback by its class.
-    (_LeftOut, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"),
+    (_Discarded, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"),
     # Options of training programs: folders and times.
-    *((_LeftOut, f"pathlib.{name}") for name in _PATHS),
-    *((_LeftOut, f"pathlib._local.{name}") for name in _PATHS),  # Python 3.13
-    *((_LeftOut, f"datetime.{name}") for name in ("datetime", "date", "time", "timedelta")),
+    *((_Discarded, f"pathlib.{name}") for name in _PATHS),
+    *((_Discarded, f"pathlib._local.{name}") for name in _PATHS),  # Python 3.13
+    *((_Discarded, f"datetime.{name}") for name in ("datetime", "date", "time", "timedelta")),
     # torch 2.0 to 2.3 saves OneCycleLR with a function of its class, as getattr(class, name).
-    (_LeftOut, "builtins.getattr"),
-    (_LeftOut, "torch.optim.lr_scheduler.OneCycleLR"),
+    (_Discarded, "builtins.getattr"),
+    (_Discarded, "torch.optim.lr_scheduler.OneCycleLR"),
 ]
-"""All that a file may name beside tensors, and what is put in its place: nothing but
-``argparse.Namespace`` is what the file believes it is, so nothing that it names is ever run."""
-
+"""Replacements for everything that a file may name besides tensors. Only ``argparse.Namespace`` is
+the real class, so nothing else that a file names is run."""
 
 _STAND_IN_NAMES = [name for _, name in _STAND_INS]
 _OLD_PICKLES = 5
-"""Of torch's older layout: a magic number, a version, sizes of types, the content, keys."""
-REMEDY = "where its origin is trusted, save the model's state_dict() by itself"
-"""What to do with a file that is refused."""
-
+"""Of torch's older layout: magic number, version, sizes of types, content, keys."""
+REMEDY = "if you trust its origin, save only the model's state_dict()"
+"""Instruction for a file that is refused."""
 
 _MAX_GAIN = 20
-"""By how much a packed ``.pth`` may grow; ``torch.save`` does not pack at all."""
+"""Largest compression ratio of a ``.pth``; ``torch.save`` does not compress."""
 _MAX_HEADER_BYTES = 10_000_000
 
 
 def read_torch_file(path: Path) -> Any:  # noqa: ANN401
-    """Content of a ``torch.save`` file, by torch's restricted unpickler.
+    """Read a ``torch.save`` file with torch's restricted unpickler.
 
     Raises:
-        RequestError: no regular file, damaged, too large, or it names or does what is not on a
-            list.
+        RequestError: the file is not regular, damaged or too large, or names or calls what is not
+            on a list.
     """
     content = _read(path)
     try:
@@ -116,50 +114,50 @@ def read_torch_file(path: Path) -> Any:  # noqa: ANN401
             _check_old_layout(content)
         content.seek(0)
         with warnings.catch_warnings(), torch.serialization.safe_globals(_STAND_INS):
-            warnings.simplefilter("ignore")  # of old layouts, which are read all the same
+            warnings.simplefilter("ignore")  # about old layouts, which are read as well
             return torch.load(content, map_location="cpu", weights_only=True)
     except RequestError:
         raise
     except RefusedError as error:
-        raise RequestError(f"{path}: refused, for {error}; {REMEDY}") from None
+        raise RequestError(f"{path}: refused, because {error}; {REMEDY}") from None
     except UnpicklingError as error:
         raise RequestError(
-            f"{path}: damaged, or not as torch.save writes it by default ({error}); {REMEDY}"
+            f"{path}: damaged, or not written by torch.save with its defaults ({error}); {REMEDY}"
         ) from None
-    except Exception:  # zipfile and torch raise many kinds for a damaged file
-        raise RequestError(f"{path}: damaged, or not a checkpoint of torch") from None
+    except Exception:  # zipfile and torch raise many types of errors for a damaged file
+        raise RequestError(f"{path}: damaged, or not a torch checkpoint") from None
 
 
 def _read(path: Path) -> io.BytesIO:
-    """The file in memory: libraries take a disk that cannot be read for a damaged file.
+    """Read a file into memory, so that an ``OSError`` is not mistaken for a damaged file.
 
     Raises:
-        RequestError: no regular file, or one of more than half of this machine's memory.
+        RequestError: the file is not regular, or exceeds half of this machine's memory.
     """
     check_memory(str(path), path.stat().st_size, part=2)
     return io.BytesIO(read_bytes(path, memory_share(1 / 2), follow_links=True))
 
 
 def _check_archive(path: Path, file: io.BytesIO) -> None:
-    """Refuse an archive that is a program, unpacks to much more than its size, or reads two ways.
+    """Refuse an archive that is a program, is highly compressed, or is ambiguous.
 
     Raises:
-        RequestError, RefusedError, NotPickleError: it is, or its pickle is not one of weights.
+        RequestError, RefusedError, NotPickleError: it is, or its pickle needs more than weights do.
     """
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
         names = [member.filename for member in members]
         if any(name.endswith("/constants.pkl") for name in names):
-            raise RequestError(f"{path}: a TorchScript program, which is code; {REMEDY}")
+            raise RequestError(f"{path}: a TorchScript program, which contains code; {REMEDY}")
         unpacked = sum(member.file_size for member in members)
         if unpacked > _MAX_GAIN * len(file.getbuffer()):
             raise RequestError(
-                f"{path}: refused, for it unpacks to {_MAX_GAIN} times its size or more"
+                f"{path}: refused, because it unpacks to more than {_MAX_GAIN} times its size"
             )
         check_memory(str(path), unpacked, part=2)
         is_plain = min(member.header_offset for member in members) == 0
         if not is_plain or len({name.lower() for name in names}) < len(names):
-            raise RefusedError("it is an archive that programs read differently")
+            raise RefusedError("it is an archive that programs may read differently")
         folder = f"{names[0].partition('/')[0]}/"
         sizes = {member.filename: member.file_size for member in members}
         if sizes[f"{folder}data.pkl"] > MAX_PICKLE_BYTES:
@@ -171,10 +169,10 @@ def _check_archive(path: Path, file: io.BytesIO) -> None:
 
 
 def _check_old_layout(file: io.BytesIO) -> None:
-    """Refuse what is not five pickles, the fourth of which is one of weights, and then numbers.
+    """Check torch's older layout: five pickles of weights, followed by numbers.
 
     Raises:
-        RefusedError, NotPickleError: it is not.
+        RefusedError, NotPickleError: a pickle is damaged or needs more than weights do.
     """
     size = len(file.getbuffer())
     file.seek(0)
@@ -183,14 +181,14 @@ def _check_old_layout(file: io.BytesIO) -> None:
     for _ in range(_OLD_PICKLES):
         check.walk(content)
     if sum(check.storages.values()) > size:
-        raise RefusedError("it asks for more bytes of storage than there are")
+        raise RefusedError("it requests more bytes of storage than it contains")
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of a ``.safetensors`` file.
+    """Read the tensors of a ``.safetensors`` file.
 
     Raises:
-        RequestError: damaged, or its header is too long.
+        RequestError: the file is damaged, or its header is too long.
     """
     content = _read(path).getvalue()
     header, size = int.from_bytes(content[:8], "little"), len(content)

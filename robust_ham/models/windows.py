@@ -1,4 +1,4 @@
-"""Window functions that taper a convolution kernel, and what is known of them.
+"""Window functions that taper a convolution kernel, and their properties.
 
 All windows are symmetric (both ends equal), as in ``scipy.signal.windows`` with ``sym=True``.
 ``torch.hamming_window`` is periodic by default and is not used.
@@ -14,13 +14,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from robust_ham.config.suggestions import did_you_mean
+
 Array = NDArray[np.float64]
 KAISER_BETA = 14.0
 _FFT_POINTS = 65_536
 
 
 def _phase(length: int) -> Array:
-    """2πn/(k−1) for n = 0 … k−1, of shape (length,)."""
+    """Return 2πn/(k−1) for n = 0 … k−1, shape (length,)."""
     return 2 * np.pi * np.arange(length) / (length - 1)
 
 
@@ -61,30 +63,33 @@ WINDOWS: dict[str, Callable[[int], Array]] = {
 
 
 def window_1d(name: str, length: int) -> Array:
-    """The symmetric window ``name`` of ``length`` taps, float64, shape (length,).
+    """Compute the symmetric window ``name`` of ``length`` taps, float64, shape (length,).
 
-    A window of one tap is the identity. ``hamming_sqrt`` is the square root of the Hamming window,
-    so that the 2-D window is √outer(hamming, hamming). ``kaiser`` has β = 14.
+    A window of one tap is 1. ``hamming_sqrt`` is the square root of the Hamming window; in 2-D, it
+    is √outer(hamming, hamming). ``kaiser`` has β = 14.
 
     Raises:
         ValueError: unknown name, or length below 1.
     """
     if name not in WINDOWS:
-        raise ValueError(f"window: expected one of {', '.join(WINDOWS)}, got {name!r}")
+        raise ValueError(
+            f"window: expected one of {', '.join(WINDOWS)}, got {name!r}"
+            + did_you_mean(name, WINDOWS)
+        )
     if length < 1:
         raise ValueError(f"window length: expected at least 1, got {length}")
     return np.ones(1) if length == 1 else WINDOWS[name](length)
 
 
 PLACEBO = "hamming_shuffled"
-"""The values of the 2-D Hamming window at random places, the same at every use: equal gain and
-learning rates, and no taper."""
+"""The values of the 2-D Hamming window in a fixed random order: equal gain and learning rates, no
+taper."""
 
 WINDOWS_2D = (*WINDOWS, PLACEBO)
 
 
 def window_2d(name: str, height: int, width: int) -> Tensor:
-    """Outer product of two 1-D windows, or the placebo; float64, shape (height, width).
+    """Compute the outer product of two 1-D windows, or the placebo; float64, (height, width).
 
     Source: Tomen & van Gemert, arXiv 2101.10143, section 3.
 
@@ -93,32 +98,35 @@ def window_2d(name: str, height: int, width: int) -> Tensor:
     """
     if name == PLACEBO:
         values = np.outer(window_1d("hamming", height), window_1d("hamming", width))
-        places = np.random.default_rng([height, width]).permutation(values.size)
-        return torch.from_numpy(values.ravel()[places].reshape(height, width))
+        order = np.random.default_rng([height, width]).permutation(values.size)
+        return torch.from_numpy(values.ravel()[order].reshape(height, width))
     if name not in WINDOWS:
-        raise ValueError(f"window: expected one of {', '.join(WINDOWS_2D)}, got {name!r}")
+        raise ValueError(
+            f"window: expected one of {', '.join(WINDOWS_2D)}, got {name!r}"
+            + did_you_mean(name, WINDOWS_2D)
+        )
     return torch.from_numpy(np.outer(window_1d(name, height), window_1d(name, width)))
 
 
 def nominal_width(name: str, length: int) -> float:
-    """Effective number of taps along one axis of the 2-D window of ``length`` × ``length``.
+    """Compute the effective number of taps along one axis of a ``length`` × ``length`` window.
 
-    (ΣE)²/ΣE² with E the root mean square over the other axis: of an outer product, that of its 1-D
-    window.
+    (ΣE)²/ΣE² with E the root mean square over the other axis; for an outer product, this is the
+    value of its 1-D window.
     """
     return effective_width((window_2d(name, length, length) ** 2).mean(1).sqrt().numpy())
 
 
 def effective_width(weights: Array) -> float:
-    """Effective number of taps of a 1-D window, (Σw)²/Σw²: k for the rectangle."""
+    """Compute the effective number of taps of a 1-D window, (Σw)²/Σw²; k for the rectangle."""
     return float(weights.sum() ** 2 / (weights**2).sum())
 
 
 def peak_side_lobe(weights: Array) -> float:
-    """Highest side lobe of a 1-D window, in dB below the main lobe (65,536-point FFT).
+    """Compute the highest side lobe of a 1-D window, in dB relative to the main lobe.
 
-    The main lobe ends at the first minimum of the spectrum; a window whose spectrum only falls has
-    no side lobe, and its level at the Nyquist frequency is returned.
+    Uses an FFT of 65,536 points or more. The main lobe ends at the first minimum of the spectrum.
+    If the spectrum has no minimum, returns its level at the Nyquist frequency.
     """
     magnitude = np.abs(np.fft.rfft(weights, max(_FFT_POINTS, 64 * len(weights))))
     rises = np.flatnonzero(np.diff(magnitude) > 0)
@@ -127,10 +135,10 @@ def peak_side_lobe(weights: Array) -> float:
 
 
 def hamming_main_lobe(length: int) -> float:
-    """Half the width of the Hamming window's main lobe, 2/(k−1) cycles per pixel; ∞ for one tap.
+    """Return half the width of the Hamming window's main lobe, 2/(k−1) cycles per pixel.
 
-    From 0.5 (k ≤ 5) it is the whole axis: so short a window has no side lobe. Source: Oppenheim &
-    Schafer, Discrete-Time Signal Processing, comparison of windows (8π/M with M = k−1 is the width
-    of both halves, in radians).
+    ∞ for one tap. From 0.5 (k ≤ 5), the main lobe fills the axis and there is no side lobe.
+    Source: Oppenheim & Schafer, Discrete-Time Signal Processing, comparison of windows (8π/M with
+    M = k−1 is the full width in radians).
     """
     return 2 / (length - 1) if length > 1 else math.inf

@@ -1,4 +1,4 @@
-"""Runs side by side: ``comparison.csv``, a figure, and a page of its own."""
+"""Compare runs: ``comparison.csv``, a figure and an HTML page."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from robust_ham.analysis.compare_runs import changed_keys, compared_results, run_names
+from robust_ham.analysis.compare_runs import changed_keys, compare_results, run_names
+from robust_ham.analysis.metrics import METRICS
 from robust_ham.analysis.run import Run
 from robust_ham.errors import RequestError
-from robust_ham.report.figures.robustness import METRIC_NAMES
 from robust_ham.report.figures.style import figure_style, panel_grid, render
 from robust_ham.report.html import render_page
 from robust_ham.report.inline import inline_svg
@@ -22,19 +22,19 @@ from robust_ham.storage.ownership import claim, refuse_strangers
 from robust_ham.storage.run_folder import RunFolder
 
 _MOST_NETWORKS = 60
-"""In a figure; more are in the table alone."""
+"""Most networks that the figure shows; the table shows all."""
 
 
 _EARLIER = ("comparison.csv", "configurations.csv", "comparison.html")
-"""All files of a comparison that was made before its folder had a manifest."""
+"""The files of a comparison written before its folder had a manifest."""
 
 
 def write_comparison(folders: list[Path], out: Path) -> Report:
-    """Compare runs with the first of them.
+    """Compare each run with the first.
 
     Raises:
-        RequestError: fewer than two runs, nothing in common, a link, a pipe or a device in one, or
-            ``out`` holds files of others.
+        RequestError: fewer than two runs, nothing in common, a run with a link, a pipe or a device,
+            or an ``out`` with files that are not a comparison's.
     """
     if len(folders) < 2:
         raise RequestError("compare: expected two or more run folders")
@@ -42,14 +42,14 @@ def write_comparison(folders: list[Path], out: Path) -> Report:
     runs = [Run(RunFolder(folder)) for folder in folders]
     for run in runs:
         run.folder.refuse_links()
-    changes, results = changed_keys(runs), compared_results(runs)
+    changes, results = changed_keys(runs), compare_results(runs)
     header, rows = _table(results)
     claim(out, " ".join(run_names(runs)), "compare", _EARLIER)
     write_csv(out / "comparison.csv", results)
     write_csv(out / "configurations.csv", changes)
     with figure_style():
-        drawn = _figure(results)
-        figure = inline_svg(render(drawn, "comparison", "svg")) if drawn is not None else None
+        drawing = _figure(results)
+        figure = inline_svg(render(drawing, "comparison", "svg")) if drawing is not None else None
     page = out / "comparison.html"
     values: dict[str, Any] = {
         "names": run_names(runs),
@@ -65,8 +65,8 @@ def write_comparison(folders: list[Path], out: Path) -> Report:
 
 
 def _table(results: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
-    """Header and rows as people read them."""
-    header = "run|network|attack|measure|first|other|effect|note".split("|")
+    """Return the header and the formatted rows."""
+    header = "run|network|attack|measure|reference|value|effect|note".split("|")
     rows = []
     for row in results.to_dict(orient="records"):
         known = not pd.isna(row["effect"])
@@ -77,7 +77,7 @@ def _table(results: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
                 row["run"],
                 row["model_id"],
                 row["attack"],
-                METRIC_NAMES[row["metric"]],
+                METRICS[row["metric"]].label,
                 *(f"{row[k]:.4g}" if known else "–" for k in ("first", "other")),
                 sign + numbers,
                 "" if known else row["note"],
@@ -87,7 +87,10 @@ def _table(results: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
 
 
 def _figure(results: pd.DataFrame) -> Figure | None:
-    """A panel per run, attack and measure, a line per network; None: too many, or no number."""
+    """Draw a panel per run, attack and measure, with a line per network.
+
+    None: no effect is known, or there are too many networks.
+    """
     known = results[results["effect"].notna()]
     networks = list(dict.fromkeys(known["model_id"]))
     if not networks or len(networks) > _MOST_NETWORKS:
@@ -99,9 +102,9 @@ def _figure(results: pd.DataFrame) -> Figure | None:
         effect, low, high = (rows[k].to_numpy(np.float64) for k in ("effect", "low", "high"))
         errors = [np.nan_to_num(effect - low), np.nan_to_num(high - effect)]
         axes.errorbar(effect, places, xerr=errors, fmt="o", markersize=3, capsize=2)
-        axes.axvline(1.0 if metric == "robust_area" else 0.0, color="0.6", linewidth=0.8)
+        axes.axvline(METRICS[str(metric)].no_effect, color="0.6", linewidth=0.8)
         axes.set_yticks(range(len(networks)), networks)
         axes.set_ylim(len(networks) - 0.5, -0.5)
         axes.set_title(f"{run}: {attack}")
-        axes.set_xlabel(METRIC_NAMES[str(metric)])
+        axes.set_xlabel(METRICS[str(metric)].label)
     return figure

@@ -1,4 +1,4 @@
-"""Figures and tables of the page for papers, each as a file of its own."""
+"""Export the figures and tables of the page as files for papers."""
 
 from __future__ import annotations
 
@@ -16,33 +16,35 @@ from robust_ham.storage.checksums import record_files
 from robust_ham.storage.files import write_text
 
 NARROWEST, WIDEST = 2.0, 30.0
-"""Inches."""
+"""Widths of exported figures, in inches."""
 
 
 def check_export(form: str | None, width: float | None) -> None:
-    """Refuse what ``export`` cannot make.
+    """Check the arguments of ``export``.
 
     Raises:
-        RequestError: an unknown form, or a width that no figure can have.
+        RequestError: an unknown form, or a width that is out of range or of no figure.
     """
     known = [*FORMATS, *WRITERS]
     if form is None and width is not None:
-        raise RequestError(f"--width: for exported figures: add --export {'|'.join(FORMATS)}")
+        raise RequestError(
+            f"--width: applies to exported figures: add --export {'|'.join(FORMATS)}"
+        )
     if form is not None and form not in known:
         raise RequestError(f"--export: expected one of {', '.join(known)}, got {form!r}")
     if width is not None and form not in FORMATS:
-        raise RequestError(f"--width: for figures ({', '.join(FORMATS)}), not for {form}")
+        raise RequestError(f"--width: applies to figures ({', '.join(FORMATS)}), not to {form}")
     if width is not None and not NARROWEST <= width <= WIDEST:
         raise RequestError(f"--width: expected {NARROWEST:g} to {WIDEST:g} inches, got {width:g}")
 
 
 def export(tables: Tables, form: str, width: float | None = None) -> list[Path]:
-    """Write every figure or every table as ``export/NAME.ENDING`` of the run; the files.
+    """Write all figures or all tables as ``export/NAME.ENDING`` in the run, and return the files.
 
     Args:
-        tables: what the page is made of.
-        form: pdf, svg or png: figures; latex or markdown: tables.
-        width: of every figure, in inches; None: the width that suits what it shows.
+        tables: the tables of the page.
+        form: pdf, svg or png for figures; latex or markdown for tables.
+        width: width of every figure in inches; None: each figure's default.
     """
     folder = tables.run.folder.root / "export"
     if form in WRITERS:
@@ -64,8 +66,8 @@ def _tables(tables: Tables, folder: Path, form: str) -> Iterator[Path]:
 
 def _figures(tables: Tables, folder: Path, form: str, width: float | None) -> Iterator[Path]:
     with figure_width(width):
-        for drawn in drawings(tables):
-            yield from save_figure(drawn.figure, folder, drawn.name, [form])
+        for drawing in drawings(tables):
+            yield from save_figure(drawing.figure, folder, drawing.name, [form])
         for panel in panels(tables.run, tables.curves):
             figure = panel_figure(tables.run, tables.curves, panel, legend=True)
             yield from save_figure(figure, folder / "panels", panel.name, [form])

@@ -1,4 +1,4 @@
-"""Tables as people read them, and written for papers and notes: LaTeX and Markdown."""
+"""Tables of text, and their LaTeX and Markdown forms."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from robust_ham.errors import visible
 
 @dataclass(frozen=True)
 class Table:
-    """A table as people read it."""
+    """A table of formatted text."""
 
     name: str
     caption: str
@@ -22,7 +22,7 @@ class Table:
 
     @cached_property
     def numeric(self) -> list[bool]:
-        """Which columns hold numbers."""
+        """Whether each column holds numbers."""
         columns = zip(*self.rows, strict=True) if self.rows else [()] * len(self.header)
         return [all(_NUMBER.match(value) for value in column) for column in columns]
 
@@ -30,20 +30,25 @@ class Table:
 _NUMBER = re.compile(r"[×+−-]?[0-9?∞.]|–$|$")
 
 
+def plural(number: int, noun: str) -> str:
+    """Return a count with its noun: "1 model", "2 models"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}".replace(",", "\u202f")
+
+
 def markdown(table: Table) -> str:
-    """A table in Markdown, under its caption."""
+    """Return a table in Markdown, under its caption."""
     return f"{table.caption}\n\n{markdown_rows(table)}"
 
 
 def markdown_rows(table: Table) -> str:
-    """A table in Markdown, alone."""
+    """Return a table in Markdown, without its caption."""
     rule = ["---:" if numeric else "---" for numeric in table.numeric]
     lines = [[_in_markdown(value) for value in line] for line in (table.header, *table.rows)]
     return "".join(f"| {' | '.join(line)} |\n" for line in (lines[0], rule, *lines[1:]))
 
 
 def _in_markdown(text: str) -> str:
-    """The text as a cell that shows it: no line break, tag, emphasis, formula or link."""
+    """Escape text for a table cell: no line break, tag, emphasis, formula or link."""
     return re.sub(r"([|\\<>`*_$~]|&(?=[#\w])|\](?=[(\[:]))", r"\\\1", _in_one_line(text))
 
 
@@ -78,13 +83,13 @@ _LATEX = {
 
 
 _KNOWN_TO_LATEX = re.compile("[ -~¡-ſ“”„‘’‚•]")
-"""Every compiler sets these; the old ones stop at others."""
+"""Characters that every LaTeX compiler typesets; older compilers stop at others."""
 _PROSE = 40
-"""Characters from which on a column of text has lines that are broken."""
+"""Length in characters from which a column of text is wrapped."""
 
 
 def latex(table: Table) -> str:
-    """A table in LaTeX; one that is wider than the text is made smaller."""
+    """Return a table in LaTeX; a table wider than the text is scaled down."""
 
     def line(values: list[str]) -> str:
         return " & ".join(map(_in_latex, values)) + r" \\"
@@ -113,7 +118,7 @@ def latex(table: Table) -> str:
 
 
 def _column(numeric: bool, values: tuple[str, ...]) -> str:
-    """How a column of values is set."""
+    """Return the column type of ``tabular``."""
     longest = max(map(len, values), default=0)
     if numeric or longest < _PROSE:
         return "r" if numeric else "l"
@@ -121,17 +126,17 @@ def _column(numeric: bool, values: tuple[str, ...]) -> str:
 
 
 def _heading(text: str, values: tuple[str, ...]) -> str:
-    """A heading on as many lines as keep it from being wider than its column."""
+    """Return a heading, wrapped so that it is not wider than its column."""
     lines = textwrap.wrap(text, max([12, *map(len, values)]))
     stacked = r"\\".join(map(_in_latex, lines))
     return rf"\shortstack{{{stacked}}}" if len(lines) > 1 else stacked
 
 
 def _in_latex(text: str) -> str:
-    """The text as LaTeX that shows it, wherever it stands.
+    """Escape text for LaTeX.
 
-    Braces keep a text that starts with ``[`` or ``*`` from being read as an option of the command
-    before it: ``\\\\`` looks for one in the next row.
+    Braces before a leading ``[`` or ``*`` prevent LaTeX from reading it as an option of the
+    ``\\\\`` that ends the row above.
     """
     escaped = "".join(map(_sign_in_latex, _in_one_line(text)))
     return "{}" * escaped.lstrip().startswith(("[", "*")) + escaped
@@ -147,4 +152,4 @@ WRITERS: dict[str, tuple[str, Callable[[Table], str]]] = {
     "latex": ("tex", latex),
     "markdown": ("md", markdown),
 }
-"""Forms of a table: the ending of its file, and what writes it."""
+"""File ending and writer of each table format."""

@@ -1,4 +1,4 @@
-"""The gallery as the page shows it: small pictures inside the page, words beside them."""
+"""The gallery of the page: attacked images as cards, embedded in the page."""
 
 from __future__ import annotations
 
@@ -10,30 +10,28 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from robust_ham.analysis.curves import arms_of
-from robust_ham.analysis.run import Run
+from robust_ham.analysis.arms import arms_of
+from robust_ham.analysis.read_tables import Arrays
+from robust_ham.analysis.run import Run, load_gallery
+from robust_ham.config.datasets import short_class_names
 from robust_ham.report.figures.gallery import (
-    CLASS_NAMES,
-    Arrays,
     class_name,
     how_far,
     is_spatial,
-    load_gallery,
     magnified,
 )
-from robust_ham.report.figures.robustness import attack_title
-from robust_ham.report.figures.style import WINDOW_LABELS
+from robust_ham.report.figures.labels import attack_titles, window_label
 from robust_ham.report.inline import data_uri
 
 _PER_MODEL = 4
 _EXACT = 64
-"""Pixels: smaller images are shown as they are, larger ones compressed with a little loss."""
+"""Pixels per side up to which images are embedded without loss; larger ones become JPEG."""
 _LARGEST = 112
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One image of a card: an address that holds it, and what it is."""
+class CardImage:
+    """One image of a card: its data URI and its alternative text."""
 
     source: str
     alternative: str
@@ -41,9 +39,9 @@ class Picture:
 
 @dataclass(frozen=True)
 class Card:
-    """One attacked image: clean, perturbation magnified (unless it was moved), attacked."""
+    """One attacked image: clean, perturbation (unless spatial) magnified, attacked."""
 
-    pictures: list[Picture]
+    images: list[CardImage]
     before: str
     after: str
     fooled: bool
@@ -63,9 +61,10 @@ class Strip:
 
 
 def strips(run: Run) -> Iterator[Strip]:
-    """Every attack's images on the first seed of every arm, where a gallery was kept."""
-    names = CLASS_NAMES.get(run.config.dataset.name)
+    """Yield the stored images of each attack on the first seed of each arm."""
+    names = short_class_names(run.config.dataset.name)
     several = len({family for family, _, _ in arms_of(run)}) > 1
+    titles = attack_titles(run)
     for attack_id in run.config.attacks:
         for (family, size, window), arm in arms_of(run).items():
             arrays = load_gallery(run, arm[0].model_id, attack_id)
@@ -73,9 +72,9 @@ def strips(run: Run) -> Iterator[Strip]:
                 count = min(_PER_MODEL, len(arrays["label"]))
                 yield Strip(
                     attack_id,
-                    attack_title(run, attack_id),
+                    titles[attack_id],
                     f"{family}, k = {size}" if several else f"k = {size}",
-                    WINDOW_LABELS[window],
+                    window_label(window),
                     [_card(arrays, i, names) for i in range(count)],
                 )
 
@@ -83,19 +82,20 @@ def strips(run: Run) -> Iterator[Strip]:
 def _card(arrays: Arrays, i: int, names: list[str] | None) -> Card:
     before = class_name(int(arrays["clean_prediction"][i]), names)
     after = class_name(int(arrays["adversarial_prediction"][i]), names)
-    pictures = [Picture(_address(arrays["clean"][i] / 255.0), f"clean image, seen as {before}")]
+    clean = _data_uri(arrays["clean"][i] / 255.0)
+    images = [CardImage(clean, f"clean image, classified as {before}")]
     factor = ""
     if not is_spatial(arrays):
         visible, factor = magnified(arrays["perturbation"][i])
-        pictures.append(Picture(_address(visible), f"perturbation, {factor}"))
+        images.append(CardImage(_data_uri(visible), f"perturbation, {factor}"))
     attacked = arrays["adversarial"][i].astype(np.float64)
-    pictures.append(Picture(_address(attacked), f"attacked image, seen as {after}"))
+    images.append(CardImage(_data_uri(attacked), f"attacked image, classified as {after}"))
     fooled = bool(arrays["fooled"][i])
-    return Card(pictures, before, after, fooled, how_far(arrays, i), factor)
+    return Card(images, before, after, fooled, how_far(arrays, i), factor)
 
 
-def _address(image: np.ndarray[Any, Any]) -> str:
-    """(C, H, W) in [0, 1] as a data address: PNG, or JPEG where it is large."""
+def _data_uri(image: np.ndarray[Any, Any]) -> str:
+    """Encode (C, H, W) in [0, 1] as a data URI: PNG, or JPEG if it is large."""
     pixels = np.nan_to_num(np.clip(np.moveaxis(image, 0, -1), 0, 1))
     picture = Image.fromarray(
         np.rint(255 * pixels).astype(np.uint8).squeeze(-1)

@@ -1,4 +1,4 @@
-"""A page from its template: one file that loads nothing, and runs no script but its own."""
+"""Render a page from its template: one file that loads nothing and runs only its own scripts."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import jinja2
 from markupsafe import Markup
 
 from robust_ham.errors import visible
+from robust_ham.report.formats import plural
 
 
 def render_page(template: str, *, paged: bool = False, **values: object) -> str:
-    """HTML of a template beside this module, every value escaped and ``visible``.
+    """Return the HTML of a template in ``template/``, with every value escaped and ``visible``.
 
-    ``paged``: whether a table of it is paged, by a script of its own; no other script may run.
+    Only the scripts of ``template/`` may run; ``paged`` adds the one that pages long tables.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "template"),
@@ -25,6 +26,7 @@ def render_page(template: str, *, paged: bool = False, **values: object) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
+    environment.globals["plural"] = plural
     hashes = []
     for name in ["page.js", "paged.js"] if paged else ["page.js"]:
         script = environment.get_template(name).render()
@@ -34,6 +36,6 @@ def render_page(template: str, *, paged: bool = False, **values: object) -> str:
 
 
 def _finalize(value: object) -> object:
-    """A value as the page shows it: markup is ours, other text may be somebody else's."""
+    """Return a value as the page shows it: text that is not our markup is made ``visible``."""
     is_text = isinstance(value, str) and not isinstance(value, Markup)
     return visible(str(value)) if is_text else value

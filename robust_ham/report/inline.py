@@ -1,4 +1,4 @@
-"""Pictures as parts of the page."""
+"""Embed figures and files in the page."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _DECIMALS = re.compile(r"(\.[0-9]{2})[0-9]+")
 
 
 def inline_svg(content: bytes) -> Markup:
-    """A figure that ``render`` has made, as SVG inside HTML and in the font of the page."""
+    """Prepare the SVG of ``render`` for embedding in HTML, in the font of the page."""
     text = content.decode()
     text = _NOT_SHOWN.sub("", text[text.index("<svg") :])
-    text = _COORDINATES.sub(lambda found: _DECIMALS.sub(r"\1", found[0]), text)
+    text = _COORDINATES.sub(lambda match: _DECIMALS.sub(r"\1", match[0]), text)
     text = re.sub(r">\s+<", "><", text).replace("'DejaVu Sans', sans-serif", "inherit")
     return Markup(text)
 
 
 def data_uri(content: bytes, kind: str) -> str:
-    """A file as an address; ``kind``: its media type."""
+    """Encode a file as a data URI; ``kind``: its media type."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"

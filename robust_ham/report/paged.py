@@ -1,7 +1,6 @@
-"""What the page does differently for runs of many models, so that it stays small.
+"""Keep the page small for runs of many models.
 
-Long tables stand in the page as JSON, of which a script shows one page at a time; figures are
-written in fewer bytes.
+Long tables are stored as JSON, and a script shows one page at a time; figures take fewer bytes.
 """
 
 from __future__ import annotations
@@ -17,9 +16,9 @@ from robust_ham.errors import visible
 from robust_ham.report.formats import Table
 
 MANY_MODELS = 300
-"""Beyond which tables are paged and figures shortened."""
+"""Models beyond which tables are paged and figures shortened."""
 MANY_ROWS = 1000
-"""Of other tables than that of all models."""
+"""Rows beyond which any other table is paged."""
 
 _SVG = re.compile(r"<svg\b.*?</svg>", re.DOTALL)
 _ID = re.compile(r"(?<=[\"#])[a-zA-Z][0-9a-f]{10}(?=[\")])")
@@ -28,9 +27,9 @@ _UNTURNED = re.compile(r' transform="rotate\(-?0 [^"]*\)"')
 
 
 def rows_as_json(table: Table) -> Markup:
-    """``{"columns": [{"values": …, "places": …}]}``, safe inside a ``<script>``.
+    """Return ``{"columns": [{"values": …, "places": …}]}``, safe inside a ``<script>``.
 
-    A column whose values repeat has each of them once, and their places row by row.
+    A column with repeated values stores each value once, and each row's index into the values.
     """
     columns = [_column(list(map(visible, values))) for values in zip(*table.rows, strict=True)]
     content = {"columns": columns}
@@ -44,8 +43,8 @@ def _column(values: list[str]) -> dict[str, Any]:
     return {"values": list(distinct), "places": [distinct[value] for value in values]}
 
 
-def shorten_pictures(page: str) -> str:
-    """The page with its inline SVGs in fewer bytes: the same styles, as classes, and short ids."""
+def shorten_svgs(page: str) -> str:
+    """Shorten the inline SVGs of a page: the same styles as classes, and short ids."""
     classes: dict[str, str] = {}
     numbers = itertools.count()
 
@@ -53,12 +52,12 @@ def shorten_pictures(page: str) -> str:
         return f' class="{classes.setdefault(style[1], f"z{len(classes)}")}"'
 
     def short(picture: re.Match[str]) -> str:
-        known: dict[str, str] = {}
+        short_ids: dict[str, str] = {}
 
         def short_id(name: re.Match[str]) -> str:
-            if name[0] not in known:
-                known[name[0]] = f"i{next(numbers)}"
-            return known[name[0]]
+            if name[0] not in short_ids:
+                short_ids[name[0]] = f"i{next(numbers)}"
+            return short_ids[name[0]]
 
         text = _ID.sub(short_id, _UNTURNED.sub("", picture[0]))
         return _STYLE.sub(as_class, text).replace("xlink:href", "href").replace("\n", " ")

@@ -1,4 +1,4 @@
-"""The tables of the page, in words and rounded numbers."""
+"""The tables of the page, as formatted text."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from robust_ham.analysis.metrics import METRICS
 from robust_ham.analysis.run import Run
 from robust_ham.analysis.tables import Tables
-from robust_ham.report.figures import robustness
-from robust_ham.report.figures.style import WINDOW_LABELS, size_label
-from robust_ham.report.formats import Table
+from robust_ham.report.figures.labels import attack_titles, metric_label, size_label, window_label
+from robust_ham.report.figures.robustness import primary_panels
+from robust_ham.report.formats import Table, plural
 from robust_ham.report.verdict_table import claim_table, verdict_matrix, verdict_table
 
-_PERCENT = {"test_accuracy", "clean_accuracy", "robust_accuracy", "fooled_rate"}
 _MODEL_COLUMNS = {
     "model_id": "model",
     "kernel_size": "k",
@@ -23,14 +23,9 @@ _MODEL_COLUMNS = {
     "attack": "attack",
     "n": "n",
     "test_accuracy": "test accuracy",
-    "clean_accuracy": "clean accuracy (n)",
-    "budget": "budget",
-    "robust_accuracy": "robust accuracy",
-    "robust_area": "robust area",
-    "fooled_rate": "fooled rate",
-    "median_l2": "median L2",
-    "rho_adv": "ρ_adv",
-    "normal_cosine": "cosine to the normal",
+}
+"""Before the metrics, which stand in the order of ``summary.csv``."""
+_LATER_COLUMNS = {
     "optimality": "optimality",
     "local_optimality": "local optimality",
     "global_optimality": "global optimality",
@@ -43,11 +38,11 @@ _MODEL_COLUMNS = {
     "gate": "gate",
 }
 CHOICES = ("k", "window", "seed", "attack", "gate")
-"""Columns of the table of all models that a reader chooses rows by."""
+"""Columns of the table of all models that a reader can filter by."""
 
 
 def page_tables(tables: Tables) -> list[Table]:
-    """All tables of the page."""
+    """Return all tables of the page."""
     return [
         headline_table(tables.run, tables.curves),
         answers_table(tables),
@@ -59,56 +54,57 @@ def page_tables(tables: Tables) -> list[Table]:
 
 
 def headline_table(run: Run, curves: pd.DataFrame) -> Table:
-    """Kernel size and window by primary metric."""
-    wanted = [
-        (attack_id, metric) for attack_id, metric, _ in robustness.primary_panels(run, curves)
-    ]
+    """Return the primary metrics by network, kernel size and window."""
+    panels = [(attack_id, metric) for attack_id, metric, _ in primary_panels(run, curves)]
+    titles = attack_titles(run)
     header = ["network", "k", "window", "seeds"]
-    for attack_id, metric in wanted:
-        title = robustness.attack_title(run, attack_id) if attack_id else "clean images"
-        header.append(f"{title}: {robustness.metric_label(run, attack_id, metric)}")
+    for attack_id, metric in panels:
+        header.append(f"{titles[attack_id]}: {metric_label(run, attack_id, metric)}")
     rows = []
     arms = curves.groupby(["family", "kernel_size", "window"], sort=False)
     for (family, size, window), arm in arms:
         row = [
             str(family),
             size_label(int(str(size))),
-            WINDOW_LABELS[str(window)],
+            window_label(str(window)),
             str(arm["num_seeds"].iloc[0]),
         ]
-        for attack_id, metric in wanted:
-            found = arm[(arm["attack"] == attack_id) & (arm["metric"] == metric)]
-            row.append(_estimate(found.iloc[0], metric, int(row[3])) if len(found) else "–")
+        for attack_id, metric in panels:
+            part = arm[(arm["attack"] == attack_id) & (arm["metric"] == metric)]
+            row.append(_estimate(part.iloc[0], metric, int(row[3])) if len(part) else "–")
         rows.append(row)
     caption = "Estimates with 95 % intervals over seeds and images."
     return Table("headline", caption, header, rows)
 
 
 def models_table(tables: Tables) -> Table:
-    """A row per model and attack."""
-    shown = {name: title for name, title in _MODEL_COLUMNS.items() if name in tables.summary}
+    """Return a row per model and attack."""
+    headings = {m.id: m.heading for m in METRICS.values() if m.heading} | {"budget": "budget"}
+    measured = {name: headings[name] for name in tables.summary if name in headings}
+    columns = _MODEL_COLUMNS | measured | _LATER_COLUMNS
+    shown = {name: title for name, title in columns.items() if name in tables.summary}
     rows = [
         [_cell(row[name], name) for name in shown]
         for row in tables.summary.to_dict(orient="records")
     ]
-    caption = "Every model under every attack."
+    caption = "All models under all attacks."
     return Table("models", caption, list(shown.values()), rows)
 
 
 def answers_table(tables: Tables) -> Table:
-    """Window and kernel size by verdict."""
+    """Return the verdicts by window and kernel size."""
     matrix = verdict_matrix(verdict_table(tables.run, tables.contrasts))
     rows = [
         [
             window,
             size,
-            *("–" if row is None else f"{row['verdict']}: {row['effect']}" for row in found),
+            *("–" if row is None else f"{row['verdict']}: {row['effect']}" for row in line),
         ]
-        for window, size, found in matrix.lines
+        for window, size, line in matrix.lines
     ]
     caption = (
         "Windowed minus baseline networks of the same kernel size in percentage points, or "
-        "windowed over baseline (×), with simultaneous 95 % intervals over seeds and images."
+        "windowed divided by baseline (×), with simultaneous 95 % intervals over seeds and images."
     )
     return Table("answers", caption, ["window", "k", *matrix.figures], rows)
 
@@ -117,15 +113,16 @@ def _verdicts(tables: Tables) -> Table:
     columns = {
         "window": "window",
         "size": "k",
-        "figure": "figure",
-        "effect": "windowed − baseline, or ×, with interval",
+        "figure": "measure",
+        "effect": "windowed − baseline, or ratio (×)",
         "p": "p (Holm)",
         "verdict": "verdict",
-        "decide": "would decide",
+        "decide": "needed for a verdict",
     }
     rows = [[row[key] for key in columns] for row in verdict_table(tables.run, tables.contrasts)]
     caption = (
-        "Windowed against baseline networks of the same kernel size, paired by seed and image."
+        "Windowed compared with baseline networks of the same kernel size, paired by seed and "
+        "image."
     )
     return Table("verdicts", caption, list(columns.values()), rows)
 
@@ -136,8 +133,8 @@ def _claims(tables: Tables) -> Table:
         for claim in claim_table(tables.claims)
         if claim["answer"] != "not run"
     ]
-    header = ["statement", "stated by", "answer", "evidence"]
-    return Table("claims", "What is claimed, answered from this run alone.", header, rows)
+    header = ["statement", "source", "answer", "evidence"]
+    return Table("claims", "Claims, answered from this run alone.", header, rows)
 
 
 def _evidence(lines: list[dict[str, str]]) -> str:
@@ -145,24 +142,24 @@ def _evidence(lines: list[dict[str, str]]) -> str:
 
 
 def findings_table(run: Run) -> Table:
-    """What the gate has found that did not pass."""
-    found = run.gate[run.gate["severity"] != "pass"]
+    """Return the reliability checks that did not pass."""
+    findings = run.gate[run.gate["severity"] != "pass"]
     header = ["model", "attack", "finding", "reason"]
-    rows = found[["model_id", "attack", "severity", "reason"]].astype(str).to_numpy().tolist()
+    rows = findings[["model_id", "attack", "severity", "reason"]].astype(str).to_numpy().tolist()
     rows = [[model, attack or "–", finding, reason] for model, attack, finding, reason in rows]
-    return Table("gate", "Checks of models and attacks that did not pass.", header, rows)
+    return Table("gate", "Reliability checks that did not pass.", header, rows)
 
 
 def _cell(value: Any, name: str) -> str:  # noqa: ANN401
-    """A value as the page shows it."""
+    """Format a value of ``summary.csv``."""
     unknown = value is None or (isinstance(value, float) and np.isnan(value))
     if unknown or (name == "kernel_size" and value == 0):
         return "–"
     if isinstance(value, str):
-        return WINDOW_LABELS[value] if name == "window" else value
+        return window_label(value) if name == "window" else value
     if np.isinf(value):
         return "∞" if value > 0 else "−∞"
-    if name in _PERCENT:
+    if name in METRICS and METRICS[name].unit == "share":
         return f"{100 * value:.1f} %"
     if float(value).is_integer():
         return f"{int(value):,}".replace(",", "\u202f")
@@ -170,13 +167,13 @@ def _cell(value: Any, name: str) -> str:  # noqa: ANN401
 
 
 def _estimate(row: pd.Series[Any], metric: str, num_seeds: int) -> str:
-    """Estimate and interval; of how many seeds, where not of ``num_seeds``."""
-    own = int(row["num_seeds"])
-    about = f" ({own} {'seed' if own == 1 else 'seeds'})" if own != num_seeds else ""
-    return _interval(row, metric) + about
+    """Format estimate and interval, and the number of seeds if it is not ``num_seeds``."""
+    row_seeds = int(row["num_seeds"])
+    note = "" if row_seeds == num_seeds else f" ({plural(row_seeds, 'seed')})"
+    return _interval(row, metric) + note
 
 
 def _interval(row: pd.Series[Any], metric: str) -> str:
-    if metric in _PERCENT:
+    if METRICS[metric].unit == "share":
         return f"{100 * row['estimate']:.1f} % [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
     return f"{row['estimate']:#.3g} [{row['low']:#.3g}, {row['high']:#.3g}]"

@@ -1,1 +1,1 @@
-"""A run from its plan to its last table. Imports everything but ``experiments`` and ``cli``."""
+"""Runs: plan, jobs, runners, status, verification. Imports all but ``experiments`` and ``cli``."""

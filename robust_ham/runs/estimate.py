@@ -1,4 +1,4 @@
-"""How long a run will take: one short pass of every kind of job, measured here and now."""
+"""Estimate how long a run will take, by timing one short pass of every kind of job."""
 
 from __future__ import annotations
 
@@ -9,47 +9,43 @@ import torch
 from torch import nn
 
 from robust_ham.config.models import FactoryGroup, ModelGroup
-from robust_ham.evaluation.registry import attack_function, attack_options, num_candidates
-from robust_ham.models import checkpoints
-from robust_ham.models.build import num_flops
+from robust_ham.evaluation.options import attack_options
+from robust_ham.evaluation.registry import attack_function, num_candidates
+from robust_ham.models import checkpoints, factories
 from robust_ham.models.checkpoints import source_folder
 from robust_ham.models.predict import logits_of
+from robust_ham.models.size import num_flops
 from robust_ham.runs.plan.context import Context
 from robust_ham.runs.plan.job import Job
 from robust_ham.runs.status import is_done
 from robust_ham.training import train
 
 _BATCHES, _IMAGES = 3, 16
-_CANDIDATES = 1_000  # of a spatial attack; where there are more, _FEWER are timed
-_FEWER = {
-    "spatial_grid": {"num_rotations": 31, "num_translations": 5},
-    "spatial_random": {"num_draws": 1_000},
-    "spatial_shift": {"max_translation": 15},
-}
+_CANDIDATES = 1_000  # of a spatial attack; where there are more, fewer are timed
 _LONG = 2.0  # seconds of an attack on one image, after which 16 are not tried
 
 
 class Expected(NamedTuple):
-    """What the jobs that are left will take one after the other."""
+    """Cost of the unfinished jobs, run one after the other."""
 
     training: float
     """Seconds."""
     attacks: float
     """Seconds."""
     training_flops: int
-    """Floating-point operations, on whatever device: forward, and twice as many backward."""
+    """Floating-point operations: forward, and twice as many backward."""
 
 
 def expected_cost(context: Context) -> Expected:
-    """Measure a training step and an attack on 16 images of each kind of network, and count.
+    """Time a training step and an attack on 16 images for each kind of network.
 
-    Where an attack takes long, as on a large network on a CPU, one image is enough. A network that
-    is yet to be trained is attacked as it is after three steps, on what it says itself; a trained
-    one may resist longer, so this is a guess. The gate and the report are not in it.
+    If an attack is slow, one image is timed. A network that is not trained yet is attacked after
+    three training steps, with its own predictions as labels. A trained one may resist longer, so
+    this is a rough estimate. It does not include the gate and the report.
     """
-    left = [job for job in context.plan.jobs if not is_done(context.run, job)]
+    unfinished = [job for job in context.plan.jobs if not is_done(context.run, job)]
     kinds: dict[tuple[str, str, int], list[Job]] = {}
-    for job in left:
+    for job in unfinished:
         kind = (job.spec.source, job.spec.family, job.spec.kernel_size)
         kinds.setdefault(kind, []).append(job)
     torch.set_num_threads(context.plan.config.evaluation.threads)
@@ -76,13 +72,13 @@ def _is_trained(context: Context, spec: ModelGroup) -> bool:
 
 
 def _measured_model(context: Context, spec: ModelGroup, timed: bool) -> tuple[float, nn.Module]:
-    """Seconds of a whole training, and a network of the kind."""
+    """Return the seconds of a complete training, and a network of the same kind."""
     source = source_folder(context.plan.config, spec)
     if source is not None:
         factory = spec.factory if isinstance(spec, FactoryGroup) else None
         return 0.0, checkpoints.load(source, factory)[0].to(context.device)
     if isinstance(spec, FactoryGroup):
-        return 0.0, checkpoints.load_factory(spec).to(context.device)
+        return 0.0, factories.load_factory(spec).to(context.device)
     config, dataset = context.plan.config.training_of(spec), context.plan.dataset
     short = config.model_copy(update={"epochs": 1, "schedule": "constant", "warmup_epochs": 0})
     seconds = 0.0
@@ -103,29 +99,29 @@ def _measured_model(context: Context, spec: ModelGroup, timed: bool) -> tuple[fl
 
 def _seconds_per_image(context: Context, model: nn.Module, attack_id: str) -> float:
     attack = context.plan.config.attacks[attack_id]
-    options, times_more = _fewer_candidates(context, attack_id)
+    options, factor = _fewer_candidates(context, attack_id)
     seconds, num_images = 0.0, 1
     for count in (1, _IMAGES):  # the first warms up
         images = context.plan.attacked.images[:count]
-        labels = logits_of(model, images, context.device).argmax(1)  # so that each is attacked
-        given = images.to(context.device), labels.to(context.device)
-        more, start = times_more, time.monotonic()
-        outcome = attack_function(attack.attack)[0](model, *given, **options)
+        labels = logits_of(model, images, context.device).argmax(1)  # attack all
+        batch = images.to(context.device), labels.to(context.device)
+        share, start = factor, time.monotonic()
+        outcome = attack_function(attack.attack)[0](model, *batch, **options)
         seconds, num_images = time.monotonic() - start, len(images)
-        if options.get("stop") == "first":  # only an image that nothing fools is tried on all
-            more = 1 + (times_more - 1) * float((~outcome.fooled).float().mean())
-        seconds *= more
+        if options.get("stop") == "first":  # only images that are never fooled need all candidates
+            share = 1 + (factor - 1) * float((~outcome.fooled).float().mean())
+        seconds *= share
         if seconds > _LONG:
             break
     return seconds / num_images
 
 
 def _fewer_candidates(context: Context, attack_id: str) -> tuple[dict[str, Any], float]:
-    """Options with about a thousand candidates at most, and how many times more there are."""
+    """Return options with at most about 1,000 candidates, and the factor to the full number."""
     attack = context.plan.config.attacks[attack_id]
     options, shape = attack_options(attack, attack_id), context.plan.attacked.images.shape[1:]
     count = num_candidates(attack.attack, options, shape)
     if count <= _CANDIDATES:
         return options, 1.0
-    fewer = options | _FEWER[attack.attack]
+    fewer = options | dict(attack.facts.few_candidates)
     return fewer, count / num_candidates(attack.attack, fewer, shape)

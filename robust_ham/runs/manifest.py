@@ -1,4 +1,4 @@
-"""What a run was made with: enough to make it again, nothing that names a machine's folders."""
+"""``manifest.json``: what is needed to reproduce a run, without paths of the machine."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ _GIT_SECONDS = 10.0
 
 
 def versions() -> dict[str, str]:
-    """Python and the packages that decide results."""
-    found = {"python": platform.python_version()}
+    """Return the versions of Python and of the packages that decide results."""
+    installed = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            installed[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            installed[name] = "not installed"
+    return installed
 
 
 def git_commit(folder: Path = Path(__file__).parents[2]) -> str | None:
-    """Commit of the checkout this package runs from, ``+changes`` if it was edited; else None."""
+    """Return the commit of this package's checkout, ``+changes`` if edited; None: no checkout."""
     if not (folder / ".git").exists():
         return None
     try:
@@ -51,13 +51,13 @@ def git_commit(folder: Path = Path(__file__).parents[2]) -> str | None:
 
 
 def _git(folder: Path, *words: str) -> str:
-    """What git prints of a checkout, whoever owns it: its code is running already.
+    """Return the output of git for a checkout, even of another user (its code is running already).
 
-    Takes no lock, and heeds no ``GIT_DIR`` and the like, which name another repository.
+    Takes no lock and ignores ``GIT_DIR`` and similar variables, which name another repository.
 
     Raises:
-        OSError: there is no git.
-        subprocess.SubprocessError: it fails, or does not end in time.
+        OSError: git is not installed.
+        subprocess.SubprocessError: git fails or takes too long.
     """
     options = ("-c", f"safe.directory={folder}", "-c", "core.fsmonitor=false")
     return subprocess.run(
@@ -74,13 +74,13 @@ def _git(folder: Path, *words: str) -> str:
 
 
 def peak_memory_mb() -> int:
-    """Largest resident memory of this process so far, MB."""
+    """Return the peak resident memory of this process in MB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (1024 if sys.platform != "darwin" else 1024**2))
 
 
 def requested(context: Context) -> dict[str, Any]:
-    """What a manifest says that follows from the configuration and the data."""
+    """Return the entries that follow from the configuration and the data."""
     config, dataset = context.plan.config, context.plan.dataset
     trains = any(spec.is_trained_here for spec in config.model_specs())
     return {
@@ -99,19 +99,19 @@ def requested(context: Context) -> dict[str, Any]:
 
 
 def write_manifest(context: Context, seconds: float | None = None) -> None:
-    """Write ``manifest.json``; ``seconds`` are known at the end of a run."""
-    about = requested(context)
+    """Write ``manifest.json``; ``seconds`` is None until the end of the run."""
+    content = requested(context)
     write_json(
         context.run.manifest,
         {
-            "name": about.pop("name"),
+            "name": content.pop("name"),
             "versions": versions(),
             "git_commit": git_commit(),
             "machine": platform.machine(),
             "device": torch.cuda.get_device_name(context.device)
             if context.device.type == "cuda"
             else "cpu",
-            **about,
+            **content,
             "checksums": context.run.checksums.name,
             "last_run": seconds
             and {"seconds": round(seconds, 1), "peak_memory_mb": peak_memory_mb()},

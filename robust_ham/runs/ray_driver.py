@@ -1,7 +1,7 @@
-"""The process that talks to Ray for a run; ``ray_executor`` starts it and reads what it sends.
+"""The process that talks to Ray for a run; ``ray_runner`` starts it and reads its messages.
 
-Ray's library blocks inside C++, replaces signal handlers, prints, and ends its process when a
-cluster dies. In a process of its own, which can be killed at any time, none of this reaches a run.
+Ray's library blocks inside C++, replaces signal handlers, prints, and exits when a cluster dies. In
+a separate process, which can be killed at any time, none of this affects the run.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from robust_ham.storage.receipts import read_signed
 from robust_ham.storage.run_folder import RunFolder
 
 Answer = RequestError | tuple[tuple[Any, ...] | None, dict[str, bytes]]
-"""Of a worker: why it cannot take part, or the fields of an ``Attempt``, and files."""
+"""Answer of a worker: why it cannot take part, or the fields of an ``Attempt`` and files."""
 
 LOCAL, AUTO = "local", "auto"
-"""Addresses: Ray on this machine alone; the cluster that ``RAY_ADDRESS`` or Ray itself names."""
+"""Addresses: Ray on this machine only; the cluster that ``RAY_ADDRESS`` or Ray itself names."""
 
 PROBE_SECONDS = 4.0
 _POLL_SECONDS = 0.5
@@ -34,34 +34,34 @@ _END_SECONDS = 40.0
 _RETRIES = 3  # of a job whose worker has died
 _NODE_DIED = "its process on this machine, raylet, has died"
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
-_SETTINGS = 4  # the kind of the first frame that an HTTP/2 server sends
+_SETTINGS = 4  # type of the first frame that an HTTP/2 server sends
 
 
 def drive(link: Connection, address: str, folder: str, cpus: int, gpus: float) -> None:
-    """Join the cluster and run jobs on it, until ``link`` is closed.
+    """Join the cluster and run jobs on it until ``link`` is closed.
 
     Receives ``(setup, job)``. Sends ``("refused", reason)`` or ``("joined", address, [resources of
     each node])``, then for each job ``("ended", name, answer of run_job)``, ``("died", name,
     error)`` or ``("failed", name, reason)``, twice a second ``("news", {name: (done, total)})``,
-    and ``("lost", reason)`` if the cluster is.
+    and ``("lost", reason)`` if the cluster is lost.
     """
     os.setsid()  # Ctrl-C is for the process that runs the plan
-    os.chdir("/")  # Ray puts the current folder first on the path of its workers
+    os.chdir("/")  # Ray puts the current folder first on its workers' module path
     silence = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(silence, stream)
     events: queue.SimpleQueue[Any] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(link, events), daemon=True).start()
     try:
-        found = _reachable(address)
-        for name in ("RAY_ADDRESS", "RAY_CLIENT_MODE"):  # what is to be joined has been decided
+        reached = _reachable(address)
+        for name in ("RAY_ADDRESS", "RAY_CLIENT_MODE"):  # the address is already decided
             os.environ.pop(name, None)
         import ray
 
         ray.init(address, logging_level="error", log_to_driver=False)
         driver = _Driver(link, events, folder, cpus, gpus)
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        link.send(("joined", found, nodes))
+        link.send(("joined", reached, nodes))
     except (Exception, SystemExit) as error:
         link.send(("refused", one_line(error)))
         return
@@ -69,12 +69,12 @@ def drive(link: Connection, address: str, folder: str, cpus: int, gpus: float) -
         driver.serve()
     except Exception as error:
         link.send(("lost", one_line(error)))
-        os._exit(1)  # Ray would wait for the cluster
+        os._exit(1)  # a normal exit would wait for the cluster
     ray.shutdown()
 
 
 def one_line(error: BaseException) -> str:
-    """Ray's own reason for an error, which may fill a page."""
+    """Shorten an error of Ray, which may fill a page, to its reason."""
     error = error.__cause__ or error
     lines = str(error).splitlines()
     if any(line.endswith("Traceback (most recent call last):") for line in lines):
@@ -85,7 +85,7 @@ def one_line(error: BaseException) -> str:
 
 
 def _receive(link: Connection, events: queue.SimpleQueue[Any]) -> None:
-    """In a thread: pass requests on; the end of ``link`` is the end of this process."""
+    """In a thread: forward requests; end this process when ``link`` is closed."""
     while True:
         try:
             events.put(link.recv())
@@ -93,14 +93,14 @@ def _receive(link: Connection, events: queue.SimpleQueue[Any]) -> None:
             break
     events.put(None)
     time.sleep(_END_SECONDS)
-    os._exit(1)  # Ray has not let this process end
+    os._exit(1)  # Ray blocks the normal exit
 
 
 def _reachable(address: str) -> str:
-    """The address, ``auto`` resolved, once something answers there as Ray does.
+    """Return the address, with ``auto`` resolved, if a Ray head answers there.
 
     Raises:
-        ConnectionError: nothing does.
+        ConnectionError: none answers.
     """
     if address == LOCAL:
         return address
@@ -113,7 +113,7 @@ def _reachable(address: str) -> str:
     def probe() -> None:
         reasons.append(why_unreachable(address))
 
-    thread = threading.Thread(target=probe, daemon=True)  # a name server may take minutes
+    thread = threading.Thread(target=probe, daemon=True)  # name resolution may take minutes
     thread.start()
     thread.join(PROBE_SECONDS + 0.5)
     if reasons[-1]:
@@ -122,7 +122,7 @@ def _reachable(address: str) -> str:
 
 
 def why_unreachable(address: str) -> str:
-    """What is wrong with ``host:port``; empty if an HTTP/2 server, as Ray's head is, is there."""
+    """Return why ``host:port`` is not an HTTP/2 server, such as a Ray head; empty if it is."""
     host, _, port = address.rpartition(":")
     try:
         with socket.create_connection((host.strip("[]"), int(port)), PROBE_SECONDS / 2) as server:
@@ -132,34 +132,34 @@ def why_unreachable(address: str) -> str:
             server.sendall(_PREFACE)
             header = server.recv(9)
     except TimeoutError:
-        return "no answer, or not one of Ray's"
+        return "no answer from a Ray head"
     except (OSError, UnicodeError) as error:
         return getattr(error, "strerror", None) or str(error)
-    return "" if header[3:4] == bytes([_SETTINGS]) else "what answers there is not Ray's head"
+    return "" if header[3:4] == bytes([_SETTINGS]) else "the server there is not a Ray head"
 
 
-class Desk:
-    """Beside the process that runs the plan: hears news of workers, gives them files of models."""
+class JobServer:
+    """Ray actor beside the driver: collects workers' progress and sends them models."""
 
     def __init__(self, folder: str) -> None:
         self.run, self.news = RunFolder(Path(folder)), dict[str, tuple[int, int]]()
 
     def write_news(self, name: str, done: int, total: int) -> None:
-        """A worker is so far with a job."""
+        """Record the progress of a job."""
         self.news[name] = done, total
 
     def read_news(self) -> dict[str, tuple[int, int]]:
-        """What has been heard since the last call."""
+        """Return the progress recorded since the last call."""
         news, self.news = self.news, {}
         return news
 
     def models(self, names: list[str]) -> dict[str, bytes]:
-        """Those of them that are finished, with their receipts."""
+        """Return the files and receipts of those models that are finished."""
         return read_signed(self.run, [self.run.model(name) for name in names])
 
 
 class _Driver:
-    """Hands jobs to Ray and sends back how they end."""
+    """Submits jobs to Ray and reports how they end."""
 
     def __init__(
         self,
@@ -175,17 +175,17 @@ class _Driver:
         self.ray, self.link, self.events = ray, link, events
         self.node = ray.get_runtime_context().get_node_id()
         self.run_job = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=_RETRIES)(run_job)
-        self.desk = ray.remote(  # a desk that dies is set up again, without its news
+        self.server = ray.remote(  # restarted if it dies, without its recorded progress
             num_cpus=0,
             max_restarts=-1,
             max_task_retries=-1,
             scheduling_strategy=NodeAffinitySchedulingStrategy(self.node, soft=False),
-        )(Desk).remote(folder)
+        )(JobServer).remote(folder)
         self.news: Any = None
-        self.told = self.checked = time.monotonic()
+        self.reported = self.checked = time.monotonic()
 
     def serve(self) -> None:
-        """Until the other end of the link is closed.
+        """Serve requests until the other end of the link is closed.
 
         Raises:
             Exception: the cluster is lost.
@@ -200,17 +200,17 @@ class _Driver:
             if event and isinstance(event[0], WorkerSetup):
                 self._start(*event)
             elif event:
-                self._tell_end(*event)
-            if time.monotonic() - self.told > _POLL_SECONDS:
-                self._tell_news()
+                self._report_end(*event)
+            if time.monotonic() - self.reported > _POLL_SECONDS:
+                self._report_news()
             if time.monotonic() - self.checked > _CHECK_SECONDS:
                 self._check()
 
     def _start(self, setup: WorkerSetup, job: Job) -> None:
-        future = self.run_job.remote(setup, job, self.desk).future()
+        future = self.run_job.remote(setup, job, self.server).future()
         future.add_done_callback(lambda future: self.events.put((job.name, future)))
 
-    def _tell_end(self, name: str, future: Any) -> None:  # noqa: ANN401
+    def _report_end(self, name: str, future: Any) -> None:  # noqa: ANN401
         error = future.exception()
         errors = self.ray.exceptions
         if error is None:
@@ -219,46 +219,46 @@ class _Driver:
             raise ConnectionError(_NODE_DIED)
         elif isinstance(error, errors.RayTaskError | errors.RaySystemError):
             self.link.send(("failed", name, one_line(getattr(error, "cause", None) or error)))
-        else:  # its worker died, again and again
+        else:  # its worker died at every retry
             self.link.send(("died", name, type(error).__name__))
 
-    def _tell_news(self) -> None:
-        self.told, news = time.monotonic(), {}
+    def _report_news(self) -> None:
+        self.reported, news = time.monotonic(), {}
         if self.news is not None and self.ray.wait([self.news], timeout=0)[0]:
             try:
                 news = self.ray.get(self.news)
-            except self.ray.exceptions.RayError:  # nothing is shown until there is a desk again
+            except self.ray.exceptions.RayError:  # the server is being restarted
                 news = {}
             self.news = None
         if self.news is None:
-            self.news = self.desk.read_news.remote()
+            self.news = self.server.read_news.remote()
         self.link.send(("news", news))
 
     def _check(self) -> None:
-        """See whether the node that this process belongs to is alive, as the head knows."""
+        """Ask the head whether the node of this process is alive."""
         self.checked = time.monotonic()
         alive = {node["NodeID"] for node in self.ray.nodes() if node["Alive"]}
         if self.node not in alive:
             raise ConnectionError(_NODE_DIED)
 
 
-def run_job(setup: WorkerSetup, job: Job, desk: Any) -> Answer:  # noqa: ANN401
-    """On a worker: run one job, and tell how far it is twice a second."""
+def run_job(setup: WorkerSetup, job: Job, server: Any) -> Answer:  # noqa: ANN401
+    """On a worker: run one job and report its progress twice a second."""
     import ray
 
-    from robust_ham.runs.ray_worker import run_there
+    from robust_ham.runs.ray_worker import run_on_worker
 
-    told, models = 0.0, [*job.needs, job.spec.model_id]
+    reported, models = 0.0, [*job.needs, job.spec.model_id]
 
     def progress(done: int, total: int) -> None:
-        nonlocal told
-        if time.monotonic() - told > _POLL_SECONDS:
-            told = time.monotonic()
-            desk.write_news.remote(job.name, done, total)
+        nonlocal reported
+        if time.monotonic() - reported > _POLL_SECONDS:
+            reported = time.monotonic()
+            server.write_news.remote(job.name, done, total)
 
     try:
-        attempt, files = run_there(
-            setup, job, lambda: ray.get(desk.models.remote(models)), progress
+        attempt, files = run_on_worker(
+            setup, job, lambda: ray.get(server.models.remote(models)), progress
         )
     except RequestError as error:
         return RequestError(f"{socket.gethostname()}: {error}")

@@ -1,4 +1,4 @@
-"""Jobs of a run on the machines of a Ray cluster; one whose worker dies is run again elsewhere."""
+"""Run the jobs of a plan on a Ray cluster; a job whose worker dies is retried elsewhere."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ _JOIN_SECONDS = 30.0
 _START_SECONDS = 120.0  # of Ray on this machine
 _SILENT_SECONDS = 90.0  # Ray itself waits a minute for its head to come back
 _CLOSE_SECONDS = 10.0
-_ENDED = "Ray has ended its process here"
-_NO_START = "Ray cannot be started on this machine"
+_ENDED = "Ray ended its process on this machine"
+_NO_START = "cannot start Ray on this machine"
 _ADDRESS = re.compile(r"(?:[\w.-]+|\[[0-9a-fA-F:.]+\]):(\d{1,5})", re.ASCII)
 
 
@@ -43,14 +43,13 @@ def on_ray(
     num_workers: int | None = None,
     gpus_per_cell: float | None = None,
 ) -> Executor:
-    """An executor of at most ``num_workers`` jobs at a time; None: as many as there is room for.
+    """Return an executor that runs at most ``num_workers`` jobs at a time (None: as many as fit).
 
-    A job takes as many CPUs as ``evaluation.threads`` says and, on CUDA, one GPU or the share of
-    it that ``gpus_per_cell`` says. ``address``: of a running cluster; None: this machine, whatever
-    ``RAY_ADDRESS`` says.
+    A job reserves ``evaluation.threads`` CPUs and, on CUDA, ``gpus_per_cell`` GPUs (default 1).
+    ``address``: of a running cluster; None: Ray on this machine, even if ``RAY_ADDRESS`` is set.
 
     Raises:
-        RequestError: the address is none.
+        RequestError: the address is invalid.
         ModuleNotFoundError: Ray is not installed.
     """
     address = LOCAL if address is None else _check_address("--address", address)
@@ -65,8 +64,8 @@ def on_ray(
         ray = _Ray(address, context, gpus)
         try:
             token.touch()
-            _tell_cluster(ray.join(), address, ledger)
-            ray.tell_if_none_fits(ledger)
+            _note_cluster(ray.join(), address, ledger)
+            ray.note_if_none_fits(ledger)
             _Jobs(context, ledger, WorkerSetup.of(context, data_root, token.name), ray).run(
                 num_workers
             )
@@ -79,10 +78,10 @@ def on_ray(
 
 
 def _check_address(key: str, address: str) -> str:
-    """The address, if it can be one.
+    """Return a valid address.
 
     Raises:
-        RequestError: it cannot.
+        RequestError: it is invalid.
     """
     port = _ADDRESS.fullmatch(address)
     if address in (AUTO, LOCAL) or (port and 0 < int(port[1]) < 2**16):
@@ -93,8 +92,8 @@ def _check_address(key: str, address: str) -> str:
     )
 
 
-def _tell_cluster(joined: str, address: str, ledger: Ledger) -> None:
-    """Say which cluster it is where the command line does not."""
+def _note_cluster(joined: str, address: str, ledger: Ledger) -> None:
+    """Show which cluster is used if the command line does not name it."""
     ignored = os.environ.get("RAY_ADDRESS") if address == LOCAL else None
     if ignored:
         ledger.monitor.note(
@@ -105,7 +104,7 @@ def _tell_cluster(joined: str, address: str, ledger: Ledger) -> None:
 
 
 class _Ray:
-    """A cluster, by way of the process that talks to it."""
+    """A Ray cluster, through the process that talks to it (``ray_driver.drive``)."""
 
     def __init__(self, address: str, context: Context, gpus: float) -> None:
         cpus = context.plan.config.evaluation.threads
@@ -120,38 +119,38 @@ class _Ray:
         self.answers, self.heard = False, time.monotonic()
 
     def join(self) -> str:
-        """Wait for the cluster; its address.
+        """Wait for the cluster and return its address.
 
         Raises:
-            ConnectionError: there is none, or it cannot be joined.
+            ConnectionError: the cluster cannot be joined.
         """
-        here = self.address == LOCAL
-        limit = _START_SECONDS if here else _JOIN_SECONDS
+        is_local = self.address == LOCAL
+        limit = _START_SECONDS if is_local else _JOIN_SECONDS
         answer = self._receive(limit) or ("refused", f"no answer within {limit:g} s")
         if answer[0] != "joined":
-            what = f"the Ray cluster at {self.address} cannot be joined"
-            raise ConnectionError(f"{what if not here else _NO_START}: {answer[1]}")
+            failure = f"the Ray cluster at {self.address} cannot be joined"
+            raise ConnectionError(f"{_NO_START if is_local else failure}: {answer[1]}")
         _, joined, self.nodes = answer
         self.answers, self.heard = True, time.monotonic()
         return str(joined)
 
-    def tell_if_none_fits(self, ledger: Ledger) -> None:
-        """Say so if no machine of the cluster is large enough for a job."""
+    def note_if_none_fits(self, ledger: Ledger) -> None:
+        """Show a note if no node of the cluster is large enough for a job."""
         if not any(all(node.get(k, 0) >= v for k, v in self.needed.items()) for node in self.nodes):
-            asked = " and ".join(
+            needed = " and ".join(
                 f"{count:g} {name}" for name, count in self.needed.items() if count
             )
-            ledger.monitor.note(f"no node of the cluster has {asked} for a job: waiting")
+            ledger.monitor.note(f"no node of the cluster has {needed} for a job: waiting")
 
     def start(self, setup: WorkerSetup, job: Job) -> None:
-        """Hand out a job."""
+        """Submit a job."""
         try:
             self.link.send((setup, job))
         except OSError:
             self._raise_lost(_ENDED)
 
     def receive(self) -> tuple[Any, ...]:
-        """What came within half a second: ``drive`` says what that may be; else empty.
+        """Return the next message of ``drive``; empty if none comes within half a second.
 
         Raises:
             ConnectionError: the cluster is lost.
@@ -162,11 +161,11 @@ class _Ray:
         if message:
             self.heard = time.monotonic()
         elif time.monotonic() - self.heard > _SILENT_SECONDS:
-            self._raise_lost(f"nothing was heard for {_SILENT_SECONDS:g} s")
+            self._raise_lost(f"no message for {_SILENT_SECONDS:g} s")
         return message
 
     def close(self) -> None:
-        """End the process; one that can still end what it has on Ray is given the time."""
+        """End the process; if it still answers, give it time to end its tasks on Ray."""
         self.link.close()
         self.process.join(_CLOSE_SECONDS if self.answers else 0)
         self.process.kill()
@@ -181,48 +180,49 @@ class _Ray:
     def _raise_lost(self, reason: str) -> NoReturn:
         self.answers = False
         raise ConnectionError(
-            f"the Ray cluster is lost ({reason}); finished jobs are kept, the same command goes on"
+            f"the Ray cluster is lost ({reason}); finished jobs are kept: rerun the same command "
+            "to resume"
         )
 
 
 class _Jobs:
-    """Hands jobs out, writes down how they end, and shows how far they are."""
+    """Submits jobs, records how they end, and shows their progress."""
 
     def __init__(self, context: Context, ledger: Ledger, setup: WorkerSetup, ray: _Ray) -> None:
         self.context, self.ledger, self.setup, self.ray = context, ledger, setup, ray
-        self.at_work: dict[str, Job] = {}
-        self.steps: dict[str, Progress] = {}
+        self.running: dict[str, Job] = {}
+        self.progress: dict[str, Progress] = {}
 
     def run(self, num_workers: int | None) -> None:
-        """Until every job has ended.
+        """Run all jobs to their end.
 
         Raises:
-            ConnectionError: the cluster is lost, or has no Python that can run jobs.
-            RequestError: a worker would make other results than this process.
+            ConnectionError: the cluster is lost, or its Python cannot run jobs.
+            RequestError: a worker would compute other results than this process.
         """
         waiting = list(self.context.plan.jobs)
-        while waiting or self.at_work:
+        while waiting or self.running:
             with signals.uninterrupted():
-                waiting = [job for job in waiting if not self._taken(job, num_workers)]
+                waiting = [job for job in waiting if not self._take(job, num_workers)]
             message = self.ray.receive()
             with signals.uninterrupted():
-                waiting += self._heed(message)
+                waiting += self._handle(message)
 
-    def _taken(self, job: Job, num_workers: int | None) -> bool:
-        """Whether a job waits no more: handed out, or nothing is to be or can be done."""
-        full = num_workers is not None and len(self.at_work) >= num_workers
+    def _take(self, job: Job, num_workers: int | None) -> bool:
+        """Submit a job if it is ready, or record its end if it need not run; False: it waits."""
+        full = num_workers is not None and len(self.running) >= num_workers
         if full or not self.ledger.is_ready(job):
             return False
-        known = self.ledger.fails_with(job) or already_there(self.context, job)
-        if known is not None:
-            self.ledger.note(job, known)
+        attempt = self.ledger.fails_with(job) or already_there(self.context, job)
+        if attempt is not None:
+            self.ledger.note(job, attempt)
             return True
-        self.at_work[job.name] = job
+        self.running[job.name] = job
         self.ray.start(self.setup, job)
         return True
 
-    def _heed(self, message: tuple[Any, ...]) -> Iterator[Job]:
-        """Note what has come; yields a job that another process is at."""
+    def _handle(self, message: tuple[Any, ...]) -> Iterator[Job]:
+        """Handle a message; yield its job if another process is running it."""
         if not message:
             return
         if message[0] == "news":
@@ -231,7 +231,7 @@ class _Jobs:
         kind, name, content = message
         if kind == "failed":
             raise ConnectionError(f"a worker of the Ray cluster cannot run {name}: {content}")
-        job = self.at_work.pop(name)
+        job = self.running.pop(name)
         if kind == "died":
             self.ledger.note(job, Attempt(f"failed: {content}", 0.0, content))
         elif (attempt := self._result(job, content)) is not None:
@@ -241,12 +241,12 @@ class _Jobs:
             yield job
 
     def _result(self, job: Job, answer: Answer) -> Attempt | None:
-        """What a worker answers; files that it made are put into the run folder."""
+        """Return the attempt of a worker's answer; write its files into the run folder."""
         if isinstance(answer, RequestError):
             raise answer
         fields, files = answer
-        if files and (known := already_there(self.context, job)):
-            return known  # another process was quicker
+        if files and (finished := already_there(self.context, job)):
+            return finished  # by another process
         write_signed(self.context.run, files)
         if files and job.attack_id is not None and job.num_shards > 1:
             join_shards(self.context, job, job.attack_id)
@@ -254,8 +254,8 @@ class _Jobs:
 
     def _show(self, news: dict[str, tuple[int, int]]) -> None:
         for name, (done, total) in news.items():
-            if name not in self.at_work:
+            if name not in self.running:
                 continue
-            if name not in self.steps:
-                self.steps[name] = self.ledger.monitor.job_started(name)
-            self.steps[name](done, total)
+            if name not in self.progress:
+                self.progress[name] = self.ledger.monitor.job_started(name)
+            self.progress[name](done, total)

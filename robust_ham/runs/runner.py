@@ -1,14 +1,12 @@
-"""A run from its first job to its last table; who runs the jobs: here, this process in turn.
+"""Run all jobs of a plan, then write the tables of the run.
 
-Several processes may run the same plan in the same folder: each takes what no other is at.
+Several processes may run the same plan in the same folder: each takes jobs that no other is
+running.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import re
-import secrets
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,9 +16,8 @@ import torch
 
 from robust_ham.errors import RequestError
 from robust_ham.progress import Monitor, Silent
-from robust_ham.regular_files import read_text
-from robust_ham.runs.attempt import Attempt, already_there, attempt_job, run_key, write_inputs
-from robust_ham.runs.cleanup import set_aside_stale
+from robust_ham.runs.attempt import Attempt, already_there, attempt_job
+from robust_ham.runs.inputs import write_inputs
 from robust_ham.runs.jobs.gate import write_gate
 from robust_ham.runs.jobs.kernels import write_kernels
 from robust_ham.runs.jobs.model import help_train
@@ -29,7 +26,7 @@ from robust_ham.runs.manifest import write_manifest
 from robust_ham.runs.plan.context import Context
 from robust_ham.runs.plan.job import Job
 from robust_ham.runs.plan.plan import Plan
-from robust_ham.runs.status import PROCESS, num_processes
+from robust_ham.runs.shared_folder import SharedFolder
 from robust_ham.storage import signals
 from robust_ham.storage.checksums import (
     check_present,
@@ -38,11 +35,10 @@ from robust_ham.storage.checksums import (
     read_checksums,
     record_run,
 )
-from robust_ham.storage.files import MAX_TEXT_BYTES, remove_leftovers, write_text
-from robust_ham.storage.locks import locked, remove_dead, try_lock
-from robust_ham.storage.ownership import claim, is_source, refuse_unusable, write_config
+from robust_ham.storage.locks import locked
+from robust_ham.storage.ownership import claim, is_source
 from robust_ham.storage.receipts import signed_hashes
-from robust_ham.storage.run_folder import FILES, FOLDERS, RunFolder
+from robust_ham.storage.run_folder import RunFolder
 from robust_ham.storage.run_logs import note_failure, note_timing
 from robust_ham.storage.working_folder import check_unmoved, working_in
 from robust_ham.training import distributed
@@ -50,15 +46,13 @@ from robust_ham.training import distributed
 log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.2
-_STEP_LOCKS = re.compile(r"(start|tables|timings|failures|(process|ray)-[0-9a-f]+)\.lock")
-"""Names of all locks of a run but those of jobs."""
 
 
 def choose_device(name: str) -> torch.device:
-    """``auto``, ``cpu`` or ``cuda`` (``cuda:1`` …).
+    """Return the device that ``auto``, ``cpu`` or ``cuda`` (``cuda:1`` …) names.
 
     Raises:
-        RequestError: unknown, or not present.
+        RequestError: unknown, or not on this machine.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -69,20 +63,22 @@ def choose_device(name: str) -> torch.device:
     if device is None or device.type not in ("cpu", "cuda"):
         raise RequestError(f"--device: expected auto, cpu or cuda, got {name}")
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise RequestError("--device cuda: no CUDA device here")
+        raise RequestError("--device cuda: no CUDA device on this machine")
     return device
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How many jobs of a run failed, and what the gate says of models that cannot be trusted."""
+    """How a run ended."""
 
     num_failed: int = 0
+    """Failed jobs."""
     distrusted: tuple[str, ...] = ()
+    """A line for each model or attack that the gate failed."""
 
 
 class Ledger:
-    """What has become of each job of a run."""
+    """How the jobs of a run have ended so far."""
 
     def __init__(self, context: Context, monitor: Monitor) -> None:
         self.context = context
@@ -90,38 +86,46 @@ class Ledger:
         self.ended: dict[str, Attempt] = {}
 
     def is_ready(self, job: Job) -> bool:
-        """Whether what comes before the job has ended."""
+        """Whether the jobs that must end first have ended."""
         return all(name in self.ended for name in job.needs)
 
     def fails_with(self, job: Job) -> Attempt | None:
-        """How a job ends that needs one that failed."""
+        """Return the failed attempt of a job that needs a failed one; None: it needs none."""
         for name in job.needs:
             if name in self.ended and self.ended[name].error is not None:
                 return Attempt(f"failed: its model {name} failed", 0.0, "RuntimeError")
         return None
 
     def still_failed(self) -> set[str]:
-        """Names of the jobs that failed here and that no other process has done since."""
-        left = set[str]()
-        for job in self.context.plan.jobs:  # a model stands before what needs it
+        """Return the names of jobs that failed here and that no other process has finished."""
+        failed = set[str]()
+        for job in self.context.plan.jobs:  # a model precedes the jobs that need it
             if self.ended[job.name].error is not None and (
-                not left.isdisjoint(job.needs) or already_there(self.context, job) is None
+                not failed.isdisjoint(job.needs) or already_there(self.context, job) is None
             ):
-                left.add(job.name)
-        return left
+                failed.add(job.name)
+        return failed
 
     @property
-    def seconds(self) -> float:
-        """Spent in jobs that were computed here."""
-        return sum(a.seconds for a in self.ended.values() if a.outcome == "done")
+    def num_done(self) -> int:
+        """Number of jobs computed in this run."""
+        return self._count("done")
 
     @property
     def num_there(self) -> int:
-        """Jobs whose results were there already; the log has one line for all of them."""
-        return sum(a.outcome == "already there" for a in self.ended.values())
+        """Number of jobs that were finished before; the log has one line for all of them."""
+        return self._count("already there")
+
+    def _count(self, outcome: str) -> int:
+        return sum(attempt.outcome == outcome for attempt in self.ended.values())
+
+    @property
+    def seconds(self) -> float:
+        """Total time of the jobs computed in this run."""
+        return sum(a.seconds for a in self.ended.values() if a.outcome == "done")
 
     def note(self, job: Job, attempt: Attempt) -> None:
-        """A job has ended: write it down, and tell the user."""
+        """Record the end of a job and show it to the user."""
         self.ended[job.name] = attempt
         run = self.context.run
         if attempt.error is not None:
@@ -134,12 +138,12 @@ class Ledger:
 
 
 Executor = Callable[[Context, Ledger], None]
-"""Sees to it that every job of the plan ends."""
+"""Runs the jobs of a plan until all have ended; notes each in the ledger."""
 
 
 def inline(context: Context, ledger: Ledger) -> None:
-    """Run the jobs here, one after the other; what other processes are at is waited for."""
-    waiting, told = list(context.plan.jobs), False
+    """Run the jobs one after the other in this process; wait for those of other processes."""
+    waiting, is_announced = list(context.plan.jobs), False
     while waiting:
         left = []
         for job in waiting:
@@ -152,9 +156,9 @@ def inline(context: Context, ledger: Ledger) -> None:
             else:
                 ledger.note(job, attempt)
         if len(left) == len(waiting):
-            if not told:
-                ledger.monitor.note(f"{len(left)} jobs wait for another process")
-                told = True
+            if not is_announced:
+                ledger.monitor.note(f"waiting for another process: {_num_jobs(len(left))} left")
+                is_announced = True
             time.sleep(_POLL_SECONDS)
         waiting = left
 
@@ -167,26 +171,24 @@ def run_plan(
     executor: Executor = inline,
     source: Path | None = None,
 ) -> Outcome:
-    """Run every job whose result is not there yet.
+    """Run every job that is not finished, then write the tables of the run.
 
-    A failed job is noted in ``failures.jsonl`` and the others go on; attacks on a model that
-    failed fail too. Of several processes of torchrun, the first does all but its share of training.
-
-    Where there are attacks, what is finished is measured for transfer and checked by the gate at
-    the end, as the configuration asks for.
+    A failed job is recorded in ``failures.jsonl`` and the others continue; attacks on a failed
+    model fail too. If there are attacks, ``transfer.csv`` and ``gate.csv`` follow, as configured.
+    Under torchrun, all processes but the first only compute their share of the training.
 
     Args:
         plan: what to do.
-        folder: of the run; made where it is missing.
-        device: that computes.
-        monitor: is told how far the run is.
-        executor: sees to it that every job ends.
-        source: the file that the plan's configuration was read from; it is never written.
+        folder: run folder; created if missing.
+        device: for the computation.
+        monitor: shows the progress.
+        executor: runs the jobs.
+        source: file from which the plan's configuration was read; it is never written.
 
     Raises:
-        RequestError: a checkpoint or an option is not what was asked for, or the folder holds
-            files of others.
-        OSError: the folder cannot be written, or is not as it was any more.
+        RequestError: a checkpoint or an option does not match the configuration, or the folder
+            holds files that are not ours.
+        OSError: the folder cannot be written, or was moved during the run.
     """
     monitor = monitor or Silent()
     context = Context(plan, RunFolder(folder), device)
@@ -200,10 +202,10 @@ def run_plan(
     with working_in(folder):
         try:
             return _run(ledger, executor, keeps_config=keeps_config)
-        except OSError:  # because the folder is not the same any more?
+        except OSError:  # perhaps because the folder was moved
             check_unmoved(folder)
             raise
-        except RequestError:  # because of a file that somebody has just removed?
+        except RequestError:  # perhaps because a file was removed during the run
             check_unmoved(folder)
             failed = {name for name, attempt in ledger.ended.items() if attempt.error is not None}
             check_present(context.run, [*_results(ledger, failed), *signed_hashes(context.run)])
@@ -211,23 +213,22 @@ def run_plan(
 
 
 def _run(ledger: Ledger, executor: Executor, *, keeps_config: bool) -> Outcome:
-    """Run every job, then write what is known once all have ended."""
-    context, monitor, begin = ledger.context, ledger.monitor, time.monotonic()
+    context, monitor, start = ledger.context, ledger.monitor, time.monotonic()
     plan, run = context.plan, context.run
-    with _joined(context, monitor, keeps_config=keeps_config):
+    with SharedFolder(context, monitor, keeps_config=keeps_config).joined():
         forget_files(run, run.written_by_run)
         write_inputs(context)
         write_manifest(context)
-        attacked = any(job.attack_id is not None for job in plan.jobs)
-        num_last = attacked * ((plan.config.transfer is not None) + plan.config.evaluation.gate)
-        monitor.started(len(plan.jobs) + num_last)
+        has_attacks = any(job.attack_id is not None for job in plan.jobs)
+        num_steps = has_attacks * ((plan.config.transfer is not None) + plan.config.evaluation.gate)
+        monitor.started(len(plan.jobs) + num_steps)
         executor(context, ledger)
         log.info("%d of %d jobs were there already", ledger.num_there, len(plan.jobs))
-        _tell_overhead(ledger, time.monotonic() - begin)
+        _note_overhead(ledger, time.monotonic() - start)
         with locked(run.lock("tables"), signals.check):
             failed = ledger.still_failed()
-            distrusted = _write_tables(context, monitor, failed, attacked)
-            write_manifest(context, time.monotonic() - begin)
+            distrusted = _write_tables(context, monitor, failed, has_attacks)
+            write_manifest(context, time.monotonic() - start)
             written = hash_files(run, run.written_by_run)
             record_run(run, signed_hashes(run) | written)
             check_present(run, [*_results(ledger, failed), *read_checksums(run)])
@@ -235,87 +236,51 @@ def _run(ledger: Ledger, executor: Executor, *, keeps_config: bool) -> Outcome:
 
 
 def _results(ledger: Ledger, failed: set[str]) -> Iterator[str]:
-    """Paths inside the run folder that must be there once the jobs that ended well have ended."""
-    run, places = ledger.context.run, dict[Path, None]()
-    left = set[Path]()  # of several shards, one that failed is enough
+    """Yield the paths, relative to the run folder, that must exist now that the jobs have ended."""
+    run, expected = ledger.context.run, dict[Path, None]()
+    unfinished = set[Path]()  # one failed shard is enough
     for job in ledger.context.plan.jobs:
         signed = run.predictions(job.spec.model_id) if job.attack_id is None else job.result(run)
-        made = [job.result(run), run.receipt(signed)]
+        paths = [job.result(run), run.receipt(signed)]
         if job.name in failed or job.name not in ledger.ended:
-            left.update(made)
-        places |= dict.fromkeys(made)
-    for path in (run.config, run.inputs, *(path for path in places if path not in left)):
+            unfinished.update(paths)
+        expected |= dict.fromkeys(paths)
+    for path in (run.config, run.inputs, *(path for path in expected if path not in unfinished)):
         yield path.relative_to(run.root).as_posix()
 
 
-@contextlib.contextmanager
-def _joined(context: Context, monitor: Monitor, *, keeps_config: bool) -> Iterator[None]:
-    """Take part in the run of a folder; who finds nobody there puts it in order first.
-
-    Raises:
-        RequestError: others are at work there with another configuration, data, code or device.
-    """
-    run, asked, key = context.run, context.run.locks / "asked.key", run_key(context)
-    with contextlib.ExitStack() as starting:
-        starting.enter_context(locked(run.lock("start"), signals.check))
-        if not num_processes(run):
-            remove_leftovers(run.root, FOLDERS, FILES)
-            remove_dead(run.locks, _STEP_LOCKS)
-            run.failures.unlink(missing_ok=True)
-            for line in set_aside_stale(context):
-                monitor.note(f"{line}: computed again")
-            if not keeps_config and (aside := write_config(run, context.plan.config)):
-                monitor.note(f"{run.config}: was edited, and is kept as {aside}")
-            write_text(asked, key)
-        elif read_text(asked, MAX_TEXT_BYTES) != key:
-            raise RequestError(
-                f"{run.root}: another process runs another configuration there, or other data, "
-                "code or precision"
-            )
-        refuse_unusable(run)  # others may have begun just now
-        with locked(run.lock(f"{PROCESS}{secrets.token_hex(4)}")):
-            if distributed.num_processes() == 1:  # else nobody may join
-                starting.close()
-            yield
-    while (last := try_lock(run.lock("start"))) is None:
-        if num_processes(run):  # the last of them puts the folder in order
-            return
-        time.sleep(_POLL_SECONDS)
-    if not num_processes(run):
-        remove_leftovers(run.root, FOLDERS, FILES)  # of others that were killed meanwhile
-        remove_dead(run.locks, _STEP_LOCKS)
-        asked.unlink(missing_ok=True)
-    last.release()
-    with contextlib.suppress(OSError):  # others are there
-        run.locks.rmdir()
+def _num_jobs(count: int) -> str:
+    return f"{count} job{'' if count == 1 else 's'}"
 
 
-def _tell_overhead(ledger: Ledger, seconds: float) -> None:
-    """Say what a job costs beside its own work."""
-    num_done = sum(a.outcome == "done" for a in ledger.ended.values())
-    beside = 1000 * (seconds - ledger.seconds) / max(1, len(ledger.ended))
-    line = f"{num_done} jobs in {seconds:.1f} s, {ledger.seconds:.1f} s of work"
-    if num_done:  # several at a time do more work than time passes
-        ledger.monitor.note(line + (f", {beside:.0f} ms beside it per job" if beside > 0 else ""))
+def _note_overhead(ledger: Ledger, seconds: float) -> None:
+    """Show the overhead per job, for example ``120 jobs in 20.5 s (20.4 s of work; …)``."""
+    if not ledger.num_done:
+        return
+    overhead = 1000 * (seconds - ledger.seconds) / max(1, len(ledger.ended))
+    per_job = f"; overhead {overhead:.0f} ms per job" if overhead > 0 else ""  # else concurrent
+    ledger.monitor.note(
+        f"{_num_jobs(ledger.num_done)} in {seconds:.1f} s ({ledger.seconds:.1f} s of work{per_job})"
+    )
 
 
 def _write_tables(
-    context: Context, monitor: Monitor, failed: set[str], attacked: bool
+    context: Context, monitor: Monitor, failed: set[str], has_attacks: bool
 ) -> tuple[str, ...]:
-    """Write what is known once all jobs have ended; a line for each model not to be trusted."""
+    """Write the tables that need all jobs; return a line for each model the gate failed."""
     write_kernels(context, failed)
-    asked = context.plan.config.transfer
-    if attacked and asked is not None:
+    transfer = context.plan.config.transfer
+    if has_attacks and transfer is not None:
         start = time.monotonic()
-        write_transfer(context, asked, failed, monitor.job_started("transfer"))
+        write_transfer(context, transfer, failed, monitor.job_started("transfer"))
         _note_step(context, monitor, "transfer", "done", start)
-    if not attacked or not context.plan.config.evaluation.gate:
+    if not has_attacks or not context.plan.config.evaluation.gate:
         return ()
     start = time.monotonic()
     findings = write_gate(context, failed, monitor.job_started("gate"))
     fails = findings[findings["severity"] == "fail"]
-    warns = int((findings["severity"] == "warn").sum())
-    _note_step(context, monitor, "gate", f"{len(fails)} fail, {warns} warn", start)
+    num_warnings = int((findings["severity"] == "warn").sum())
+    _note_step(context, monitor, "gate", f"{len(fails)} fail, {num_warnings} warn", start)
     return tuple(
         f"{row['model_id']}{'/' if row['attack'] else ''}{row['attack']}: {row['reason']}"
         for row in fails.to_dict(orient="records")

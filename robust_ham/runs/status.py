@@ -1,4 +1,4 @@
-"""How far a run is: which of its jobs are done, at work, failed or left. Needs no torch."""
+"""Progress of a run: which jobs are done, running, failed or left. Without torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pandas as pd
 
 from robust_ham.analysis.run import Run
 from robust_ham.config.models import TableGroup
-from robust_ham.progress import in_words
+from robust_ham.progress import format_duration
 from robust_ham.regular_files import read_text
 from robust_ham.runs.plan.job import Job, list_jobs
 from robust_ham.storage.files import MAX_TEXT_BYTES
@@ -28,26 +28,26 @@ from robust_ham.storage.run_logs import read_timings
 
 @dataclass(frozen=True)
 class Status:
-    """Of a run folder, at one moment."""
+    """Progress of a run folder at one moment."""
 
     done: list[str]
     running: dict[str, dict[str, Any]]
-    """Name of a job to ``host pid since`` of the process that is at it."""
+    """Name of a job to ``host pid since`` of the process that runs it."""
     failed: dict[str, str]
-    """Name of a job to why, in the last run."""
+    """Name of a job to the reason, in the last run."""
     left: list[str]
     seconds_left: float | None
-    """Of one worker, by the time that like jobs took; None: no like job is done."""
+    """Estimate for one worker from similar jobs; None: no similar job is done."""
     num_processes: int
-    """That take part in the run; of a Ray cluster, the driver."""
+    """Processes that take part in the run; of a Ray cluster, only the driver."""
 
     @property
     def num_jobs(self) -> int:
-        """How many there are."""
+        """Number of all jobs."""
         return len(self.done) + len(self.running) + len(self.failed) + len(self.left)
 
     def as_dict(self) -> dict[str, Any]:
-        """For other programs."""
+        """Return the content of ``--json``."""
         return {
             "num_jobs": self.num_jobs,
             "done": self.done,
@@ -59,25 +59,27 @@ class Status:
         }
 
     def lines(self, root: Path) -> Iterator[str]:
-        """The same for people."""
-        rest = f"; about {in_words(self.seconds_left)} of one worker" if self.seconds_left else ""
+        """Yield the lines to print."""
+        rest = ""
+        if self.seconds_left:
+            rest = f"; about {format_duration(self.seconds_left)} left on one worker"
         yield (
-            f"{root}: {len(self.done)} of {self.num_jobs} jobs done, {len(self.running)} at "
-            f"work, {len(self.failed)} failed, {len(self.left)} left{rest}"
+            f"{root}: {len(self.done)} of {self.num_jobs} jobs done, {len(self.running)} running, "
+            f"{len(self.failed)} failed, {len(self.left)} left{rest}"
         )
-        for name, at_work in self.running.items():
-            since = in_words(max(0.0, time.time() - at_work.get("since", time.time())))
-            place = f"{at_work.get('host')} ({at_work.get('pid')})"
-            yield f"  {name}: at work on {place} for {since}"
+        for name, holder in self.running.items():
+            duration = format_duration(max(0.0, time.time() - holder.get("since", time.time())))
+            process = f"{holder.get('host')} (process {holder.get('pid')})"
+            yield f"  {name}: running on {process} for {duration}"
         for name, reason in self.failed.items():
             yield f"  {name}: failed: {reason}"
 
 
 def read_status(root: Path) -> Status:
-    """How far the run of a folder is.
+    """Read the progress of a run folder.
 
     Raises:
-        RequestError: not a run folder, or a link, a pipe or a device in it.
+        RequestError: not a run folder, or it contains a link, a pipe or a device.
     """
     folder = RunFolder(root)
     folder.refuse_links()
@@ -86,11 +88,11 @@ def read_status(root: Path) -> Status:
     done, left = list[str](), list[str]()
     running, failed = dict[str, dict[str, Any]](), dict[str, str]()
     for job in jobs:
-        at_work = owner(folder.lock(job.name))
+        holder = owner(folder.lock(job.name))
         if is_done(folder, job):
             done.append(job.name)
-        elif at_work is not None:
-            running[job.name] = at_work
+        elif holder is not None:
+            running[job.name] = holder
         elif job.name in failures:
             failed[job.name] = failures[job.name]
         else:
@@ -101,53 +103,53 @@ def read_status(root: Path) -> Status:
 
 
 PROCESS = "process-"
-"""How the lock begins that every process holds as long as it takes part in a run."""
+"""Prefix of the lock that every process holds while it takes part in a run."""
 
 
 def num_processes(folder: RunFolder) -> int:
-    """How many processes take part in the run of a folder."""
+    """Return the number of processes that take part in a run."""
     try:
         names = fnmatch.filter(os.listdir(folder.locks), f"{PROCESS}*.lock")
-    except FileNotFoundError:  # the last has removed it
+    except FileNotFoundError:  # removed by the last one
         return 0
     return sum(owner(folder.locks / name) is not None for name in names)
 
 
 def is_done(folder: RunFolder, job: Job) -> bool:
-    """Whether a job has its receipt; with another configuration it may be made anew."""
-    model_id, made = job.spec.model_id, receipt_of(folder, job.result(folder)) is not None
+    """Whether a job has a receipt; under another configuration it may still be recomputed."""
+    model_id, finished = job.spec.model_id, receipt_of(folder, job.result(folder)) is not None
     if job.attack_id is not None:
         shard = folder.shard(model_id, job.attack_id, job.shard)
-        return made or receipt_of(folder, shard) is not None
+        return finished or receipt_of(folder, shard) is not None
     predicted = receipt_of(folder, folder.predictions(model_id)) is not None
-    return made and (predicted or isinstance(job.spec, TableGroup))
+    return finished and (predicted or isinstance(job.spec, TableGroup))
 
 
 def _failures(folder: RunFolder) -> dict[str, str]:
-    """Name of a job to why it failed; a line that makes no sense is passed over."""
-    found = {}
+    """Return name of a failed job to the reason; skip invalid lines."""
+    reasons = {}
     try:
         lines = read_text(folder.failures, MAX_TEXT_BYTES, errors="replace").splitlines()
     except FileNotFoundError:
         return {}
     for line in lines:
         try:
-            about = json.loads(line)
-            found[str(about["cell"])] = str(about["reason"])
+            entry = json.loads(line)
+            reasons[str(entry["cell"])] = str(entry["reason"])
         except (ValueError, KeyError, TypeError, RecursionError):
             continue
-    return found
+    return reasons
 
 
 class Times:
-    """What jobs of a run took, and what others will."""
+    """Times of finished jobs, and estimates for others."""
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
 
     @cached_property
     def seconds(self) -> dict[str, float]:
-        """Name of a job to seconds."""
+        """Name of a finished job to its seconds."""
         try:
             texts = read_timings(self.folder)
         except (FileNotFoundError, ValueError):
@@ -155,9 +157,10 @@ class Times:
         return dict(zip(texts, pd.to_numeric([*texts.values()], errors="coerce"), strict=True))
 
     def expected(self, waiting: list[Job]) -> float | None:
-        """Seconds that jobs will take together: as long as like ones took, on average.
+        """Estimate the total seconds of jobs from the mean of similar ones; None: none is done.
 
-        Like is the same step on a network of the same kernel size, else the same step.
+        Similar is the same step on a network of the same family and kernel size, else of the same
+        family, else the same step.
         """
         if not waiting:
             return 0.0
@@ -177,6 +180,6 @@ class Times:
 
 
 def _groups(job: Job) -> list[tuple[object, ...]]:
-    """From the likest jobs to all that do the same."""
+    """Return groups of similar jobs, the most similar first."""
     step = job.attack_id, job.num_shards
     return [(step, job.spec.family, job.spec.kernel_size), (step, job.spec.family), (step,)]

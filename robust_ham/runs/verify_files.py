@@ -1,4 +1,4 @@
-"""Whether the files of a run folder are those that were written: none changed, missing or added."""
+"""Verify the files of a run folder: none changed, missing or added."""
 
 from __future__ import annotations
 
@@ -12,60 +12,60 @@ import pandas as pd
 
 from robust_ham.analysis.run import Run
 from robust_ham.errors import RequestError
-from robust_ham.models.checkpoints import WEIGHTS
 from robust_ham.regular_files import is_regular, read_text
 from robust_ham.runs.plan.job import list_jobs
 from robust_ham.storage.checksums import is_covered, read_checksums
 from robust_ham.storage.files import MAX_TEXT_BYTES, file_hash, parse_json, read_json
-from robust_ham.storage.receipts import BEFORE, made_by, receipt_of
-from robust_ham.storage.run_folder import RunFolder, files_below
+from robust_ham.storage.receipts import BEFORE, receipt_of, result_of
+from robust_ham.storage.run_folder import WEIGHTS, RunFolder, files_below
 from robust_ham.storage.run_logs import read_timings
 
 _MAY_LACK = ("adversarials", "margins", "gallery", "predictions", WEIGHTS)
-"""Kinds of files that a repository may leave out, all or none; of ``export/``, any file."""
+"""Kinds of files that a copy may omit, all or none of a kind; of ``export/``, any file."""
 _RESULTS = (
     *("models", "predictions", "samples", "gallery", "margins", "grids", "spectra"),
     *("adversarials", "shards", "gate.csv", "kernels.csv", "transfer.csv"),
 )
-"""What has had a receipt in every version of the run folder."""
+"""Results that have receipts in every version of the run folder."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """What was looked at, and what is wrong with it."""
+    """The result of one check."""
 
     name: str
     num_checked: int
     faults: list[str]
     not_here: list[str] = field(default_factory=list)
-    """Files on record that were not passed on with the folder."""
+    """Recorded files that were omitted from the copy."""
     unrecorded: list[str] = field(default_factory=list)
-    """Files that no checksum is on record of, so that changes to them cannot be noticed."""
+    """Files without a checksum, whose changes go unnoticed."""
 
     def lines(self) -> Iterator[str]:
-        """The same for people, without the faults themselves."""
-        verdict = f"{len(self.faults)} faults" if self.faults else "ok"
-        missing = f", {len(self.not_here)} not here" if self.not_here else ""
+        """Yield the lines to print, without the faults."""
+        count = len(self.faults)
+        verdict = f"{count} fault{'' if count == 1 else 's'}" if count else "ok"
+        missing = f", {len(self.not_here)} not in this copy" if self.not_here else ""
         yield f"{self.name}: {verdict} ({self.num_checked} checked{missing})"
         if self.not_here:
-            yield f"  not here: {_in_short(self.not_here)}"
+            yield f"  not in this copy: {_in_short(self.not_here)}"
         if self.unrecorded:
-            yield f"  no checksum on record: {_in_short(self.unrecorded)}"
+            yield f"  no checksum: {_in_short(self.unrecorded)}"
 
 
 def _in_short(files: list[str]) -> str:
-    """Files by name; those in folders counted by folder."""
+    """List files by name, and count those in folders."""
     counts = Counter(file[: file.find("/") + 1] or file for file in files)
     return ", ".join(f"{n} in {name}" if name[-1] == "/" else name for name, n in counts.items())
 
 
 def check_files(run: RunFolder) -> Check:
-    """Every file but logs against its checksum, in receipts and in ``SHA256SUMS``.
+    """Check every file except logs against its checksums in receipts and ``SHA256SUMS``.
 
-    A file without a checksum was added later. In folders written before runs recorded all of their
-    files this is known of results alone, which have always had receipts.
+    A file without a checksum was added later. Older folders have checksums of results only; there,
+    only results count as added.
     """
-    name = "files are as they were written"
+    name = "files match their checksums"
     try:
         checksums = read_checksums(run)
     except RequestError as error:
@@ -83,7 +83,7 @@ def check_files(run: RunFolder) -> Check:
             num_checked += 1
             digest = file_hash(run.root / file)
             if not all(digest in allowed for allowed in records):
-                faults.append(f"{file} is not as it was written (SHA-256 differs)")
+                faults.append(f"{file} has changed since it was written (SHA-256 differs)")
         elif kind == "export" or (kind in _MAY_LACK and kind not in kinds):
             not_here.append(file)
         else:
@@ -93,34 +93,34 @@ def check_files(run: RunFolder) -> Check:
         added = set(filter(is_covered, others))
     else:
         if _promises_checksums(run):
-            faults.append(f"{run.checksums.name} is missing, or names no results")
+            faults.append(f"{run.checksums.name} is missing or lists no results")
         others -= set(recorded)
         results = _RESULTS if run.receipts.is_dir() else ()
         added = {file for file in others if file.partition("/")[0] in results}
-    faults += [f"{file} has no checksum on record: it was added later" for file in sorted(added)]
+    faults += [f"{file} has no checksum: it was added later" for file in sorted(added)]
     return Check(name, num_checked, faults, not_here, sorted(others - added))
 
 
 def _recorded(
     run: RunFolder, checksums: dict[str, str]
 ) -> tuple[dict[str, list[list[str]]], list[str]]:
-    """File to the checksums that each record of it allows; and the receipts that are damaged."""
+    """Return file to the checksums that each of its records allows, and the damaged receipts."""
     recorded = {file: [[digest]] for file, digest in checksums.items()}
     damaged = list[str]()
     for path in sorted(files_below(run.receipts)):
-        receipt = receipt_of(run, made_by(run, path))
+        receipt = receipt_of(run, result_of(run, path))
         if receipt is None:
             damaged.append(f"{path.relative_to(run.root)} is damaged")
             continue
         recorded.setdefault(path.relative_to(run.root).as_posix(), [])
         for file, digest in receipt.files.items():
-            allowed = [digest, receipt.about.get(BEFORE, digest)]
+            allowed = [digest, receipt.details.get(BEFORE, digest)]
             recorded.setdefault(file, []).append(allowed)
     return recorded, damaged
 
 
 def _promises_checksums(run: RunFolder) -> bool:
-    """Whether the manifest says that all files are in ``SHA256SUMS``."""
+    """Whether the manifest promises that ``SHA256SUMS`` lists all files."""
     try:
         return "checksums" in read_json(run.manifest)
     except (OSError, ValueError, RequestError):
@@ -128,14 +128,14 @@ def _promises_checksums(run: RunFolder) -> bool:
 
 
 def _kind(name: str) -> str:
-    """The folder that a file is in, but weights are a kind of their own."""
+    """Return the top folder of a file; weights are a separate kind."""
     return WEIGHTS if name.endswith(WEIGHTS) else name.partition("/")[0]
 
 
 def check_logs(run: RunFolder) -> Check:
-    """``timings.csv`` and ``failures.jsonl`` can be read, and agree with the results.
+    """Check that ``timings.csv`` and ``failures.jsonl`` can be read and agree with the results.
 
-    Logs have no checksum: a number changed in ``timings.csv`` cannot be noticed.
+    Logs have no checksum: a changed number in ``timings.csv`` goes unnoticed.
     """
     paths = [path for path in (run.timings, run.failures) if is_regular(path)]
     faults = _timing_faults(run) if run.timings in paths else []
@@ -155,10 +155,9 @@ def _timing_faults(run: RunFolder) -> list[str]:
 
 
 def _failure_faults(run: RunFolder) -> list[str]:
-    """Lines of ``failures.jsonl`` that make no sense, or name a job that is finished.
+    """Return the lines of ``failures.jsonl`` that are invalid or name a finished job.
 
-    A job that failed in one process may have been finished by another: where the file has a
-    checksum, it is believed.
+    Another process may have finished a job that failed in one: a file with a checksum is trusted.
     """
     recorded = run.failures.name in read_checksums(run)
     finished = {
@@ -175,7 +174,7 @@ def _failure_faults(run: RunFolder) -> list[str]:
         try:
             name = str(parse_json(line)["cell"])
         except (ValueError, LookupError, TypeError, RecursionError):
-            faults.append(f"failures.jsonl: not a line of a failed job: {line[:100]!r}")
+            faults.append(f"failures.jsonl: expected a failed job per line, got {line[:100]!r}")
             continue
         if name in finished and not recorded:
             faults.append(f"failures.jsonl says that {name} failed, but it is finished")

@@ -1,1 +1,1 @@
-"""A run folder: files written whole, locks, signals, checksums. Without torch."""
+"""Run folders: atomic files, locks, signals, checksums. Without torch; imports ``config``."""

@@ -1,4 +1,4 @@
-"""Arrays in .npz files, written whole and read within limits."""
+"""Arrays in .npz files: atomic writes, bounded reads."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from robust_ham.regular_files import read_bytes
 from robust_ham.storage.files import reading, write_bytes
 
 ARRAY_HEADER_BYTES = 10_000
-"""What the arrays of a file take beside their numbers, at most."""
+"""Limit of the headers of all arrays in a file."""
 
 
 def read_arrays(path: Path, limit: int | None = None) -> dict[str, np.ndarray[Any, Any]]:
-    """Arrays of an .npz file, by name.
+    """Read the arrays of an .npz file, by name.
 
     Args:
         path: of the file.
-        limit: of all arrays together, in bytes, where it is known how large they can be; a third
-            of this machine's memory anyway.
+        limit: of all arrays together, in bytes, if their size is known; never more than a third of
+            this machine's memory.
 
     Raises:
-        RequestError: damaged, too large when unpacked, or an array that is not of plain numbers.
+        RequestError: damaged, too large when unpacked, or an array of other than plain numbers.
     """
-    # Read here, since zipfile takes a disk that fails for a damaged file.
+    # Read here, because zipfile reports a failing disk as a damaged file.
     file = io.BytesIO(read_bytes(path, memory_share(1 / 3)))
     with reading(path), zipfile.ZipFile(file) as archive:
         size = sum(member.file_size for member in archive.infolist())
@@ -55,10 +55,10 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray[Any, Any]]) -> None:
 
 
 def _check_array(file: IO[bytes], size: int) -> None:
-    """Compare what an array says of its size with what is there, before memory is asked for.
+    """Compare an array's header with its actual size before allocating memory.
 
     Raises:
-        ValueError: they differ, or the array is not of plain numbers.
+        ValueError: they differ, or the array holds other than plain numbers.
     """
     version = np.lib.format.read_magic(file)
     if version == (1, 0):
@@ -66,4 +66,4 @@ def _check_array(file: IO[bytes], size: int) -> None:
     else:
         shape, _, dtype = np.lib.format.read_array_header_2_0(file)
     if dtype.kind not in "biuf" or file.tell() + math.prod(shape) * dtype.itemsize != size:
-        raise ValueError("not an array of plain numbers, or of another size than it says")
+        raise ValueError("not an array of plain numbers, or its header gives another size")

@@ -1,7 +1,7 @@
-"""``SHA256SUMS`` of a run folder: a checksum of every file but logs, as ``sha256sum -c`` reads it.
+"""``SHA256SUMS`` of a run folder: checksums of all files except logs, for ``sha256sum -c``.
 
-Whatever writes a file of a finished run records it here; ``verify`` names every file that has
-changed, is missing or was added since. Results carry receipts as well (``receipts``).
+Every writer of a file of a finished run records it here; ``verify`` names every file that has
+changed, is missing or was added since. Results have receipts as well (``receipts``).
 """
 
 from __future__ import annotations
@@ -17,15 +17,13 @@ from robust_ham.errors import RequestError
 from robust_ham.regular_files import is_regular, read_text
 from robust_ham.storage.files import MAX_TEXT_BYTES, file_hash, write_text
 from robust_ham.storage.locks import locked
-from robust_ham.storage.run_folder import RunFolder
+from robust_ham.storage.run_folder import LOGS, RunFolder
 from robust_ham.storage.working_folder import check_unmoved
 
 log = logging.getLogger(__name__)
 
-LOGS = ("run.log", "timings.csv")
-"""Files that grow with every process that takes part in a run; nothing is computed from them."""
 _TEMPORARY = ("locks", "unfinished", "superseded")
-"""Folders of a run that is at work, or of results that no longer count."""
+"""Folders of a run in progress, and of superseded results."""
 _LINE = re.compile(r"(?P<digest>[0-9a-f]{64})  (?P<name>[^/\\\n][^\\\n]*)")
 
 
@@ -35,52 +33,52 @@ def is_covered(name: str) -> bool:
 
 
 def read_checksums(run: RunFolder) -> dict[str, str]:
-    """Path inside the run folder to SHA-256; empty where nothing has been recorded.
+    """Return path inside the run folder to SHA-256; empty if nothing is recorded.
 
     Raises:
-        RequestError: a line is not one of ``sha256sum``.
+        RequestError: a line is not in the format of ``sha256sum``.
     """
     try:
         lines = read_text(run.checksums, MAX_TEXT_BYTES, errors="replace").splitlines()
     except FileNotFoundError:
         return {}
-    found = dict[str, str]()
+    checksums = dict[str, str]()
     for number, line in enumerate(lines, 1):
         parts = _LINE.fullmatch(line)
-        if parts is None or parts["name"] in found or ".." in Path(parts["name"]).parts:
+        if parts is None or parts["name"] in checksums or ".." in Path(parts["name"]).parts:
             raise RequestError(
                 f"{run.checksums}: line {number}: expected a SHA-256 and a file named once, "
                 f"got {line[:100]!r}"
             )
-        found[parts["name"]] = parts["digest"]
-    return found
+        checksums[parts["name"]] = parts["digest"]
+    return checksums
 
 
 def hash_files(run: RunFolder, files: Iterable[Path]) -> dict[str, str]:
-    """Path inside the run folder to SHA-256, of those files that exist."""
-    found = dict[str, str]()
+    """Return path inside the run folder to SHA-256, for the files that exist."""
+    hashes = dict[str, str]()
     for path in files:
         with contextlib.suppress(FileNotFoundError):
-            found[path.relative_to(run.root).as_posix()] = file_hash(path)
-    return found
+            hashes[path.relative_to(run.root).as_posix()] = file_hash(path)
+    return hashes
 
 
 def record_files(run: RunFolder, files: Iterable[Path]) -> None:
-    """Record files that have just been written; other lines stay as they are."""
+    """Record files that have just been written; keep the other lines."""
     _update(run, {}, hash_files(run, files))
 
 
 def record_run(run: RunFolder, hashes: dict[str, str]) -> None:
-    """Record what a run has written, and drop the lines of files that it has removed."""
-    gone = {name for name in read_checksums(run) if not is_regular(run.root / name)}
-    _update(run, gone, hashes)
+    """Record the files that a run has written; drop the lines of files that no longer exist."""
+    removed = {name for name in read_checksums(run) if not is_regular(run.root / name)}
+    _update(run, removed, hashes)
 
 
 def check_present(run: RunFolder, names: Iterable[str]) -> None:
-    """Refuse a run folder that lacks files it should have; ``names``: their paths inside it.
+    """Check that files of a run still exist; ``names``: their paths inside the folder.
 
     Raises:
-        OSError: the folder is not the same any more, or a file has been removed.
+        OSError: the folder was moved, or a file was removed.
     """
     check_unmoved(run.root)
     for name in names:
@@ -89,7 +87,7 @@ def check_present(run: RunFolder, names: Iterable[str]) -> None:
 
 
 def forget_files(run: RunFolder, files: Iterable[Path]) -> None:
-    """Drop the lines of files that are about to be written again; all, where they are damaged."""
+    """Drop the lines of files that will be rewritten; drop all lines if any is damaged."""
     names = {path.relative_to(run.root).as_posix() for path in files}
     try:
         if not names.isdisjoint(read_checksums(run)):

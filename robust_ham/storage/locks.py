@@ -1,7 +1,7 @@
-"""Locks on files: who works on what where several processes share a folder.
+"""Locks on files, for processes that share a folder.
 
-The kernel frees a lock when its owner dies. Where a file system knows no locks, an owner touches
-its file every few seconds instead, and a file that has not been touched for a minute may be taken.
+The kernel frees a lock when its owner dies. On a file system without locks, the owner touches a
+file every few seconds instead; a file that has not been touched for a minute counts as free.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from robust_ham.storage.working_folder import make_folder
 HEARTBEAT_SECONDS, SILENT_SECONDS = 5.0, 60.0
 _TRIES = 100
 _MAX_BYTES = 10_000
-"""Of what a lock says of its owner."""
+"""Limit of a lock file."""
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 _held: set[int] = set()
 
 
 def _close_in_child() -> None:
-    """A forked child would keep its parent's locks alive after the parent's death."""
+    """Close inherited locks, which would outlive the parent process."""
     for descriptor in _held:
         os.close(descriptor)
     _held.clear()
@@ -43,20 +43,20 @@ os.register_at_fork(after_in_child=_close_in_child)
 
 
 class Lock:
-    """A lock that this process holds until it lets it go or dies."""
+    """A lock that this process holds until it releases it or dies."""
 
     def __init__(self, release: Callable[[], None]) -> None:
         self._release = release
 
     def release(self) -> None:
-        """Let it go; the file disappears."""
+        """Release the lock and remove its file."""
         self._release()
 
 
 def try_lock(path: Path) -> Lock | None:
-    """Lock a file, which is made where it is missing; None: somebody else holds it.
+    """Lock a file, creating it if missing; return None if another process holds the lock.
 
-    The file says who holds it: host, process, and since when.
+    The file records the owner: host, process, and since when.
     """
     with naming(path):
         while True:
@@ -73,22 +73,22 @@ def try_lock(path: Path) -> Lock | None:
                 raise
             if _is_file(descriptor, path):
                 break
-            os.close(descriptor)  # its last owner has removed it in between
+            os.close(descriptor)  # its last owner has just removed it
     _held.add(descriptor)
 
     def release() -> None:
         with naming(path):
             try:
-                if _is_file(descriptor, path):  # else its folder is not the same any more
-                    path.unlink(missing_ok=True)  # before it is free: nobody can hold it then
-            finally:  # also on a disk that may no longer be written
+                if _is_file(descriptor, path):  # else its folder was moved
+                    path.unlink(missing_ok=True)  # before it is released: nobody else can hold it
+            finally:  # even if the disk has become read-only
                 _held.discard(descriptor)
                 os.close(descriptor)
 
     try:
         with naming(path):
             os.ftruncate(descriptor, 0)
-            os.write(descriptor, _about().encode())
+            os.write(descriptor, _this_owner().encode())
     except OSError:  # no space left
         release()
         raise
@@ -96,7 +96,7 @@ def try_lock(path: Path) -> Lock | None:
 
 
 def _open(path: Path) -> int:
-    """A descriptor of a file; its folder is made, and again where others just remove it."""
+    """Open a file, creating its folder; retry if another process removes the folder."""
     for i in range(_TRIES):
         try:
             make_folder(path.parent)
@@ -109,19 +109,19 @@ def _open(path: Path) -> int:
 
 def _is_file(descriptor: int, path: Path) -> bool:
     try:
-        there = path.stat()
+        present = path.stat()
     except (FileNotFoundError, NotADirectoryError):
         return False
-    return os.path.samestat(os.fstat(descriptor), there)
+    return os.path.samestat(os.fstat(descriptor), present)
 
 
-def _about() -> str:
+def _this_owner() -> str:
     return json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()})
 
 
 @contextlib.contextmanager
 def locked(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Hold a lock; ``waiting`` is called again and again while somebody else does."""
+    """Hold a lock inside the block; call ``waiting`` repeatedly until it is free."""
     while (lock := try_lock(path)) is None:
         waiting()
         time.sleep(0.05)
@@ -130,7 +130,7 @@ def locked(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[N
 
 
 def owner(path: Path) -> dict[str, Any] | None:
-    """Who holds a lock: ``host pid since``; None: nobody. The lock is left as it is."""
+    """Return the holder of a lock, ``host pid since``; None if nobody holds it."""
     try:
         with naming(path), open_regular(path) as file:
             text = file.read(_MAX_BYTES).decode(errors="replace")
@@ -152,25 +152,25 @@ def owner(path: Path) -> dict[str, Any] | None:
 
 
 def remove_dead(folder: Path, names: re.Pattern[str]) -> None:
-    """Remove the locks of a folder that nobody holds: those that say who held them.
+    """Remove the lock files of a folder that nobody holds.
 
-    One that was killed before it could write that leaves an empty file, which is removed where
-    ``names`` matches its whole name; other people's files stay.
+    A lock file either records its owner or, if its process was killed before that, has a name that
+    ``names`` matches. Other files stay.
     """
     for path in list(folder.glob("*.lock")):
         heartbeat = _heartbeat_file(path)
-        ours = names.fullmatch(path.name) or _says_owner(path) or _says_owner(heartbeat)
-        if ours and owner(path) is None:
+        is_lock = names.fullmatch(path.name) or _names_owner(path) or _names_owner(heartbeat)
+        if is_lock and owner(path) is None:
             heartbeat.unlink(missing_ok=True)
             path.unlink(missing_ok=True)
 
 
-def _says_owner(path: Path) -> bool:
+def _names_owner(path: Path) -> bool:
     try:
         about = _parsed(_text(path))
     except (OSError, ValueError, RequestError):
         return False
-    return set(about) == set(json.loads(_about()))
+    return set(about) == set(json.loads(_this_owner()))
 
 
 def _text(path: Path) -> str:
@@ -180,7 +180,7 @@ def _text(path: Path) -> str:
 def _parsed(text: str) -> dict[str, Any]:
     try:
         about = json.loads(text)
-    except ValueError:  # its owner is just about to write it
+    except ValueError:  # its owner has not written it yet
         about = None
     return about if isinstance(about, dict) else {}
 
@@ -193,8 +193,8 @@ def _heartbeat_file(path: Path) -> Path:
 
 
 def _silence(path: Path) -> float:
-    """Seconds since a file was touched, by the clock of the file system, not of this machine."""
-    touched = path.stat().st_mtime  # first: where there is no such file, nothing is written
+    """Return the seconds since a file was touched, by the clock of the file system."""
+    touched = path.stat().st_mtime  # first: if it is missing, no probe is written
     probe = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     probe.touch()
     try:
@@ -205,15 +205,15 @@ def _silence(path: Path) -> float:
 
 def _try_heartbeat(path: Path) -> Lock | None:
     place = _heartbeat_file(path)
-    mine = _about()
+    my_text = _this_owner()
     try:
         descriptor = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     except FileExistsError:
         _remove_if_silent(place)
-        return None  # free from now on, perhaps
+        return None  # the next attempt may succeed
     try:
         with os.fdopen(descriptor, "w") as file:
-            file.write(mine)
+            file.write(my_text)
     except OSError:  # no space left
         place.unlink(missing_ok=True)
         raise
@@ -222,8 +222,8 @@ def _try_heartbeat(path: Path) -> Lock | None:
     def beat() -> None:
         while not ended.wait(HEARTBEAT_SECONDS):
             try:
-                if _text(place) != mine:
-                    return  # taken over: this process was thought dead
+                if _text(place) != my_text:
+                    return  # taken over by a process that took this one for dead
                 os.utime(place)
             except OSError:
                 return
@@ -235,7 +235,7 @@ def _try_heartbeat(path: Path) -> Lock | None:
         ended.set()
         thread.join()
         with contextlib.suppress(OSError):
-            if _text(place) == mine:
+            if _text(place) == my_text:
                 place.unlink()
         path.unlink(missing_ok=True)
 
@@ -243,14 +243,14 @@ def _try_heartbeat(path: Path) -> Lock | None:
 
 
 def _remove_if_silent(place: Path) -> None:
-    """Remove the file of an owner that is dead; of several that try, one does."""
+    """Remove the file of a dead owner; of several processes that try, one succeeds."""
     grave = place.with_name(f".{place.name}.{secrets.token_hex(4)}.tmp")
     with contextlib.suppress(FileNotFoundError):
         before = _text(place)
         if _silence(place) < SILENT_SECONDS:
             return
         place.rename(grave)
-        if _text(grave) != before:  # another was quicker, and a third has it already
+        if _text(grave) != before:  # another process was faster, and a third holds it already
             with contextlib.suppress(FileExistsError):
                 os.link(grave, place)
         grave.unlink()

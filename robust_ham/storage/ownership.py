@@ -1,7 +1,7 @@
-"""Whether a folder that a user names may be written into: an empty one, or one that we have made.
+"""Check that a folder may be written: an empty one, or one that robust-ham made.
 
-A folder of ours holds our ``manifest.json``, which is written before anything else, so that a
-process that is killed at any moment leaves a folder that the same command takes up again.
+Our folders hold our ``manifest.json``. It is written first, so that a process that is killed at any
+moment leaves a folder that the same command can resume.
 """
 
 from __future__ import annotations
@@ -22,34 +22,34 @@ from robust_ham.errors import RequestError
 from robust_ham.regular_files import read_bytes
 from robust_ham.storage.files import (
     MAX_TEXT_BYTES,
-    being_written,
     parse_json,
     read_json,
     write_json,
     write_text,
 )
 from robust_ham.storage.locks import owner
-from robust_ham.storage.run_folder import FILES, FOLDERS, RunFolder
+from robust_ham.storage.run_folder import FILES, FOLDERS, LOGS, RunFolder
+from robust_ham.storage.temporary_files import temporary_target
 
 _NO_CONTENT = (".ds_store", ".gitkeep", "thumbs.db", "desktop.ini")
-"""Files that an empty folder may hold."""
-_SHARED_FILES = ("run.log", "timings.csv", "failures.jsonl")
-"""Files of a run that every process writes into."""
+"""Files that count as no content."""
+_SHARED_FILES = (*LOGS, "failures.jsonl")
+"""Files to which every process of a run writes."""
 
 
 def refuse_strangers(folder: Path, verb: str = "run", earlier: Collection[str] = ()) -> None:
-    """Refuse a folder with files that ``verb`` has not written. Nothing is changed.
+    """Refuse a folder with files that ``verb`` did not write. Changes nothing.
 
-    A run whose ``manifest.json`` is damaged or missing is known by the receipts of its results.
+    A run without a valid ``manifest.json`` is recognised by the receipts of its results.
 
     Args:
-        folder: that is to be written into.
-        verb: that will write.
-        earlier: names of all files that it wrote before folders had a manifest.
+        folder: folder to write.
+        verb: verb that will write.
+        earlier: names of all files that the verb wrote before folders had a manifest.
 
     Raises:
-        RequestError: it is no folder, or not empty, and has no ``manifest.json`` of ours.
-        OSError: it cannot be read.
+        RequestError: not a folder, or not empty and without our ``manifest.json``.
+        OSError: the folder cannot be read.
     """
     try:
         names = sorted(os.listdir(folder))
@@ -60,7 +60,7 @@ def refuse_strangers(folder: Path, verb: str = "run", earlier: Collection[str] =
         raise RequestError(f"{culprit}: expected a folder, got a file") from None
     manifest = RunFolder(folder).manifest
     strange = [
-        n for n in names if n.lower() not in _NO_CONTENT and being_written(n) != manifest.name
+        n for n in names if n.lower() not in _NO_CONTENT and temporary_target(n) != manifest.name
     ]
     for name in strange:
         if (folder / name).is_symlink():
@@ -74,7 +74,7 @@ def refuse_strangers(folder: Path, verb: str = "run", earlier: Collection[str] =
         written_by = "run"
     if written_by is None:
         raise RequestError(
-            f"{folder}: expected an empty folder or one that `robust-ham {verb}` has made, got "
+            f"{folder}: expected an empty folder or one made by `robust-ham {verb}`, got "
             f"{strange[0]} without our {manifest.name}"
         )
     if written_by != verb:
@@ -84,7 +84,7 @@ def refuse_strangers(folder: Path, verb: str = "run", earlier: Collection[str] =
 
 
 def _has_receipts(folder: Path) -> bool:
-    """Whether a result of a run is there with its receipt."""
+    """Whether the folder holds a receipt of a run."""
     receipts = RunFolder(folder).receipts
     for path in receipts.rglob("*.json") if not receipts.is_symlink() else ():
         try:
@@ -97,10 +97,10 @@ def _has_receipts(folder: Path) -> bool:
 
 
 def _written_by(manifest: Path) -> str | None:
-    """The verb that has made a folder, from its manifest; None: another program has, or nobody.
+    """Return the verb that made a folder, from its manifest; None if it has no valid manifest.
 
     Raises:
-        RequestError: another version of robust-ham has.
+        RequestError: another version of robust-ham made it.
     """
     try:
         content: Any = parse_json(read_bytes(manifest, MAX_TEXT_BYTES).decode())
@@ -119,11 +119,11 @@ def _written_by(manifest: Path) -> str | None:
 
 
 def claim(folder: Path, name: str, verb: str = "run", earlier: Collection[str] = ()) -> None:
-    """Make a folder ours: it is made where it is missing, and gets a first ``manifest.json``.
+    """Create a folder if missing and write a first ``manifest.json``.
 
     Raises:
-        RequestError: it holds files of others, or links.
-        OSError: it cannot be written, or not be shared with other users who have files in it.
+        RequestError: the folder holds files that are not ours, or links.
+        OSError: it cannot be written, or cannot be shared with the other users of its files.
     """
     refuse_strangers(folder, verb, earlier)
     run = RunFolder(folder)
@@ -141,10 +141,10 @@ def claim(folder: Path, name: str, verb: str = "run", earlier: Collection[str] =
 
 
 def is_source(run: RunFolder, config: Config, source: Path | None) -> bool:
-    """Whether ``source``, the file that ``config`` is from, is the run's own ``config.yaml``.
+    """Whether ``source``, the file ``config`` was read from, is the run's own ``config.yaml``.
 
     Raises:
-        RequestError: it is, and says something else, so that it would have to be written over.
+        RequestError: it is, but options change the configuration, so it would be overwritten.
     """
     try:
         is_own = source is not None and source.samefile(run.config)
@@ -152,16 +152,16 @@ def is_source(run: RunFolder, config: Config, source: Path | None) -> bool:
         return False
     if is_own and parse_config(config_text(run.config), origin=str(run.config)) != config:
         raise RequestError(
-            f"{run.config}: would be written over, for it is the run's own record and the options "
-            "change it; copy it to another folder and run the copy"
+            f"{run.config}: is the record of this run, and the options would change it; copy it "
+            "elsewhere and run the copy"
         )
     return is_own
 
 
 def write_config(run: RunFolder, config: Config) -> Path | None:
-    """Write the complete, resolved configuration; where what was there has been set aside.
+    """Write the complete, resolved configuration; return where an edited file was set aside.
 
-    A file that is not just as we write it, such as one with comments, has been edited, or damaged.
+    A file that differs from what we write, if only by comments, was edited or damaged.
     """
     text, aside = config.to_yaml(), None
     try:
@@ -183,10 +183,10 @@ def write_config(run: RunFolder, config: Config) -> Path | None:
 
 
 def _refuse_unshared(run: RunFolder) -> None:
-    """Refuse a folder in which this user cannot work, or would get in the way of another.
+    """Refuse a folder that this user cannot use, or would make unusable for another.
 
     Raises:
-        PermissionError: a file cannot be read, or a folder not be written.
+        PermissionError: a file cannot be read, or a folder cannot be written.
     """
     for path, needed in _needed_access(run):
         if not os.access(path, needed) and path.exists():
@@ -198,7 +198,7 @@ def _refuse_unshared(run: RunFolder) -> None:
 
 
 def _needed_access(run: RunFolder) -> Iterator[tuple[Path, int]]:
-    """Each file and folder of a run, and what a process that takes part must be able to do."""
+    """Yield each file and folder of a run and the access that a process needs to it."""
     everything, read_and_write = os.R_OK | os.W_OK | os.X_OK, os.R_OK | os.W_OK
     yield run.root, everything
     for name in FILES:
@@ -211,21 +211,21 @@ def _needed_access(run: RunFolder) -> Iterator[tuple[Path, int]]:
 
 
 def refuse_unusable(run: RunFolder) -> None:
-    """Refuse to make files that another user who works in the folder now could not write.
+    """Refuse to share a running run if another user could not write this user's files.
 
     Raises:
-        PermissionError: the umask, or the lack of a common group, is in the way.
+        PermissionError: because of the umask, or without a common group.
     """
-    mask = os.umask(0o022)  # there is no other way to ask for it
+    mask = os.umask(0o022)  # the only way to read it
     os.umask(mask)
     about = run.root.stat()
     group = about.st_gid if about.st_mode & stat.S_ISGID else os.getegid()
-    if _has_access_list(run.root):  # it decides, not the umask
+    if _has_access_list(run.root):  # it overrides the umask
         return
     for path in run.locks.glob("*.lock"):
         try:
             other = path.stat()
-        except FileNotFoundError:  # its owner has just ended
+        except FileNotFoundError:  # just released
             continue
         everybody = mask & 0o006 == 0
         common_group = mask & 0o060 == 0 and other.st_gid == group
@@ -233,13 +233,13 @@ def refuse_unusable(run: RunFolder) -> None:
             continue
         raise _refusal(
             run.root,
-            "another user works in it, who could not write files of this one: that takes a common "
+            "another user is running it and could not write this user's files: expected a common "
             f"group and umask 0002, got umask {mask:04o}",
         )
 
 
 def _has_access_list(folder: Path) -> bool:
-    with contextlib.suppress(OSError, AttributeError):  # not on this file system, or not on macOS
+    with contextlib.suppress(OSError, AttributeError):  # not supported here
         return "system.posix_acl_default" in os.listxattr(folder)
     return False
 

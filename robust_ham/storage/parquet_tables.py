@@ -1,8 +1,8 @@
-"""Parquet tables, written whole and read within limits.
+"""Parquet tables: atomic writes, bounded reads.
 
-A table of a few bytes can stand for many: a text that is repeated, a number in ten million rows.
-Texts are therefore kept as they are stored, each once, and everything else is counted before
-memory is asked for.
+A file of a few bytes can unpack to a huge table (a repeated text, a number in ten million rows).
+Texts are therefore read as dictionaries, each once, and everything else is counted before memory
+is allocated.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from robust_ham.storage.files import MAX_COLUMNS, MAX_ROWS, is_missing_or_damage
 
 _ROWS_AT_ONCE = 65_536
 _NUMBER_BYTES, _TEXT_BYTES = 8, 16
-"""Of one value in memory; what a text itself takes is counted as it is read."""
+"""Size of one value in memory; the texts themselves are counted as they are read."""
 _NO_TABLE = (
     *(pa.ArrowException, OSError, ValueError, LookupError, TypeError, ArithmeticError),
     *(RuntimeError, MemoryError),
 )
-"""What pyarrow and pandas raise for damaged tables; an ``OSError`` of theirs has no number."""
+"""What pyarrow and pandas raise for damaged tables; their ``OSError`` has no number."""
 
 
 def write_table(path: Path, table: pd.DataFrame, metadata: dict[str, Any]) -> None:
@@ -41,7 +41,7 @@ def write_table(path: Path, table: pd.DataFrame, metadata: dict[str, Any]) -> No
 
 
 def table_bytes(table: pd.DataFrame, metadata: dict[str, Any]) -> bytes:
-    """What ``write_table`` writes."""
+    """Return the bytes that ``write_table`` writes."""
     arrow = pa.Table.from_pandas(table, preserve_index=False)
     content = json.dumps({"schema": SCHEMA} | metadata, sort_keys=True)
     arrow = arrow.replace_schema_metadata(
@@ -53,10 +53,10 @@ def table_bytes(table: pd.DataFrame, metadata: dict[str, Any]) -> bytes:
 
 
 def read_metadata(path: Path) -> dict[str, Any] | None:
-    """Metadata of a table of ours; None if there is no such table or it is damaged.
+    """Return the metadata that ``write_table`` wrote; None if the table is missing or damaged.
 
     Raises:
-        OSError: it cannot be read; what cannot be read is not taken for missing.
+        OSError: the file exists but cannot be read.
     """
     try:
         with naming(path), open_regular(path) as file:
@@ -78,12 +78,12 @@ def read_table(
 
     Args:
         path: of the table.
-        columns: those to read, as far as the table has them; None: all.
+        columns: read only these, if present; None: all.
         follow_links: see ``open_regular``.
 
     Raises:
         ValueError: the file is damaged.
-        RequestError: no regular file, too large, or a column of something else.
+        RequestError: not a regular file, too large, or a column of another type.
     """
     with opened_parquet(path, follow_links=follow_links) as table:
         schema = table.schema_arrow
@@ -109,11 +109,11 @@ def read_table(
 
 @contextlib.contextmanager
 def opened_parquet(path: Path, *, follow_links: bool = False) -> Iterator[pq.ParquetFile]:
-    """A parquet file whose texts and bytes are read as dictionaries, so that each is there once.
+    """Open a parquet file so that texts and bytes are read as dictionaries, each value once.
 
     Raises:
         ValueError: the file is damaged.
-        RequestError: no regular file, or one of too many rows or columns.
+        RequestError: not a regular file, or too many rows or columns.
         OSError: missing, or not readable.
     """
     try:
@@ -137,17 +137,17 @@ def opened_parquet(path: Path, *, follow_links: bool = False) -> Iterator[pq.Par
 
 
 def value_type(kind: pa.DataType) -> pa.DataType:
-    """The type of a column's values, which may be read as a dictionary."""
+    """Return the type of a column's values, whether read as a dictionary or not."""
     return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
 def check_decoded(path: Path, table: pq.ParquetFile, columns: Collection[str]) -> None:
-    """Refuse columns, nested ones included, that would take too much memory, before they are read.
+    """Refuse columns, nested ones included, that would need too much memory.
 
-    Counted are all values, those of lists included, and the largest group of rows as it is stored.
+    Counts all values, those of lists included, and the largest row group as stored.
 
     Raises:
-        RequestError: they would.
+        RequestError: they would need too much memory.
     """
     about, values_bytes = table.metadata, 0
     stored = [0] * about.num_row_groups
@@ -164,7 +164,7 @@ def check_decoded(path: Path, table: pq.ParquetFile, columns: Collection[str]) -
 
 
 def _text_bytes(column: pa.Array) -> int:
-    """What the texts of a column take once every row has its own."""
+    """Return the size of a column's texts once every row has its own copy."""
     if not pa.types.is_dictionary(column.type):
         return 0
     lengths = pc.take(pc.binary_length(column.dictionary), column.indices)

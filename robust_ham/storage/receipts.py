@@ -1,7 +1,7 @@
-"""What proves that a result is whole: the key of all that decides it, a checksum of each file.
+"""Receipts: the key of a finished result and the checksums of its files.
 
-A receipt is written after the files of its result. A result without one is not finished; a file
-that is not as its receipt says is never believed.
+A receipt is written after the files of its result. A result without a receipt is not finished, and
+a file that does not match its receipt is never used.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from robust_ham.storage.files import (
     csv_text,
     file_hash,
     is_missing_or_damaged,
+    read_csv,
     read_json,
-    read_rows,
     write_bytes,
     write_json,
     write_text,
@@ -37,34 +37,35 @@ from robust_ham.storage.run_folder import RunFolder, files_below
 log = logging.getLogger(__name__)
 
 BEFORE = "sha256_before"
-"""In the receipt of a table that is kept up to date, while it is written anew: of the old one."""
+"""Entry of an updated table's receipt while the table is rewritten: checksum of the old one."""
 
 
 @dataclass(frozen=True)
 class Receipt:
-    """Of one result."""
+    """The receipt of one result."""
 
     key: str
     files: dict[str, str]
     """Path inside the run folder to SHA-256."""
-    about: dict[str, Any]
+    details: dict[str, Any]
+    """Further entries."""
 
 
-def sign(run: RunFolder, made: Path, key: str, files: Iterable[Path], **about: str) -> None:
-    """Say that ``made``, of which ``files`` are all, is finished."""
+def sign(run: RunFolder, result: Path, key: str, files: Iterable[Path], **details: str) -> None:
+    """Record a finished result: its key and its files' SHA-256."""
     hashes = {path.relative_to(run.root).as_posix(): file_hash(path) for path in sorted(files)}
-    write_json(run.receipt(made), {"key": key, "files": hashes} | about)
+    write_json(run.receipt(result), {"key": key, "files": hashes} | details)
 
 
-def receipt_of(run: RunFolder, made: Path) -> Receipt | None:
-    """The receipt of a result; None: it is not finished, or the receipt itself is damaged.
+def receipt_of(run: RunFolder, result: Path) -> Receipt | None:
+    """Return the receipt of a result; None if it is missing or damaged.
 
     Raises:
-        OSError: it cannot be read; what cannot be read is not taken for missing.
+        OSError: the receipt exists but cannot be read.
     """
     try:
-        about = read_json(run.receipt(made))
-        key, files = about.pop("key"), about.pop("files")
+        details = read_json(run.receipt(result))
+        key, files = details.pop("key"), details.pop("files")
     except OSError as error:
         if not is_missing_or_damaged(error):
             raise
@@ -73,127 +74,142 @@ def receipt_of(run: RunFolder, made: Path) -> Receipt | None:
         return None
     if not isinstance(key, str) or not isinstance(files, dict):
         return None
-    if not all(_is_inside(name) and isinstance(found, str) for name, found in files.items()):
+    if not all(_is_inside(name) and isinstance(digest, str) for name, digest in files.items()):
         return None
-    return Receipt(key, files, about)
+    return Receipt(key, files, details)
 
 
 def _is_inside(name: str) -> bool:
-    """Whether a path cannot leave the folder that it starts from."""
+    """Whether a relative path stays inside its folder."""
     path = PurePosixPath(name)
     return not path.is_absolute() and ".." not in path.parts
 
 
-def is_finished(run: RunFolder, made: Path, key: str) -> bool:
-    """Whether a result is there, and the one that the key asks for."""
-    receipt = receipt_of(run, made)
+def is_finished(run: RunFolder, result: Path, key: str) -> bool:
+    """Whether a result is finished with this key."""
+    receipt = receipt_of(run, result)
     return receipt is not None and receipt.key == key
 
 
 def signed_hashes(run: RunFolder) -> dict[str, str]:
-    """Path inside the run folder to SHA-256, of what receipts name and of the receipts."""
-    found = hash_files(run, files_below(run.receipts))
-    for path in list(map(run.root.joinpath, found)):
-        receipt = receipt_of(run, made_by(run, path))
-        found |= receipt.files if receipt is not None else {}
-    return found
+    """Return path inside the run folder to SHA-256, of all receipts and the files they name."""
+    hashes = hash_files(run, files_below(run.receipts))
+    for path in list(map(run.root.joinpath, hashes)):
+        receipt = receipt_of(run, result_of(run, path))
+        hashes |= receipt.files if receipt is not None else {}
+    return hashes
 
 
-def made_by(run: RunFolder, receipt: Path) -> Path:
-    """The file or folder of the run that a receipt is of."""
+def result_of(run: RunFolder, receipt: Path) -> Path:
+    """Return the file or folder that a receipt is for."""
     return run.root / receipt.relative_to(run.receipts).with_suffix("")
 
 
 def fault(run: RunFolder, receipt: Receipt) -> str | None:
-    """The first file that is not as it was written; None: all are."""
+    """Describe the first file that does not match its receipt; None if all match."""
     faults = (file_fault(run, receipt, name) for name in receipt.files)
     return next(filter(None, faults), None)
 
 
 def file_fault(run: RunFolder, receipt: Receipt, name: str) -> str | None:
-    """What is wrong with one file of a receipt; None: nothing."""
+    """Describe how a file differs from its receipt; None if it matches."""
     path = run.root / name
     if not is_regular(path):
-        return f"{name} is {'no regular file' if os.path.lexists(path) else 'missing'}"
-    if file_hash(path) not in (receipt.files[name], receipt.about.get(BEFORE)):
-        return f"{name} is not as it was written (SHA-256 differs)"
+        return f"{name} is {'not a regular file' if os.path.lexists(path) else 'missing'}"
+    if file_hash(path) not in (receipt.files[name], receipt.details.get(BEFORE)):
+        return f"{name} has changed since it was written (SHA-256 differs)"
     return None
 
 
-def check(run: RunFolder, made: Path, path: Path) -> None:
-    """Refuse a file that is not as the receipt of its result, or ``SHA256SUMS``, says.
+def check(run: RunFolder, result: Path, path: Path) -> None:
+    """Check a file of a result against the receipt or, without one, ``SHA256SUMS``.
 
-    A result without either is somebody else's, or of a run that was killed just now; its files
-    have appeared whole.
+    A file with neither passes: it is third-party, or its process was killed before it signed, and
+    files appear complete.
 
     Raises:
         RequestError: the checksum differs.
     """
     name = path.relative_to(run.root).as_posix()
-    record = _record_of(run, made, name)
-    while record and (found := file_fault(run, record, name)):
-        believed, record = record, _record_of(run, made, name)
-        if record == believed:  # else the file has just been written anew
+    record = _record_of(run, result, name)
+    while record and (difference := file_fault(run, record, name)):
+        previous, record = record, _record_of(run, result, name)
+        if record == previous:  # else the file was rewritten just now
             raise RequestError(
-                f"{run.root}: {found}; the command that made this folder makes it anew"
+                f"{run.root}: {difference}; rerun the command that made this folder to recompute it"
             )
 
 
-def _record_of(run: RunFolder, made: Path, name: str) -> Receipt | None:
-    """What is on record of a file of a result: its receipt, else its line in ``SHA256SUMS``."""
-    receipt = receipt_of(run, made)
+def _record_of(run: RunFolder, result: Path, name: str) -> Receipt | None:
+    """Return the receipt of a file's result, else the file's line in ``SHA256SUMS``."""
+    receipt = receipt_of(run, result)
     if receipt is not None and name in receipt.files:
         return receipt
     digest = read_checksums(run).get(name)
     return Receipt("", {name: digest}, {}) if digest is not None else None
 
 
-def read_signed(run: RunFolder, made: Iterable[Path]) -> dict[str, bytes]:
-    """Finished results as they are to be written elsewhere: path inside the folder to content."""
-    found = {}
-    for path in made:
-        receipt = receipt_of(run, path)
+def read_signed(run: RunFolder, results: Iterable[Path]) -> dict[str, bytes]:
+    """Read the files and receipts of finished results: path inside the folder to content."""
+    contents = {}
+    for result in results:
+        receipt = receipt_of(run, result)
         if receipt is not None:
             for name in receipt.files:
-                found[name] = read_bytes(run.root / name, memory_share(0.25))
-            place = run.receipt(path)
-            found[place.relative_to(run.root).as_posix()] = read_bytes(place, MAX_TEXT_BYTES)
-    return found
+                contents[name] = read_bytes(run.root / name, memory_share(0.25))
+            path = run.receipt(result)
+            contents[path.relative_to(run.root).as_posix()] = read_bytes(path, MAX_TEXT_BYTES)
+    return contents
 
 
 def write_signed(run: RunFolder, files: dict[str, bytes]) -> None:
-    """Write what another process has made: a result that is a folder whole, receipts last."""
+    """Write files from ``read_signed``: a result that is a folder atomically, receipts last."""
     receipts = run.receipts.relative_to(run.root).as_posix()
     signed = [name for name in files if name.startswith(f"{receipts}/")]
     left = {name: content for name, content in files.items() if name not in signed}
     for receipt in signed:
-        made = made_by(run, run.root / receipt)
-        inside = [name for name in left if (run.root / name).parent == made]
+        result = result_of(run, run.root / receipt)
+        inside = [name for name in left if (run.root / name).parent == result]
         if inside:
-            if made.is_dir():
-                run.set_aside(made)
-            with writing_folder(made) as temporary:
+            if result.is_dir():
+                run.set_aside(result)
+            with writing_folder(result) as temporary:
                 for name in inside:
                     (temporary / PurePosixPath(name).name).write_bytes(left.pop(name))
     for name, content in [*left.items(), *((name, files[name]) for name in signed)]:
         write_bytes(run.root / name, content)
 
 
+# --- tables that a later run updates ---------------------------------------------------------
+
+
 def kept_rows(run: RunFolder, path: Path, columns: list[str]) -> pd.DataFrame:
-    """Rows of a table that is kept up to date; none where it is not as it was written."""
+    """Read the rows of an updated table, as text; empty if it does not match its receipt."""
     receipt = receipt_of(run, path)
-    found = fault(run, receipt) if receipt else None
-    if found:
-        log.warning("%s: made anew", found)
-    if receipt is None or found:
+    difference = fault(run, receipt) if receipt else None
+    if difference:
+        log.warning("%s: recomputing it", difference)
+    if receipt is None or difference:
         return pd.DataFrame(columns=columns)
-    if BEFORE in receipt.about:  # its process was killed
+    if BEFORE in receipt.details:  # its process was killed during the update
         sign(run, path, "", [path])
-    return read_rows(path, columns)
+    return _read_text_rows(path, columns)
+
+
+def _read_text_rows(path: Path, columns: list[str]) -> pd.DataFrame:
+    """Read a CSV file as text; empty if the file is missing, damaged or has other columns.
+
+    As text, so that rows are written back unchanged.
+    """
+    try:
+        table = read_csv(path, dtype=str, keep_default_na=False)
+    except (FileNotFoundError, ValueError):
+        return pd.DataFrame(columns=columns)
+    return table if list(table.columns) == columns else pd.DataFrame(columns=columns)
 
 
 def write_kept(run: RunFolder, path: Path, table: pd.DataFrame) -> None:
-    """Write a table that is kept up to date; at any moment its receipt knows what is there."""
+    """Update a table; at any moment its receipt allows the file that exists."""
     text = csv_text(table)
     if receipt_of(run, path) is not None and is_regular(path):
         hashes = {path.relative_to(run.root).as_posix(): sha256(text.encode()).hexdigest()}

@@ -1,4 +1,4 @@
-"""Where the files of a run are (contract 3)."""
+"""The paths inside a run folder (contract 3). File names are spelled here only."""
 
 from __future__ import annotations
 
@@ -16,25 +16,29 @@ from robust_ham.storage.working_folder import make_folder
 
 log = logging.getLogger(__name__)
 
+WEIGHTS, CARD, CURVE = "model.safetensors", "model.json", "training.csv"
+"""Files of a model's folder."""
 
 FOLDERS = (
     *("models", "unfinished", "predictions", "samples", "gallery", "margins", "grids", "spectra"),
     *("adversarials", "shards", "receipts", "locks", "superseded", "figures", "export", "bench"),
 )
-"""Folders of a run in which files are written."""
+"""Folders of a run."""
 FILES = (
     *("config.yaml", "manifest.json", "run.log", "timings.csv", "failures.jsonl", "SHA256SUMS"),
     *("inputs.parquet", "summary.csv", "curves.csv", "kernels.csv", "contrasts.csv", "gate.csv"),
     *("checkpoints.csv", "claims.csv", "mechanisms.csv", "transfer.csv", "report.html"),
     *("bench.csv", "bench.md"),
 )
-"""Files that are written beside those folders."""
+"""Files beside those folders."""
+LOGS = ("run.log", "timings.csv")
+"""Files to which every process of a run appends; no result depends on them."""
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """All files below a folder but hidden ones; what others remove meanwhile is passed over.
+    """Yield all files below a folder except hidden ones; skip files removed meanwhile.
 
-    Hidden are names that begin with a dot (``.DS_Store``), and what Windows hides in its folders.
+    Hidden are names that begin with a dot (``.DS_Store``) and the hidden files of Windows.
     """
     for root, folders, files in os.walk(folder):
         folders[:] = (name for name in folders if not name.startswith("."))
@@ -46,8 +50,8 @@ def _is_hidden(name: str) -> bool:
 
 
 def runs_below(folder: Path) -> list[Path]:
-    """The run folders that are, or lie below, ``folder`` and hold rows of attacks, by name."""
-    configs = (path for path in files_below(folder) if path.name == "config.yaml")
+    """Return the run folders at or below ``folder`` that hold rows of attacks, sorted."""
+    configs = (p for p in files_below(folder) if p == RunFolder(p.parent).config)
     return sorted(path.parent for path in configs if RunFolder(path.parent).has_rows)
 
 
@@ -69,17 +73,17 @@ class RunFolder:
 
     @property
     def written_by_run(self) -> list[Path]:
-        """What a run writes beside its results, each of which has a receipt."""
+        """Files that a run writes besides its results; results have receipts."""
         return [self.config, self.manifest, self.inputs, self.failures]
 
     @property
     def checksums(self) -> Path:
-        """SHA-256 of every file but logs."""
+        """SHA-256 of every file except logs."""
         return self.root / "SHA256SUMS"
 
     @property
     def has_rows(self) -> bool:
-        """Whether an attack on a model has left its rows."""
+        """Whether there are rows of any attack."""
         return any(self.root.glob("samples/*/*"))
 
     @property
@@ -99,7 +103,7 @@ class RunFolder:
 
     @property
     def kernels(self) -> Path:
-        """What the learned kernels are like: one row per model and layer."""
+        """Spectra of the learned kernels: one row per model and layer."""
         return self.root / "kernels.csv"
 
     @property
@@ -109,17 +113,17 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> Path:
-        """Tests of single networks against each other."""
+        """Tests of individual networks against each other."""
         return self.root / "checkpoints.csv"
 
     @property
     def claims(self) -> Path:
-        """How the run answers what the reference works state."""
+        """Verdicts of this run on the statements of the reference works."""
         return self.root / "claims.csv"
 
     @property
     def mechanisms(self) -> Path:
-        """Robustness beside what the learned kernels are like, per model."""
+        """Robustness and properties of the learned kernels, per model."""
         return self.root / "mechanisms.csv"
 
     @property
@@ -129,7 +133,7 @@ class RunFolder:
 
     @property
     def gate(self) -> Path:
-        """What the checks of models and attacks have found."""
+        """Findings of the reliability checks."""
         return self.root / "gate.csv"
 
     @property
@@ -144,7 +148,7 @@ class RunFolder:
 
     @property
     def log(self) -> Path:
-        """What happened, line by line."""
+        """Log of the run."""
         return self.root / "run.log"
 
     @property
@@ -154,24 +158,24 @@ class RunFolder:
 
     @property
     def report(self) -> Path:
-        """The page."""
+        """The report page."""
         return self.root / "report.html"
 
     def refuse_links(self) -> None:
-        """Refuse what is neither a regular file nor a folder, below the folder of the run.
+        """Refuse anything in the run folder that is neither a regular file nor a folder.
 
-        Through a link, what is written would end up elsewhere; a pipe is waited for.
+        Writing through a link would change another place; reading a pipe would block.
 
         Raises:
-            RequestError: the first link, pipe, socket or device; the folder itself may be a link.
+            RequestError: a link, pipe, socket or device; the run folder itself may be a link.
         """
         for path, kind in self.special_files():
             raise RequestError(f"{path}: a {kind}; a run folder must not hold any")
 
     def special_files(self) -> Iterator[tuple[str, str]]:
-        """Path and kind of all that is neither a regular file nor a folder.
+        """Yield path and kind of everything that is neither a regular file nor a folder.
 
-        Hidden folders, which are not of a run, are passed over.
+        Hidden folders are skipped: a run has none.
         """
         for folder, folders, files in os.walk(self.root):
             names = (*folders, *files)
@@ -189,8 +193,16 @@ class RunFolder:
         """Folder of a model's weights, card and training curve."""
         return self.root / "models" / model_id
 
+    def card(self, model_id: str) -> Path:
+        """Card of a model: architecture, accuracy, SHA-256 of the weights."""
+        return self.model(model_id) / CARD
+
+    def curve(self, model_id: str) -> Path:
+        """Training curve: one row per epoch."""
+        return self.model(model_id) / CURVE
+
     def unfinished(self, model_id: str) -> Path:
-        """State of an interrupted training after its last whole epoch."""
+        """State of an interrupted training after its last complete epoch."""
         return self.root / "unfinished" / f"{model_id}.safetensors"
 
     def predictions(self, model_id: str) -> Path:
@@ -202,7 +214,7 @@ class RunFolder:
         return self.root / "samples" / model_id / f"{attack_id}.parquet"
 
     def gallery(self, model_id: str, attack_id: str) -> Path:
-        """Eight images with their adversarials."""
+        """Eight images with their adversarial images."""
         return self.root / "gallery" / model_id / f"{attack_id}.npz"
 
     def margins(self, model_id: str, attack_id: str) -> Path:
@@ -210,11 +222,11 @@ class RunFolder:
         return self.root / "margins" / model_id / f"{attack_id}.npz"
 
     def grid(self, model_id: str, attack_id: str) -> Path:
-        """Images fooled per candidate."""
+        """Fooled images per candidate."""
         return self.root / "grids" / model_id / f"{attack_id}.csv"
 
     def spectrum(self, model_id: str, attack_id: str) -> Path:
-        """Radial spectrum of the perturbations that fool."""
+        """Radial spectrum of the successful perturbations."""
         return self.root / "spectra" / model_id / f"{attack_id}.csv"
 
     def adversarials(self, model_id: str, attack_id: str) -> Path:
@@ -222,30 +234,35 @@ class RunFolder:
         return self.root / "adversarials" / model_id / f"{attack_id}.npz"
 
     def shard(self, model_id: str, attack_id: str, shard: int) -> Path:
-        """What an attack has made of some of the images, until all of them are there."""
+        """Result of an attack on one shard of the images, until all shards are joined."""
         return self.root / "shards" / model_id / attack_id / str(shard)
 
     @property
     def receipts(self) -> Path:
-        """What proves that results are whole."""
+        """Receipts of finished results."""
         return self.root / "receipts"
 
-    def receipt(self, made: Path) -> Path:
+    def receipt(self, result: Path) -> Path:
         """Receipt of a file or folder of the run."""
-        inside = made.relative_to(self.root)
+        inside = result.relative_to(self.root)
         return self.receipts / inside.with_name(f"{inside.name}.json")
 
     @property
     def locks(self) -> Path:
-        """Who works on what, as long as somebody does."""
+        """Locks of the jobs that are running and of the steps of the run."""
         return self.root / "locks"
+
+    @property
+    def shared_key(self) -> Path:
+        """Key of the run while processes take part in it."""
+        return self.locks / "asked.key"
 
     def lock(self, name: str) -> Path:
         """Lock of a job or of a step of the run."""
         return self.locks / f"{name.replace('/', '+')}.lock"
 
     def set_aside(self, path: Path) -> Path:
-        """Move a file or folder of the run to the first free place under ``superseded/``."""
+        """Move a file or folder to the first free name under ``superseded/``."""
         place = self.root / "superseded" / path.relative_to(self.root)
         free = (place.with_name(f"{place.name}.{i}") for i in itertools.count(1))
         target = next(p for p in free if not p.exists())

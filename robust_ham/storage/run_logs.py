@@ -1,7 +1,7 @@
-"""Logs of a run that grow by a line: ``run.log``, ``timings.csv`` and ``failures.jsonl``.
+"""Logs of a run, written line by line: ``run.log``, ``timings.csv`` and ``failures.jsonl``.
 
-A process that is killed, or finds the disk full, may leave a line cut short: the next line starts
-on a line of its own, and readers pass over what was cut.
+A process that is killed, or finds the disk full, may leave an incomplete line. The next writer
+begins a new line, and readers skip the incomplete one.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from robust_ham.storage.working_folder import check_unmoved
 
 _COLUMNS = ["cell", "seconds"]
 _CUT = "?"
-"""Ends a line that was cut short, so that what it holds is no number by mistake."""
+"""Ends an incomplete line, so that its beginning is not read as a number."""
 
 
 def note_timing(run: RunFolder, name: str, seconds: float) -> None:
-    """Add to ``timings.csv`` how long a job took; of several lines of a job, the last counts."""
+    """Add a job's seconds to ``timings.csv``; of several lines of a job, the last counts."""
     _append(run, run.timings, f"{name},{round(seconds, 3)}", heading=",".join(_COLUMNS))
 
 
@@ -39,15 +39,15 @@ def note_failure(run: RunFolder, name: str, error: str, reason: str) -> None:
 
 
 def read_timings(run: RunFolder) -> dict[str, str]:
-    """Name of a job to its seconds, as the text that the last line of the job holds.
+    """Return name of a job to its seconds, as text.
 
     Raises:
-        FileNotFoundError: nothing was timed yet.
+        FileNotFoundError: no job has been timed.
         ValueError: a line is not a job and its seconds.
         RequestError: not a regular file, or too large.
     """
     content = read_bytes(run.timings, MAX_CSV_BYTES).decode(errors="replace")
-    *lines, _ = content.split("\n")  # the last is empty, or was cut short
+    *lines, _ = content.split("\n")  # the last is empty or incomplete
     try:
         rows = list(csv.reader(line for line in lines if not line.endswith(_CUT)))
     except csv.Error as error:
@@ -58,7 +58,7 @@ def read_timings(run: RunFolder) -> dict[str, str]:
 
 
 def _append(run: RunFolder, path: Path, line: str, heading: str = "") -> None:
-    """Append a line in one write; ``heading`` is the first line of the file.
+    """Append a line in one write; ``heading``: the first line of the file.
 
     Raises:
         RequestError: not a regular file.
@@ -69,13 +69,13 @@ def _append(run: RunFolder, path: Path, line: str, heading: str = "") -> None:
         descriptor = open_descriptor(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
         try:
             size = os.fstat(descriptor).st_size
-            if size <= len(heading):  # nothing, or not even the heading is whole
+            if size <= len(heading):  # empty, or an incomplete heading
                 os.ftruncate(descriptor, 0)
                 line = f"{heading}\n{line}" if heading else line
             elif os.pread(descriptor, 1, size - 1) != b"\n":
                 line = f"{_CUT}\n{line}"
             content = f"{line}\n".encode()
-            while content:  # all of it at once, unless the disk is full
+            while content:  # one write, unless the disk is full
                 content = content[os.write(descriptor, content) :]
         finally:
             os.close(descriptor)
@@ -83,7 +83,7 @@ def _append(run: RunFolder, path: Path, line: str, heading: str = "") -> None:
 
 @contextlib.contextmanager
 def log_file(path: Path) -> Iterator[None]:
-    """Append what both packages log to a file of a run folder."""
+    """Append the log records of both packages to a file of a run folder."""
     handler = _LogFile(path)
     handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(message)s"))
     loggers = logging.getLogger("robust_ham"), logging.getLogger("attacks")
@@ -101,7 +101,7 @@ def log_file(path: Path) -> Iterator[None]:
 
 
 class _LogFile(logging.Handler):
-    """Appends lines to a log. A log that cannot be written ends a run, as any file of it does."""
+    """Appends lines to a log; a log that cannot be written ends the run."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -120,10 +120,10 @@ class _LogFile(logging.Handler):
 
 
 class LineFormatter(logging.Formatter):
-    """A line per record, whatever names its message holds; lines of a traceback are indented."""
+    """Formats each record as one printable line; indents the lines of a traceback."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
-        """The line of a record."""
+        """Format a record as one line."""
         record.message = printable(record.message)
         return super().formatMessage(record)
 
@@ -132,7 +132,7 @@ class LineFormatter(logging.Formatter):
         ei: tuple[type[BaseException], BaseException, TracebackType | None]
         | tuple[None, None, None],
     ) -> str:
-        """The lines of its traceback."""
+        """Format a traceback as indented lines."""
         return "\n".join(
             f"    {printable(line)}" for line in super().formatException(ei).split("\n")
         )

@@ -1,7 +1,7 @@
-"""Text in the cells of a CSV file, so that no spreadsheet takes it for a formula.
+"""Guard text in CSV files, so that no spreadsheet reads it as a formula.
 
-A cell that a spreadsheet would compute gets an apostrophe in front. ``store.csv_text`` writes every
-CSV file through ``guard_table``, and ``store.read_csv`` reads it back through ``restore_table``.
+A formula gets an apostrophe in front. ``files.csv_text`` writes every CSV file through
+``guard_table``, and ``files.read_csv`` reads it back through ``restore_table``.
 """
 
 from __future__ import annotations
@@ -14,37 +14,37 @@ import pandas as pd
 
 from robust_ham.errors import visible
 
-_FORMULA = re.compile(r"['\s]*[=+\-@＝＋－＠]")  # full-width signs compute, too
+_FORMULA = re.compile(r"['\s]*[=+\-@＝＋－＠]")  # spreadsheets accept full-width signs too
 _NEGATIVE = re.compile(r"-(?:(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|inf)", re.ASCII)
 
 
 def guard(text: str) -> str:
-    """The text as a cell: ``visible``, and behind an apostrophe where it would be a formula.
+    """Make a text ``visible`` and put an apostrophe in front if it would be a formula.
 
-    Negative numbers stay as they are. Text that looks guarded already is guarded again, so that
-    ``restore`` always gives back the visible text.
+    Negative numbers do not change. Text that already looks guarded is guarded again, so that
+    ``restore`` always returns the visible text.
     """
     text = visible(text)
     return f"'{text}" if _FORMULA.match(text) and not _NEGATIVE.fullmatch(text) else text
 
 
 def restore(cell: str) -> str:
-    """The text that ``guard`` made the cell from."""
+    """Undo ``guard``."""
     return cell[1:] if cell.startswith("'") and _FORMULA.match(cell, 1) else cell
 
 
 def guard_table(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with ``guard`` applied to all of its text, headings included."""
+    """Apply ``guard`` to all text of a table, headings included."""
     return _with_texts(table, guard)
 
 
 def restore_table(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with ``restore`` applied to all of its text, headings included."""
+    """Apply ``restore`` to all text of a table, headings included."""
     return _with_texts(table, restore)
 
 
 def _with_texts(table: pd.DataFrame, change: Callable[[str], str]) -> pd.DataFrame:
-    """The table with all text changed; a column in which nothing changes keeps its type."""
+    """Change all text of a table; a column without changes keeps its type."""
 
     def changed(value: Any) -> Any:  # noqa: ANN401 - a cell of a table
         return change(value) if isinstance(value, str) else value

@@ -1,7 +1,7 @@
-"""Folders that a process works in: each must stay the same folder until the work ends.
+"""Working folders: each must stay the same folder until the work in it ends.
 
-Below such a folder nothing is written once it has been renamed, removed or replaced, and its path
-is never made again. Elsewhere missing folders are made as usual.
+If a working folder is renamed, removed or replaced, nothing is written at its path any more and the
+path is not created again. Elsewhere, missing folders are created as usual.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _identities: dict[Path, tuple[int, int]] = {}
-"""Device and inode of each folder that this process works in."""
+"""Device and inode of each working folder of this process."""
 
 
 @contextlib.contextmanager
 def working_in(folder: Path) -> Iterator[None]:
-    """Work in a folder that is there; inside the block, it must stay the same one."""
-    if folder in _identities:  # a step of work that has begun
+    """Make an existing folder a working folder inside the block."""
+    if folder in _identities:  # nested
         check_unmoved(folder)
         yield
         return
@@ -31,30 +31,28 @@ def working_in(folder: Path) -> Iterator[None]:
 
 
 def check_unmoved(path: Path) -> None:
-    """Refuse to go on where the folder that ``path`` is in, or below, is not the same any more.
+    """Check that the working folder that holds ``path``, if any, is still the same.
 
     Raises:
         OSError: it was renamed, removed or replaced.
     """
-    folder = _worked_in(path)
+    folder = _working_folder_of(path)
     if folder is not None:
         try:
             unmoved = _identity(folder) == _identities[folder]
         except (FileNotFoundError, NotADirectoryError):
             unmoved = False
         if not unmoved:
-            raise OSError(
-                errno.ESTALE, "renamed, removed or replaced during the work in it", str(folder)
-            )
+            raise OSError(errno.ESTALE, "renamed, removed or replaced during the run", str(folder))
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder, and those above it that are missing; of the one worked in, none above.
+    """Create a folder and its missing parents, but never a working folder or its parents.
 
     Raises:
-        OSError: as ``check_unmoved``; or a folder cannot be made.
+        OSError: the working folder was moved, or a folder cannot be created.
     """
-    root = _worked_in(folder)
+    root = _working_folder_of(folder)
     if root is None:
         folder.mkdir(parents=True, exist_ok=True)
         return
@@ -72,8 +70,8 @@ def make_folder(folder: Path) -> None:
         ) from None
 
 
-def _worked_in(path: Path) -> Path | None:
-    """The folder that is worked in and that ``path`` is, or lies below."""
+def _working_folder_of(path: Path) -> Path | None:
+    """Return the working folder at or above ``path``."""
     if not _identities:
         return None
     return next((place for place in (path, *path.parents) if place in _identities), None)

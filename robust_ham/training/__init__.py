@@ -1,1 +1,1 @@
-"""Train one network; resume; torchrun. Imports ``models`` and what stands below it."""
+"""Train one network, resume it, share it among processes. Imports ``models`` and below."""

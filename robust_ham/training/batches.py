@@ -17,7 +17,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as transforms
 
 from robust_ham.config.experiment import TrainingConfig
-from robust_ham.data.formats.images import fit, open_image
+from robust_ham.data.formats.images import open_image, resize_and_crop
 from robust_ham.data.splits import FileSplit, Split, to_float
 from robust_ham.errors import RequestError
 
@@ -27,31 +27,31 @@ _CROP_AREA, _CROP_ASPECT = (0.1, 1.0), (0.8, 1.25)
 
 @dataclass(frozen=True)
 class Share:
-    """Which parts of every batch a process computes: ``mine`` of ``total``."""
+    """The parts of every batch that a process computes: ``mine`` of ``total``."""
 
     total: int
     mine: range
 
     def of(self, rows: Tensor) -> list[Tensor]:
-        """The rows of each of its parts; parts of a batch differ by one row at most."""
+        """Return the rows of each of these parts; sizes of parts differ by at most one row."""
         parts = rows.tensor_split(self.total)
         return [parts[i] for i in self.mine]
 
 
 Batch = tuple[int, list[tuple[Tensor, Tensor]]]
-"""Images in the whole batch, and the parts of it that are this process's: float images
-(N, C, H, W) in [0, 1], channels last, and labels (N,)."""
+"""Number of images in the whole batch, and the parts of this process: float images (N, C, H, W) in
+[0, 1], channels last, and labels (N,)."""
 
 
 class Batches(Protocol):
-    """Epochs of batches, the same for every model of one seed."""
+    """Epochs of batches, equal for all models with the same seed."""
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
+        """Return the number of batches in an epoch."""
         ...
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        """The batches of one epoch."""
+        """Yield the batches of one epoch."""
         ...
 
 
@@ -62,10 +62,10 @@ def make_batches(
     device: torch.device,
     share: Share | None = None,
 ) -> Batches:
-    """Batches of ``split``: batch size and augmentation from ``config``, draws from ``seed``.
+    """Make batches of ``split``: size and augmentation from ``config``, draws from ``seed``.
 
     Raises:
-        RequestError: fewer images in a batch, or in all, than parts that compute it.
+        RequestError: fewer images in a batch, or in total, than parts.
     """
     share = share or Share(1, range(1))
     for key, count in (("training.batch_size", config.batch_size), ("training images", len(split))):
@@ -77,13 +77,13 @@ def make_batches(
 
 
 def _num_batches(num_images: int, batch_size: int, parts: int) -> int:
-    """Batches in an epoch; a last one that has fewer images than parts is left out."""
+    """Count the batches in an epoch; drop a last one with fewer images than parts."""
     whole, rest = divmod(num_images, batch_size)
     return whole + (rest >= parts)
 
 
 def _batch_rows(order: Tensor, batch_size: int, parts: int) -> tuple[Tensor, ...]:
-    """Rows of each batch."""
+    """Return the rows of each batch."""
     batches: tuple[Tensor, ...] = order.split(batch_size)
     return batches[: _num_batches(len(order), batch_size, parts)]
 
@@ -110,7 +110,7 @@ class MemoryBatches:
         self.crops = images.unfold(2, height, 1).unfold(3, width, 1)
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
+        """Return the number of batches in an epoch."""
         return _num_batches(len(self.labels), self.config.batch_size, self.share.total)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
@@ -133,7 +133,7 @@ class MemoryBatches:
 
 
 class FileBatches:
-    """Batches read, cropped and flipped by worker processes, as many as there are cores."""
+    """Batches read, cropped and flipped by worker processes, one per core."""
 
     def __init__(
         self,
@@ -150,7 +150,7 @@ class FileBatches:
         self.share = share
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
+        """Return the number of batches in an epoch."""
         return _num_batches(len(self.split), self.config.batch_size, self.share.total)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
@@ -162,15 +162,15 @@ class FileBatches:
             _Files(self.split, self.config, f"{self.seed}/{epoch}"),
             batch_sampler=parts,
             num_workers=_num_workers(),
-            generator=torch.Generator(),  # else the global one is drawn from
-            worker_init_fn=_leave_signals_to_the_run,
+            generator=torch.Generator(),  # else it would draw from the global one
+            worker_init_fn=_ignore_ctrl_c,
             pin_memory=self.device.type == "cuda",
         )
         loaded = iter(loader)
         for batch in batches:
             try:
                 mine = [self._on_device(*next(loaded)) for _ in self.share.mine]
-            except RequestError as error:  # a worker's, with its traceback around the one line
+            except RequestError as error:  # from a worker, with a traceback around its message
                 line = str(error.args[0]).splitlines()[-1]
                 raise RequestError(line.split("Error: ", 1)[-1]) from None
             yield len(batch), mine
@@ -181,17 +181,17 @@ class FileBatches:
 
 
 def _num_workers() -> int:
-    """Cores for each of the processes that torchrun started on this machine."""
+    """Return the number of cores per process that torchrun started on this machine."""
     return max((os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)
 
 
-def _leave_signals_to_the_run(worker: int) -> None:
+def _ignore_ctrl_c(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def pixel_statistics(split: Split | FileSplit) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (C,) of all pixels in [0, 1]; of files, of the first 1,000."""
+    """Return mean and standard deviation (C,) of all pixels in [0, 1] (files: the first 1,000)."""
     if isinstance(split, FileSplit):
         plain = _Files(split, TrainingConfig(augment=()), "")
         images = torch.stack([plain[row][0] for row in range(min(len(split), 1000))])
@@ -209,7 +209,7 @@ def pixel_statistics(split: Split | FileSplit) -> tuple[Tensor, Tensor]:
 
 
 class _Files(Dataset[tuple[Tensor, Tensor]]):
-    """Images of an epoch: uint8 (3, size, size), each augmented by draws of its own."""
+    """Images of an epoch: uint8 (3, size, size), each with its own random augmentation."""
 
     def __init__(self, split: FileSplit, config: TrainingConfig, key: str) -> None:
         self.split = split
@@ -227,7 +227,7 @@ class _Files(Dataset[tuple[Tensor, Tensor]]):
             if "resized_crop" in self.config.augment:
                 image = self.resized_crop(image)
             else:
-                image = fit(image, self.split.image_size, self.split.short_side)
+                image = resize_and_crop(image, self.split.image_size, self.split.short_side)
             if "flip" in self.config.augment:
                 image = self.flip(image)
         pixels: Tensor = transforms.pil_to_tensor(image)

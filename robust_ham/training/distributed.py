@@ -1,7 +1,7 @@
-"""Several processes, started by torchrun, that train one network together; alone, all is no-op.
+"""Train one network with several processes of torchrun; with one process, all of this is a no-op.
 
-Every process computes its share of each batch; gradients are averaged. Statistics of BatchNorm are
-those of a process's own share, and the first process's running averages are kept.
+Every process computes its share of each batch, and gradients are averaged. BatchNorm uses the
+statistics of each process's share; the running averages of the first process are kept.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ _PATIENCE = timedelta(hours=4)
 
 
 def launched() -> bool:
-    """Whether torchrun has started this process."""
+    """Whether torchrun started this process."""
     return distributed.is_available() and distributed.is_torchelastic_launched()
 
 
 @contextlib.contextmanager
 def joined(device: torch.device) -> Iterator[torch.device]:
-    """Join the other processes, over NCCL on CUDA and gloo elsewhere; the device of this one."""
+    """Join the other processes (NCCL on CUDA, else gloo); yield the device of this one."""
     if not launched():
         yield device
         return
@@ -42,17 +42,17 @@ def joined(device: torch.device) -> Iterator[torch.device]:
 
 
 def rank() -> int:
-    """Number of this process; 0 is the first, which alone writes."""
+    """Return the number of this process; only the first, 0, writes."""
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
 def num_processes() -> int:
-    """How many train together."""
+    """Return the number of processes that train together."""
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
 def parallel(model: nn.Module, device: torch.device) -> nn.Module:
-    """The network with gradients averaged over all processes; all start from the first's."""
+    """Wrap a network to average gradients over all processes, which start from equal weights."""
     if num_processes() == 1:
         return model
     devices = [device] if device.type == "cuda" else None
@@ -77,12 +77,12 @@ def summed(value: Tensor) -> Tensor:
 
 
 def from_first(value: Tensor) -> Tensor:
-    """The first process's value, in place."""
+    """Copy the first process's value to all processes, in place."""
     if num_processes() > 1:
         distributed.broadcast(value, 0)
     return value
 
 
 def agreed(value: int, device: torch.device) -> int:
-    """The first process's number."""
+    """Return the first process's number in all processes."""
     return int(from_first(torch.tensor(value, device=device)).item())

@@ -1,4 +1,4 @@
-"""The memory that a training step needs, refused before any of it is asked for."""
+"""Check the memory of a training step before it is allocated."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 from robust_ham.config.experiment import TrainingConfig
 from robust_ham.config.models import ModelGroup
 from robust_ham.data.splits import FileSplit, Split
-from robust_ham.memory import check_need, size_of_images
+from robust_ham.memory import check_need, format_image_shape
 from robust_ham.models.build import MODELS
 from robust_ham.training import distributed
 
@@ -19,7 +19,7 @@ from robust_ham.training import distributed
 def check_step_memory(
     spec: ModelGroup, config: TrainingConfig, split: Split | FileSplit, bytes_per_value: int
 ) -> None:
-    """Refuse a training step on the CPU that keeps more activations than there is memory.
+    """Refuse a training step on the CPU whose activations exceed the memory.
 
     Args:
         spec: the network.
@@ -43,5 +43,5 @@ def check_step_memory(
     check_need(
         part * values[0] * bytes_per_value,
         f"training.batch_size: {spec.model_id}: a pass of {part:,} images of "
-        f"{size_of_images(split.image_shape)} (batch_size / accumulate)",
+        f"{format_image_shape(split.image_shape)} (batch_size / accumulate)",
     )

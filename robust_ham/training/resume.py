@@ -1,4 +1,4 @@
-"""A training that was interrupted: its state after the last whole epoch, in one file."""
+"""The state of an unfinished training after its last complete epoch, in one file."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ Rows = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Unfinished:
-    """Where the state is kept, and the key of the model whose state counts."""
+    """The file of the state, and the key of the model that it must belong to."""
 
     path: Path
     key: str
 
     def save(self, rows: Rows, model: nn.Module, optimizer: torch.optim.SGD) -> None:
-        """Write weights, momentum and the curve so far, whole."""
+        """Write weights, momentum and the curve so far."""
         tensors = {k: v.contiguous().cpu() for k, v in _tensors(model, optimizer).items()}
         text = json.dumps(rows)
         about = {"key": self.key, "rows": text, "sha256": _hash(tensors, text)}
         write_bytes(self.path, save(tensors, about))
 
     def load(self, model: nn.Module, optimizer: torch.optim.SGD) -> Rows:
-        """Put weights and momentum back; the curve so far, empty where there is no such state."""
+        """Restore weights and momentum; return the curve so far, empty without a valid state."""
         if not is_regular(self.path):
             return []
         content = read_bytes(self.path, memory_share(1 / 2))
@@ -50,7 +50,7 @@ class Unfinished:
             about, tensors = {}, {}
         text = about.get("rows", "")
         if about.get("key") != self.key or about.get("sha256") != _hash(tensors, text):
-            log.warning("%s is damaged or of another model: training starts anew", self.path.name)
+            log.warning("%s is damaged or of another model: training restarts", self.path.name)
             return []
         for name, parameter in model.named_parameters():
             if f"momentum.{name}" in tensors:
@@ -62,21 +62,21 @@ class Unfinished:
         return rows
 
     def remove(self) -> None:
-        """Forget the state: the model is finished."""
+        """Remove the state of a finished model."""
         self.path.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # not empty, or not there
+        with contextlib.suppress(OSError):  # not empty, or missing
             self.path.parent.rmdir()
 
 
 def _metadata(content: bytes) -> dict[str, str]:
-    """What ``save`` was told beside tensors; the header is JSON behind its length in 8 bytes."""
+    """Read the metadata of a safetensors file: a JSON header after its length in 8 bytes."""
     length = int.from_bytes(content[:8], "little")
     about: dict[str, str] = json.loads(content[8 : 8 + length]).get("__metadata__", {})
     return about
 
 
 def _tensors(model: nn.Module, optimizer: torch.optim.SGD) -> dict[str, Tensor]:
-    """Everything that changes from step to step, by name."""
+    """Return everything that training changes, by name."""
     state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for name, parameter in model.named_parameters():
         momentum = optimizer.state[parameter].get("momentum_buffer")

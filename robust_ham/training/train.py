@@ -1,4 +1,4 @@
-"""Train one model, in one process or in several together, and go on after an interruption.
+"""Train one model, in one or several processes, and resume it after an interruption.
 
 The same seed, device, precision and threads give the same weights, interrupted or not.
 """
@@ -21,27 +21,29 @@ from robust_ham.config.experiment import TrainingConfig
 from robust_ham.config.models import ModelGroup
 from robust_ham.data.splits import FileSplit, Split, to_float
 from robust_ham.models.build import Normalize, build
-from robust_ham.progress import Progress, unseen
+from robust_ham.progress import Progress, no_progress
 from robust_ham.training import distributed
 from robust_ham.training.batches import Batch, Share, make_batches, pixel_statistics
 from robust_ham.training.memory import check_step_memory
 from robust_ham.training.resume import Unfinished
 
 VERSION = 1
-"""Raised when the same configuration gives other weights than before; part of every model's key."""
+"""Raise it when the same configuration gives other weights; part of every trained model's key."""
 
 Precision = Literal["bf16", "float32"]
 _EVALUATION_BATCH = 500
 
 
 class TrainingError(Exception):
-    """Training cannot go on: this model fails, others may not."""
+    """Training failed; other models may still succeed."""
 
 
-def resolve_precision(asked: Literal["auto", "bf16", "float32"], device: torch.device) -> Precision:
-    """What ``auto`` means here: bf16 where the device computes in it, else float32."""
-    if asked != "auto":
-        return asked
+def resolve_precision(
+    precision: Literal["auto", "bf16", "float32"], device: torch.device
+) -> Precision:
+    """Resolve ``auto``: bf16 if the device supports it, else float32."""
+    if precision != "auto":
+        return precision
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "float32"
@@ -49,7 +51,7 @@ def resolve_precision(asked: Literal["auto", "bf16", "float32"], device: torch.d
 
 @contextlib.contextmanager
 def deterministic() -> Iterator[None]:
-    """Only deterministic cuDNN kernels inside; the settings are restored afterwards."""
+    """Use only deterministic cuDNN kernels inside the block."""
     backend = torch.backends.cudnn
     before = (backend.deterministic, backend.benchmark)
     backend.deterministic, backend.benchmark = True, False
@@ -62,7 +64,7 @@ def deterministic() -> Iterator[None]:
 def make_scheduler(
     optimizer: torch.optim.Optimizer, config: TrainingConfig, steps_per_epoch: int
 ) -> lr_scheduler.LRScheduler:
-    """Learning rate per step: one cycle, ×0.1 at the milestones, or constant."""
+    """Make the schedule of the learning rate: one cycle, ×0.1 at milestones, or constant."""
     if config.schedule == "one_cycle":
         return lr_scheduler.OneCycleLR(
             optimizer, config.lr, config.epochs * steps_per_epoch, cycle_momentum=False
@@ -84,22 +86,22 @@ def train(
     *,
     device: torch.device,
     precision: Precision,
-    progress: Progress = unseen,
+    progress: Progress = no_progress,
     unfinished: Unfinished | None = None,
     last_epoch: int | None = None,
 ) -> tuple[nn.Module, pd.DataFrame]:
-    """Train the network of ``spec`` from its initial weights, or from its last whole epoch.
+    """Train the network of ``spec`` from its initial weights or its last complete epoch.
 
     Args:
         spec: architecture, window and seed.
         config: recipe.
-        train_split: images trained on.
-        validation_split: images looked at after each epoch; they decide nothing.
-        device: where it is computed.
-        precision: of the autocast forward pass; parameters are float32 in any case.
+        train_split: training images.
+        validation_split: evaluated after each epoch; no decision depends on it.
+        device: for the computation.
+        precision: of the autocast forward pass; parameters are always float32.
         progress: called with (batches done, batches in all).
-        unfinished: where the state is kept after each epoch; None: nowhere.
-        last_epoch: stop after this one of the recipe's epochs; None: after all of them.
+        unfinished: file of the state after each epoch; None: none is kept.
+        last_epoch: stop after this epoch; None: after all epochs.
 
     Returns:
         The network after the last epoch, in eval mode, and one row per epoch: ``epoch lr
@@ -108,7 +110,7 @@ def train(
 
     Raises:
         TrainingError: the loss is no longer finite.
-        RequestError: a step on the CPU keeps more than there is memory.
+        RequestError: a step on the CPU needs more memory than the machine has.
     """
     if device.type == "cpu":
         check_step_memory(
@@ -172,9 +174,9 @@ def _train_epoch(
     precision: Precision,
     progress: Callable[[int], None],
 ) -> tuple[float, float]:
-    """One step per batch; mean loss and accuracy over the images of all processes."""
+    """Take one step per batch; return mean loss and accuracy over all processes' images."""
     network.train()
-    seen = torch.zeros(3, device=device, dtype=torch.float64)  # loss, right, images
+    totals = torch.zeros(3, device=device, dtype=torch.float64)  # loss, correct, images
     for step, (size, parts) in enumerate(batches, start=1):
         optimizer.zero_grad(set_to_none=True)
         for i, (images, labels) in enumerate(parts):
@@ -184,14 +186,14 @@ def _train_epoch(
                 loss = F.cross_entropy(logits.float(), labels)
                 weight = len(labels) * distributed.num_processes() / size
                 (loss * weight).backward()  # the mean over the whole batch
-            right = (logits.detach().argmax(1) == labels).sum()
-            count = torch.full_like(right, len(labels))
-            seen += torch.stack([loss.detach() * len(labels), right, count])
+            correct = (logits.detach().argmax(1) == labels).sum()
+            count = torch.full_like(correct, len(labels))
+            totals += torch.stack([loss.detach() * len(labels), correct, count])
         optimizer.step()
         scheduler.step()
         progress(step)
-    loss_sum, num_right, num_images = distributed.summed(seen).tolist()
-    return loss_sum / num_images, num_right / num_images
+    loss_sum, num_correct, num_images = distributed.summed(totals).tolist()
+    return loss_sum / num_images, num_correct / num_images
 
 
 def _resume(
@@ -202,7 +204,7 @@ def _resume(
     steps_per_epoch: int,
     device: torch.device,
 ) -> list[dict[str, float]]:
-    """Go on after the last whole epoch, in all processes alike; the rows of the curve so far."""
+    """Resume after the last complete epoch, in all processes; return the curve so far."""
     rows = []
     if unfinished is not None and distributed.rank() == 0:
         rows = unfinished.load(model, optimizer)
@@ -215,7 +217,7 @@ def _resume(
             state["momentum_buffer"] = torch.zeros_like(parameter)
         if state.get("momentum_buffer") is not None:
             distributed.from_first(state["momentum_buffer"])
-    with warnings.catch_warnings():  # the optimizer's steps were those of the interrupted process
+    with warnings.catch_warnings():  # the interrupted process made the optimizer's steps
         warnings.simplefilter("ignore", UserWarning)
         for _ in range(num_done * steps_per_epoch):
             scheduler.step()
@@ -226,11 +228,11 @@ def _resume(
 def evaluate_split(
     model: nn.Module, split: Split, device: torch.device, precision: Precision
 ) -> tuple[float, float]:
-    """Mean cross-entropy loss and accuracy over a split, in eval mode; all processes share it."""
+    """Return mean cross-entropy and accuracy over a split, in eval mode; processes share it."""
     model.eval()
     for buffer in model.buffers():
         distributed.from_first(buffer)
-    seen = torch.zeros(2, device=device, dtype=torch.float64)  # loss, right
+    totals = torch.zeros(2, device=device, dtype=torch.float64)  # loss, correct
     starts = range(0, len(split), _EVALUATION_BATCH)
     for start in starts[distributed.rank() :: distributed.num_processes()]:
         part = split[start : start + _EVALUATION_BATCH]
@@ -239,9 +241,9 @@ def evaluate_split(
         with _autocast(device, precision):
             logits = model(images).float()
         loss = F.cross_entropy(logits, labels, reduction="sum")
-        seen += torch.stack([loss, (logits.argmax(1) == labels).sum()])
-    loss_sum, num_right = distributed.summed(seen).tolist()
-    return loss_sum / len(split), num_right / len(split)
+        totals += torch.stack([loss, (logits.argmax(1) == labels).sum()])
+    loss_sum, num_correct = distributed.summed(totals).tolist()
+    return loss_sum / len(split), num_correct / len(split)
 
 
 def _autocast(device: torch.device, precision: Precision) -> torch.autocast:
@@ -250,7 +252,7 @@ def _autocast(device: torch.device, precision: Precision) -> torch.autocast:
 
 @torch.no_grad()
 def _set_normalization(model: nn.Module, split: Split | FileSplit) -> None:
-    """Mean and standard deviation per channel over all training pixels."""
+    """Set mean and standard deviation per channel from all training pixels."""
     for module in model.modules():
         if isinstance(module, Normalize):
             module.mean[:, 0, 0], module.std[:, 0, 0] = pixel_statistics(split)

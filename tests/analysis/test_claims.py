@@ -1,4 +1,4 @@
-"""What is claimed, answered from tables with known answers."""
+"""Claims answered from tables with known answers."""
 
 import math
 
@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from test_contrasts import make, pick
 
-from robust_ham.analysis.claims import arms, evidence
+from robust_ham.analysis.claims import evidence, selection
 from robust_ham.analysis.claims.answers import COLUMNS, _applies, answer_claims, answer_experiment
 from robust_ham.analysis.claims.schema import claims
 from robust_ham.analysis.run import Run
@@ -100,7 +100,7 @@ def test_losses_look_the_right_way(tmp_path):
         ("not lower", "supported", "supported", "contradicted"),
     ],
 )
-def test_what_an_interval_says_of_an_expectation(expected, higher, none, lower):
+def test_answers_of_intervals_to_expectations(expected, higher, none, lower):
     margins = (-0.01, 0.01)
     for interval, answer in [
         (Interval(0.05, 0.02, 0.08), higher),
@@ -113,7 +113,7 @@ def test_what_an_interval_says_of_an_expectation(expected, higher, none, lower):
 
 
 def with_widths(run, slope):
-    """Learned widths that grow with the kernel size; robustness grows with them, or does not."""
+    """Learned widths grow with kernel size; robustness grows with them or not."""
     for spec in run.specs:
         path = run.folder.model(spec.model_id) / "model.json"
         card = {k: v for k, v in read_json(path).items() if k != "schema"}
@@ -263,7 +263,7 @@ def test_which_arms_a_claim_compares(tmp_path, config, claim):
     expected = PAIRS[config, claim]
     assert _applies(run, stated) == (expected is not None)
     if expected is not None:
-        found = arms.pairs_of(run, stated.parts[0])
+        found = selection.pairs_of(run, stated.parts[0])
         assert [(c.spec.family, c.baseline[0].family) for c in found] == expected
         against = stated.parts[0].against
         key = "init" if "init" in against else "window"

@@ -1,4 +1,4 @@
-"""Windowed against baseline on made-up tables whose answers are known."""
+"""Windowed against baseline on synthetic tables with known answers."""
 
 import math
 
@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from robust_ham.analysis.compare_models import COLUMNS as PAIR_COLUMNS
-from robust_ham.analysis.compare_models import checkpoint_pairs
+from robust_ham.analysis.compare_models import compare_checkpoints
 from robust_ham.analysis.contrasts import CONTRAST_COLUMNS, contrasts
 from robust_ham.analysis.run import Run
 from robust_ham.analysis.statistics import crossed_interval
@@ -56,7 +56,7 @@ def samples(distances, right, spatial=False):
 
 
 def make(folder, seeds=(0, 1, 2, 3, 4), images=200, effect=None, missing=(), change=None):
-    """Distances with image and seed effects, times ``effect[k]`` where windowed."""
+    """Write distances with image and seed effects, times ``effect[k]`` if windowed."""
     run = RunFolder(folder)
     write_text(run.config, CONFIG.format(seeds=list(seeds)))
     stream = np.random.default_rng(0)
@@ -150,7 +150,7 @@ def test_references_are_the_same_k_and_the_3x3_baseline(tmp_path):
     assert set(pick(table, versus="3x3 baseline")["versus_kernel_size"]) == {3}
 
 
-def test_endpoints_are_primary_and_all_else_explores(tmp_path):
+def test_endpoints_are_primary_and_all_else_is_exploratory(tmp_path):
     table = contrasts(make(tmp_path))
     primary = table[table["primary"]]
     assert set(zip(primary["metric"], primary["attack"], strict=True)) == {
@@ -161,7 +161,7 @@ def test_endpoints_are_primary_and_all_else_explores(tmp_path):
     assert set(primary["versus"]) == {"same k", "interaction"}
 
 
-def test_an_endpoint_without_a_budget_means_the_attacks_own(tmp_path):
+def test_an_endpoint_without_a_budget_uses_the_main_budget(tmp_path):
     run = make(tmp_path)
     lines = "endpoints: [{metric: robust_accuracy, attack: d}, "
     lines += "{metric: robust_accuracy, attack: d, budget: 0.33}]\n"
@@ -285,7 +285,7 @@ def test_networks_that_nothing_fools_are_equivalent(tmp_path):
 
 def test_two_checkpoints_are_compared_as_two_checkpoints(tmp_path):
     run = make(tmp_path, seeds=(0, 1), effect={9: 1.5})
-    table = checkpoint_pairs(run)
+    table = compare_checkpoints(run)
     assert list(table) == PAIR_COLUMNS
     assert len(table) == 3 * 2 * (1 + 3 * 2 + 1)  # clean; two attacks and their best; spatial
     assert set(table["note"]) == {"these two networks, not windows as such"}
@@ -303,7 +303,7 @@ def test_two_checkpoints_are_compared_as_two_checkpoints(tmp_path):
     assert clean["num_images"] == 500
 
 
-def test_a_figure_that_happens_to_have_one_image_is_not_a_card(tmp_path):
+def test_a_metric_of_one_image_is_not_a_number_per_model(tmp_path):
     def first(spec, tables):
         for name in tables:
             tables[name] = tables[name].iloc[:1]

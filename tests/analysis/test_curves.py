@@ -1,4 +1,4 @@
-"""Summary figures against a hand-made table of six rows."""
+"""Summary and curves of a hand-made table of six rows."""
 
 import math
 
@@ -7,18 +7,12 @@ import pandas as pd
 import pytest
 from scipy.integrate import trapezoid
 
-from robust_ham.analysis.curves import (
-    SUMMARY_COLUMNS,
-    Run,
-    budget_curves,
-    kernel_size_curves,
-    optimality,
-    robust_accuracy,
-    robust_area,
-    summarise,
-    summary_row,
-)
+from robust_ham.analysis.curves import budget_curves, kernel_size_curves
+from robust_ham.analysis.metrics import METRICS, beyond_budget, robust_area
+from robust_ham.analysis.optimality import optimality
+from robust_ham.analysis.run import Run
 from robust_ham.analysis.statistics import wilson
+from robust_ham.analysis.summary import summarise, summary_columns, summary_row
 from robust_ham.config.experiment import AttackConfig
 from robust_ham.errors import RequestError
 from robust_ham.storage.files import write_json, write_text
@@ -30,7 +24,7 @@ SPATIAL = AttackConfig(attack="spatial_grid")
 
 
 def six_rows(spatial=False):
-    """One wrong before, three fooled at 0.1, 0.3 and 0.9, one survivor, one invalid."""
+    """One misclassified, three fooled at 0.1, 0.3 and 0.9, one survivor, one invalid."""
     inf, nan = math.inf, math.nan
     distances = [0.0, 0.1, 0.3, 0.9, inf, inf]
     return pd.DataFrame(
@@ -112,15 +106,15 @@ def test_all_wrong_and_all_survivors():
 
 
 def test_robust_accuracy_at_budget_zero_is_the_clean_accuracy():
-    distances = six_rows()["l2"].to_numpy()
-    assert robust_accuracy(distances, 0.0) == pytest.approx(5 / 6)
+    robust = METRICS["robust_accuracy"].image_values(six_rows(), DEEPFOOL, 0.0)
+    assert robust.mean() == pytest.approx(5 / 6)
 
 
 def test_area_is_the_area_under_the_curve():
     stream = np.random.default_rng(0)
     distances = np.concatenate([np.zeros(10), stream.exponential(0.3, 80), np.full(10, np.inf)])
     budgets = np.linspace(0, 0.5, 20_001)
-    curve = [robust_accuracy(distances, b) for b in budgets]
+    curve = [beyond_budget(distances, b).mean() for b in budgets]
     assert robust_area(distances, 0.5) == pytest.approx(trapezoid(curve, budgets), abs=1e-4)
 
 
@@ -146,10 +140,9 @@ CARD = {
 }
 
 
-@pytest.fixture
-def run(tmp_path):
-    """Four models with the six rows, distances multiplied by 1, 2 (seeds) and 1, 3 (windows)."""
-    folder = RunFolder(tmp_path)
+def make_run(path):
+    """Write four models of the six rows, distances times 1, 2 (seeds) and 1, 3 (windows)."""
+    folder = RunFolder(path)
     write_text(folder.config, CONFIG)
     for spec in Run(folder).config.model_specs():
         write_json(folder.model(spec.model_id) / "model.json", CARD)
@@ -163,9 +156,14 @@ def run(tmp_path):
     return Run(folder)
 
 
+@pytest.fixture
+def run(tmp_path):
+    return make_run(tmp_path)
+
+
 def test_summary_has_the_contracts_columns(run):
     summary = summarise(run)
-    assert list(summary) == SUMMARY_COLUMNS
+    assert list(summary) == summary_columns()
     assert len(summary) == 8
     assert summary["width"].unique().tolist() == ["4"]
     assert summary["median_l2"].tolist()[::2] == pytest.approx([0.9, 1.8, 2.7, 5.4])

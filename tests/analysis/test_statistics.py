@@ -99,7 +99,7 @@ def test_one_seed_gives_the_interval_over_images():
 
 
 def test_equal_seed_means_are_no_certainty():
-    """Each seed is wrong on one other image: the means are equal by chance."""
+    """Each seed misclassifies a different image: the means are equal by chance."""
     values = np.zeros((3, 200))
     values[[0, 1, 2], [3, 50, 120]] = 1
     effect = crossed(values)
@@ -152,7 +152,7 @@ def test_p_and_interval_agree():
     assert effect.p_value(edge) == pytest.approx(0.05)
 
 
-def test_pooled_seed_variance_covers_over_cells_that_vary_alike():
+def test_pooled_seed_variance_covers_comparisons_that_vary_alike():
     stream = np.random.default_rng(1)
     hits, repeats = 0, 1000
     for _ in range(repeats):
@@ -168,7 +168,7 @@ def test_pooled_seed_variance_covers_over_cells_that_vary_alike():
 
 @pytest.mark.parametrize(("seeds", "pool"), [(3, True), (5, False)])
 def test_simultaneous_intervals_cover_all_kernel_sizes_together(seeds, pool):
-    """In long simulations 94.5 to 95 % of 3 seeds pooled (84 to 94 % if not), 92.5 to 95 % of 5."""
+    """Long simulations: 94.5 to 95 % for 3 seeds pooled (84 to 94 % if not), 92.5 to 95 % for 5."""
     stream = np.random.default_rng(2)
     sizes, repeats, hits = 5, 600, 0
     for _ in range(repeats):
@@ -232,7 +232,7 @@ def test_without_a_margin_nothing_is_equivalent():
     assert verdict(Interval(1.2, 1.1, 1.3), 1.0, None) == "better"
 
 
-def test_what_it_would_take_to_decide():
+def test_seeds_and_images_needed_for_a_verdict():
     values = drawn(np.random.default_rng(5), 3, 400, 0.3, 0.5, effect=0.0)
     values += 0.15 - values.mean()
     effect = crossed(values)
@@ -250,7 +250,7 @@ def test_what_it_would_take_to_decide():
 
 
 def naive_bootstrap(values, statistic, num_draws):
-    """The referee: values are really drawn again."""
+    """A second implementation that resamples the values themselves."""
     stream = np.random.default_rng(0)
     num_seeds, num_images = values.shape
     draws = []
@@ -296,7 +296,7 @@ def test_ratios_of_distances():
     assert np.isnan(found[3:]).all()
 
 
-def test_cells_that_vary_alike_and_that_do_not():
+def test_comparisons_that_vary_alike_or_differently():
     stream = np.random.default_rng(7)
     alike = [drawn(stream, 3, 50, 0.3, 0.5) for _ in range(5)]
     assert vary_alike(alike)
@@ -383,7 +383,7 @@ def test_where_values_vary_the_t_interval_stays_as_it_is():
 @pytest.mark.parametrize("share", [0.01, 0.1, 0.5])
 @pytest.mark.parametrize("kind", ["shares", "distances", "nearly all at the end"])
 def test_means_of_bounded_values_are_covered(num_images, share, kind):
-    """The clipped t interval covers 5 to 90 % of these where the share is small."""
+    """The clipped t interval covers 5 to 90 % of these if the share is small."""
     stream = np.random.default_rng(num_images)
     hits, repeats = 0, 300
     for _ in range(repeats):

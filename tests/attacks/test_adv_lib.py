@@ -1,4 +1,4 @@
-"""FMN of adversarial-library: refused without it; with it the contract and closed forms."""
+"""FMN of adversarial-library: refused without the library; with it, contract and closed forms."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from attacks import fmn
 from attacks.adapters.adv_lib import INSTALL_ADV_LIB, import_adv_lib
 from robust_ham.config.experiment import AttackConfig
 from robust_ham.errors import RequestError
-from robust_ham.evaluation.registry import attack_options, check_attack
+from robust_ham.evaluation.options import attack_options, check_attack_options
 
 needs_adv_lib = pytest.mark.skipif(
     find_spec("adv_lib") is None, reason=f"adv-lib is not installed: {INSTALL_ADV_LIB}"
@@ -25,7 +25,7 @@ needs_adv_lib = pytest.mark.skipif(
 
 
 def forget(monkeypatch, *packages):
-    """Let packages be imported anew; those that were are back after the test."""
+    """Import packages again, and restore the imported modules after the test."""
     for name in [*packages, *sys.modules]:
         if name.partition(".")[0] in packages:
             monkeypatch.setitem(sys.modules, name, None)
@@ -33,7 +33,7 @@ def forget(monkeypatch, *packages):
 
 
 class Absent:
-    """A finder that finds no adv_lib, wherever it may be."""
+    """An import finder that hides adv_lib."""
 
     @staticmethod
     def find_spec(name, path=None, target=None):
@@ -49,7 +49,7 @@ def without_adv_lib(monkeypatch):
 
 @pytest.fixture
 def pretended(monkeypatch, tmp_path):
-    """Make an adv_lib that has nothing but these lines."""
+    """Create an adv_lib that consists of these lines."""
 
     def pretend(lines):
         forget(monkeypatch, "adv_lib", "distutils", "visdom")
@@ -67,7 +67,7 @@ def test_refused_without_adv_lib():
         fmn(zoo_model(3, "none"), x, y)
     assert error.value.name == "adv-lib"
     with pytest.raises(RequestError) as refused:
-        check_attack(AttackConfig(attack="fmn"), "near", (1, 28, 28))
+        check_attack_options(AttackConfig(attack="fmn"), "near", (1, 28, 28))
     assert str(refused.value) == (
         "attacks.near: adv-lib is not installed: pip install tqdm; pip install --no-deps adv-lib"
     )
@@ -162,7 +162,7 @@ def test_affine_classifier(norm, dtype):
 
 @needs_adv_lib
 def test_memory_layout_does_not_matter():
-    """adv_lib projects ``delta.flatten(1)`` in place: nothing happens where that is a copy."""
+    """adv_lib projects ``delta.flatten(1)`` in place, which has no effect on a copy."""
     model, x, labels = affine_case()
     x = x.view(-1, 3, 2, 2)
     plain, last = (
@@ -177,12 +177,12 @@ def test_same_images_as_adv_lib_by_hand():
     model = zoo_model(3, "none").eval()
     x, y = fashion_images(6)
     right = model(x).argmax(1) == y
-    found = fmn(model, x, y, steps=12, max_stepsize=0.1, gamma=0.1)
+    outcome = fmn(model, x, y, steps=12, max_stepsize=0.1, gamma=0.1)
     by_hand = import_adv_lib("adv_lib.attacks").fmn
     expected = by_hand(model, x[right], y[right], norm=2, steps=12, α_init=0.1, γ_init=0.1)
-    torch.testing.assert_close(found.images[right], expected, atol=1e-4, rtol=0)
-    assert torch.equal(found.fooled[right], model(expected).argmax(1) != y[right])
-    assert found.fooled[right].any()
+    torch.testing.assert_close(outcome.images[right], expected, atol=1e-4, rtol=0)
+    assert torch.equal(outcome.fooled[right], model(expected).argmax(1) != y[right])
+    assert outcome.fooled[right].any()
 
 
 @needs_adv_lib
@@ -192,14 +192,14 @@ def test_passes():
     x, y = fashion_images(12)
     y = y.clone()
     y[4] = (model(x[4:5]).argmax(1).item() + 1) % 10
-    found = fmn(model, x, y, steps=7, norm="linf")
+    outcome = fmn(model, x, y, steps=7, norm="linf")
     right = model(x).argmax(1) == y
-    assert set(found.backwards[right].tolist()) == {7}
-    assert set(found.backwards[~right].tolist()) == {0}
-    assert set(found.forwards[right].tolist()) == {1 + 7 + 1 + 1}
-    assert set(found.forwards[~right].tolist()) == {2}
-    assert found.fooled[~right].all()
-    assert torch.equal(found.images[~right], x[~right])
+    assert set(outcome.backwards[right].tolist()) == {7}
+    assert set(outcome.backwards[~right].tolist()) == {0}
+    assert set(outcome.forwards[right].tolist()) == {1 + 7 + 1 + 1}
+    assert set(outcome.forwards[~right].tolist()) == {2}
+    assert outcome.fooled[~right].all()
+    assert torch.equal(outcome.images[~right], x[~right])
 
 
 @needs_adv_lib
@@ -221,11 +221,11 @@ def test_images_that_cannot_be_attacked():
     model, x, labels = affine_case(6)
     x[2, 0, 1, 1] = torch.nan
     labels[4] = (labels[4] + 1) % 5
-    found = fmn(model, x, labels, steps=20)
-    assert found.fooled.tolist() == [True, True, False, True, True, True]
+    outcome = fmn(model, x, labels, steps=20)
+    assert outcome.fooled.tolist() == [True, True, False, True, True, True]
     untouched = [2, 4]
-    torch.testing.assert_close(found.images[untouched], x[untouched], equal_nan=True)
-    assert found.backwards[untouched].tolist() == [0, 0]
+    torch.testing.assert_close(outcome.images[untouched], x[untouched], equal_nan=True)
+    assert outcome.backwards[untouched].tolist() == [0, 0]
     empty = fmn(model, x[:0], labels[:0])
     assert empty.images.shape == (0, 1, 3, 4)
 
@@ -235,20 +235,20 @@ def test_an_image_that_is_never_fooled_comes_back_as_it_was():
     model, x, labels = affine_case(4)
     model.bias = 1e3 * nn.functional.one_hot(labels[0], 5).float()
     labels = labels[:1].repeat(4)
-    found = fmn(model, x, labels, steps=10)
-    assert not found.fooled.any()
-    assert torch.equal(found.images, x)
+    outcome = fmn(model, x, labels, steps=10)
+    assert not outcome.fooled.any()
+    assert torch.equal(outcome.images, x)
 
 
 @needs_adv_lib
 def test_images_stay_in_the_box():
-    model = Affine(scale=0.01)  # so flat that the boundary is out of reach for some
+    model = Affine(scale=0.01)  # so flat that some images cannot reach the boundary
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(32, 1, 3, 4, generator=generator).round()
     x[:4] -= 5e-7  # within the tolerance
-    found = fmn(model, x, model(x).argmax(1), steps=30)
-    assert found.fooled.any()
-    assert ((found.images >= 0) & (found.images <= 1)).all()
+    outcome = fmn(model, x, model(x).argmax(1), steps=30)
+    assert outcome.fooled.any()
+    assert ((outcome.images >= 0) & (outcome.images <= 1)).all()
 
 
 @needs_adv_lib

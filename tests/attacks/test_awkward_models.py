@@ -1,4 +1,4 @@
-"""Every attack on every awkward network answers as on the same network given as a function."""
+"""All attacks on all awkward networks give the same result as on the network as a function."""
 
 import subprocess
 import sys
@@ -38,7 +38,7 @@ OPTIONS = {
         (foolbox_attack, {"steps": 8}),
         (foolbox_attack, {"attack": "LinfPGD", "norm": "linf", "epsilon": 8 / 255, "steps": 4}),
     ],
-    "fmn": [],  # needs a library that is no dependency; it is handed models as foolbox is
+    "fmn": [],  # an optional dependency; it gets models like foolbox
 }
 WITHOUT_GRADIENT = {
     *("WholeNumbers", "HidesItsGradient", "AnswersFromNumpy", "InferenceModeInside"),
@@ -50,7 +50,7 @@ CALLS = [
 
 
 def case(kind, count=6):
-    """A network in training mode as its user may leave it, images, and the labels that it gives."""
+    """A network in training mode, images, and its predictions as labels."""
     torch.manual_seed(7)
     model = kind()
     images = torch.rand(count, *SHAPE, generator=torch.Generator().manual_seed(1))
@@ -71,7 +71,7 @@ def answer(attack, model, images, labels, options):
 
 @pytest.fixture(autouse=True)
 def _one_thread():
-    """Small layers take longer on two threads than on one."""
+    """Use one thread, which is faster for small layers."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -98,19 +98,19 @@ def test_a_network_is_attacked_as_the_function_it_is(name):
     twin.eval()
     for attack, options in [call for calls in OPTIONS.values() for call in calls]:
         if attack is foolbox_attack and name in WITHOUT_GRADIENT:
-            continue  # foolbox then draws, for all images of a batch together
-        found = answer(attack, model, images, labels, options)
+            continue  # foolbox draws random numbers for a whole batch
+        outcome = answer(attack, model, images, labels, options)
         expected = answer(attack, twin.__call__, given.clone(), labels, options)
         where = f"{name}, {attack.__name__} {options}"
         assert torch.equal(images, given), where
-        assert found.images.amin() >= 0, where
-        assert found.images.amax() <= 1, where
-        assert torch.equal(found.fooled, expected.fooled), where
-        far = (found.images - expected.images).flatten(1).norm(dim=1)
+        assert outcome.images.amin() >= 0, where
+        assert outcome.images.amax() <= 1, where
+        assert torch.equal(outcome.fooled, expected.fooled), where
+        far = (outcome.images - expected.images).flatten(1).norm(dim=1)
         size = (expected.images - images).flatten(1).norm(dim=1).clamp_min(0.01)
         assert (far <= 0.01 * size).all(), (where, far / size)
-        if found.margins is not None:
-            torch.testing.assert_close(found.margins, expected.margins, atol=1e-3, rtol=1e-3)
+        if outcome.margins is not None:
+            torch.testing.assert_close(outcome.margins, expected.margins, atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("name", RANDOM)
@@ -137,7 +137,7 @@ def test_the_caller_finds_the_network_as_it_was(name):
 
 
 class Quantised(nn.Module):
-    """Fifteen grey levels, passed straight through, before a convolution, pooling and a layer."""
+    """Fifteen grey levels with a straight-through gradient, convolution, pooling, linear layer."""
 
     def __init__(self):
         super().__init__()
@@ -163,9 +163,9 @@ def test_inside_inference_mode(prefer):
     with torch.inference_mode():
         if prefer == "inference images":
             images, labels = images.clone(), labels.clone()
-        found = deepfool(model, images, labels)
+        outcome = deepfool(model, images, labels)
     assert expected.fooled.all()
-    torch.testing.assert_close(found.images, expected.images)
+    torch.testing.assert_close(outcome.images, expected.images)
 
 
 @pytest.mark.parametrize("layout", ["channels last", "transposed", "subclass", "needs gradient"])
@@ -181,10 +181,10 @@ def test_images_in_any_layout(layout):
         given = tv_tensors.Image(images)
     else:
         given = images.clone().requires_grad_()
-    found = deepfool(model, given, labels)
-    assert type(found.images) is torch.Tensor
-    assert not found.images.requires_grad
-    torch.testing.assert_close(found.images, expected.images)
+    outcome = deepfool(model, given, labels)
+    assert type(outcome.images) is torch.Tensor
+    assert not outcome.images.requires_grad
+    torch.testing.assert_close(outcome.images, expected.images)
 
 
 @pytest.mark.parametrize("name", sorted(WITHOUT_GRADIENT))
@@ -208,12 +208,12 @@ def test_two_threads_attack_one_model():
     model, images, labels = case(AWKWARD["ViewAfterPooling"], count=40)
     model.train()
     expected = deepfool(model, images, labels)
-    found, failures = [], []
+    outcomes, failures = [], []
 
     def work():
         try:
-            found.extend(deepfool(model, images, labels) for _ in range(4))
-        except Exception as error:  # a thread's own exception would be lost
+            outcomes.extend(deepfool(model, images, labels) for _ in range(4))
+        except Exception as error:  # exceptions of threads are lost otherwise
             failures.append(error)
 
     threads = [threading.Thread(target=work) for _ in range(3)]
@@ -222,7 +222,7 @@ def test_two_threads_attack_one_model():
     for thread in threads:
         thread.join()
     assert not failures
-    assert all(torch.equal(outcome.images, expected.images) for outcome in found)
+    assert all(torch.equal(outcome.images, expected.images) for outcome in outcomes)
     assert model.training
     assert model.conv.training
     assert all(parameter.requires_grad for parameter in model.parameters())
@@ -261,12 +261,12 @@ def test_compiled_models(how):
         called = compiled if how == "model" else lambda x: 1.0 * model.eval()(x)
         compiled = torch.compile(called, backend="aot_eager")
     compiled(images)
-    found = deepfool(compiled, images, labels)
-    torch.testing.assert_close(found.images, expected.images)
+    outcome = deepfool(compiled, images, labels)
+    torch.testing.assert_close(outcome.images, expected.images)
 
 
 class OneOutputTensor(Base):
-    """Returns the same tensor at every call, as a captured CUDA graph does."""
+    """Returns the same tensor at every call, like a captured CUDA graph."""
 
     def __init__(self):
         super().__init__()
@@ -309,8 +309,8 @@ def test_a_bound_method_is_attacked_in_eval_mode():
     model, images, labels = case(Base)
     expected = deepfool(model, images, labels)
     model.train()
-    found = deepfool(model.forward, images, labels)
-    torch.testing.assert_close(found.images, expected.images)
+    outcome = deepfool(model.forward, images, labels)
+    torch.testing.assert_close(outcome.images, expected.images)
     assert model.training
 
 

@@ -64,7 +64,7 @@ def test_ring_sizes_never_differ_by_more_than_two():
 def test_rings_worked_by_hand():
     """Squared radii of 4 × 4, in sixteenths: rows 0 1 2 −1 against columns 0 1 2 −1."""
     # 0 1 4 1     By radius: 0; 1 (two pairs); 2 (two pairs); 4 (two of their own); 5 (two pairs,
-    # 1 2 5 2     and two more); 8. Eight of 16 are not to be had (1 + 2 n): seven, then nine.
+    # 1 2 5 2     and two more); 8. Eight of 16 are impossible (1 + 2 n): seven, then nine.
     # 4 5 8 5     Of the pairs at 2 the first in row-major order, (1, 1) with (3, 3), goes in.
     # 1 2 5 2
     low = torch.tensor([[1, 1, 0, 1], [1, 1, 0, 0], [0, 0, 0, 0], [1, 0, 0, 1]]).bool()
@@ -191,8 +191,8 @@ def test_batch_invariance(band):
         (torch.cat([o.images for o in alone]), torch.cat([o.fooled for o in alone])),
         (shuffled.images[order.argsort()], shuffled.fooled[order.argsort()]),
     ):
-        found = (images - x).flatten(1).norm(dim=1)
-        assert ((found - norms).abs() <= 1e-4 * norms.clamp_min(1e-3)).all()
+        other_norms = (images - x).flatten(1).norm(dim=1)
+        assert ((other_norms - norms).abs() <= 1e-4 * norms.clamp_min(1e-3)).all()
         assert torch.equal(fooled, together.fooled)
 
 
@@ -210,7 +210,7 @@ def test_fooled_is_what_the_model_says_and_the_box_is_kept():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_gradient_outside_the_ring_is_a_failure(dtype):
-    """Only rounding is left of it in the ring, and rounding is no direction."""
+    """Its part in the ring is a rounding error, not a direction."""
     x = torch.rand(8, 1, 28, 28, generator=torch.Generator().manual_seed(0), dtype=dtype)
     wave = (2 * torch.pi * torch.arange(28, dtype=dtype) / 28).cos().expand(28, 28)
 

@@ -1,4 +1,4 @@
-"""The attacks on a GPU, where one is present: the CPU's answer, TF32 and autocast kept out."""
+"""Attacks on a GPU, if present: same result as on the CPU, without TF32 and autocast."""
 
 import copy
 

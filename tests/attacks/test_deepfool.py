@@ -12,7 +12,7 @@ from attacks.utils.prepare import FastCopy, prepare
 
 
 class Affine(nn.Module):
-    """Logits A x + b, arranged so that every image is right and the box is far away."""
+    """Logits A x + b with correctly classified images, far from the box."""
 
     def __init__(self, classes=5, pixels=12, dtype=torch.float32, layers=1, scale=1.0):
         super().__init__()
@@ -101,8 +101,8 @@ def test_batch_invariance(norm, kernel_size, window):
         torch.cat([o.images for o in alone]),
         shuffled.images[order.argsort()],
     ):
-        found = (other - x).flatten(1).norm(dim=1)
-        assert ((found - norms).abs() <= 1e-4 * norms.clamp_min(1e-3)).all()
+        other_norms = (other - x).flatten(1).norm(dim=1)
+        assert ((other_norms - norms).abs() <= 1e-4 * norms.clamp_min(1e-3)).all()
     assert torch.equal(together.fooled, torch.cat([o.fooled for o in alone]))
     assert torch.equal(together.fooled, shuffled.fooled[order.argsort()])
 
@@ -138,13 +138,13 @@ def test_pruning_saves_gradients_and_keeps_the_answer(kernel_size, window):
     assert torch.equal(pruned.fooled, full.fooled)
     a, b = ((o.images - x).flatten(1).norm(dim=1) for o in (pruned, full))
     same = ((a - b).abs() <= 1e-3 * b).float().mean()
-    # The windowed 3×3, in practice 1×1, wanders for up to 200 steps: few of its paths part.
+    # The windowed 3×3 network, effectively 1×1, needs up to 200 steps; few paths diverge.
     assert same == 1 or ((kernel_size, window) == (3, "hamming") and same >= 0.95)
     assert pruned.backwards.sum() < 0.6 * full.backwards.sum()
 
 
 class OneRowTripled(nn.Module):
-    """The zoo's network with one class row × 3, so that gradients differ in size."""
+    """A network of the zoo with one class row × 3, so that gradients differ in size."""
 
     def __init__(self):
         super().__init__()
@@ -233,7 +233,7 @@ def test_the_audit_of_pruning_looks_at_many_classes():
 
 
 def test_a_gradient_that_grows_is_not_pruned_by_what_others_had():
-    """Class 2's gradient is 20 times class 1's beyond the first step, and was seen before it."""
+    """After the first step, class 2's gradient is 20 times class 1's; it was computed before."""
 
     def model(x):
         a, b = x.flatten(1).unbind(1)

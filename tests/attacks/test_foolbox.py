@@ -15,41 +15,42 @@ from conftest import TINY_RUN, fashion_images, zoo_model
 from torch import Tensor, nn
 
 from attacks import ATTACKS, foolbox_attack
-from attacks.adapters.foolbox import foolbox_parameters
+from attacks.adapters.foolbox import foolbox_attack_names, foolbox_parameters
 from robust_ham.api import evaluate
 from robust_ham.config.experiment import AttackConfig
 from robust_ham.config.files import parse_config
 from robust_ham.errors import RequestError
-from robust_ham.evaluation.registry import attack_function, attack_options, check_attack
+from robust_ham.evaluation.options import attack_options, check_attack_options
+from robust_ham.evaluation.registry import attack_function
 
 
 def test_same_images_as_foolbox_by_hand() -> None:
     model = zoo_model(7, "none")
     images, labels = fashion_images(40)
-    found = foolbox_attack(model, images, labels, attack="L2DeepFoolAttack")
+    outcome = foolbox_attack(model, images, labels, attack="L2DeepFoolAttack")
     right = model(images).argmax(1) == labels
     by_hand = foolbox.attacks.L2DeepFoolAttack()
     wrapped = foolbox.PyTorchModel(model.eval(), bounds=(0, 1), device="cpu")
     _, expected, success = by_hand(wrapped, images[right], labels[right], epsilons=None)
-    torch.testing.assert_close(found.images[right], expected, atol=1e-4, rtol=0)
-    assert torch.equal(found.fooled[right], success)
-    assert torch.equal(found.images[~right], images[~right])
-    assert found.fooled[~right].all()
+    torch.testing.assert_close(outcome.images[right], expected, atol=1e-4, rtol=0)
+    assert torch.equal(outcome.fooled[right], success)
+    assert torch.equal(outcome.images[~right], images[~right])
+    assert outcome.fooled[~right].all()
 
 
 def test_passes_of_ddn() -> None:
     """One forward and one backward per step; two judgements, and one on the caller's model."""
     model = zoo_model(3, "none")
     images, labels = fashion_images(30)
-    found = foolbox_attack(model, images, labels, attack="DDNAttack", steps=15)
+    outcome = foolbox_attack(model, images, labels, attack="DDNAttack", steps=15)
     right = model(images).argmax(1) == labels
     assert right.any()
     assert not right.all()
-    assert found.fooled[right].all()
-    assert set(found.backwards[right].tolist()) == {15}
-    assert set(found.backwards[~right].tolist()) == {0}
-    assert set(found.forwards[~right].tolist()) == {2}
-    assert all(15 < passes <= 20 for passes in found.forwards[right].tolist())
+    assert outcome.fooled[right].all()
+    assert set(outcome.backwards[right].tolist()) == {15}
+    assert set(outcome.backwards[~right].tolist()) == {0}
+    assert set(outcome.forwards[~right].tolist()) == {2}
+    assert all(15 < passes <= 20 for passes in outcome.forwards[right].tolist())
 
 
 def test_global_random_state_and_seed() -> None:
@@ -77,9 +78,9 @@ def test_epsilon_bounds_the_perturbation() -> None:
     model = zoo_model(5, "none")
     images, labels = fashion_images(20)
     options = {"attack": "LinfPGD", "norm": "linf", "epsilon": 4 / 255}
-    found = foolbox_attack(model, images, labels, **options)
-    assert (found.images - images).abs().amax() <= 4 / 255 + 1e-6
-    assert 0 < found.fooled.float().mean() < 1
+    outcome = foolbox_attack(model, images, labels, **options)
+    assert (outcome.images - images).abs().amax() <= 4 / 255 + 1e-6
+    assert 0 < outcome.fooled.float().mean() < 1
 
 
 def test_images_that_cannot_be_attacked() -> None:
@@ -87,9 +88,9 @@ def test_images_that_cannot_be_attacked() -> None:
     images, labels = fashion_images(6)
     images = images.clone()
     images[2, 0, 3, 3] = torch.nan
-    found = foolbox_attack(model, images, labels, attack="DDNAttack", steps=5)
-    assert not found.fooled[2]
-    torch.testing.assert_close(found.images[2], images[2], equal_nan=True)
+    outcome = foolbox_attack(model, images, labels, attack="DDNAttack", steps=5)
+    assert not outcome.fooled[2]
+    torch.testing.assert_close(outcome.images[2], images[2], equal_nan=True)
     empty = foolbox_attack(model, images[:0], labels[:0], attack="DDNAttack")
     assert empty.images.shape == (0, 1, 28, 28)
 
@@ -104,9 +105,9 @@ class _Constant(nn.Module):
 def test_no_starting_point_is_a_failure_not_an_error() -> None:
     images = torch.rand(3, 1, 8, 8)
     labels = torch.tensor([0, 0, 1])
-    found = foolbox_attack(_Constant(), images, labels, attack="BoundaryAttack", steps=3)
-    assert found.fooled.tolist() == [False, False, True]
-    assert torch.equal(found.images, images)
+    outcome = foolbox_attack(_Constant(), images, labels, attack="BoundaryAttack", steps=3)
+    assert outcome.fooled.tolist() == [False, False, True]
+    assert torch.equal(outcome.images, images)
 
 
 @pytest.mark.parametrize(
@@ -115,8 +116,8 @@ def test_no_starting_point_is_a_failure_not_an_error() -> None:
         ({"attack": "NoSuchAttack"}, "attack: expected an attack of foolbox"),
         ({"attack": "Attack", "steps": 3}, "foolbox's Attack|unknown option"),
         ({"attack": "DDNAttack", "stepps": 3}, "stepps: unknown option of foolbox's DDNAttack"),
-        ({"attack": "FGSM", "norm": "linf"}, "epsilon: foolbox's FGSM needs"),
-        ({"attack": "DDNAttack", "epsilon": 0.1}, "epsilon: foolbox's DDNAttack takes none"),
+        ({"attack": "FGSM", "norm": "linf"}, "epsilon: foolbox's FGSM requires"),
+        ({"attack": "DDNAttack", "epsilon": 0.1}, "epsilon: not an option of foolbox's DDNAttack"),
         ({"attack": "LinfPGD", "epsilon": 0.1}, "norm: foolbox's LinfPGD measures linf"),
         ({"attack": "DDNAttack", "norm": "l3"}, "norm: expected l2 or linf"),
     ],
@@ -136,7 +137,7 @@ def test_l2_fmn_warns() -> None:
 def test_works_without_git() -> None:
     code = (
         "import torch.fx.experimental.optimization, warnings; warnings.simplefilter('error');"
-        "from attacks.adapters.foolbox import foolbox_parameters;"
+        "from attacks.adapters.foolbox import foolbox_attack_names, foolbox_parameters;"
         "print(len(foolbox_parameters('DDNAttack')))"
     )
     ran = subprocess.run(
@@ -177,7 +178,7 @@ def test_options_in_a_config() -> None:
 )
 def test_wrong_configs(lines: str, message: str) -> None:
     with pytest.raises(RequestError, match=message):
-        check_attack(config_of(lines).attacks["chosen"], "chosen", (1, 28, 28))
+        check_attack_options(config_of(lines).attacks["chosen"], "chosen", (1, 28, 28))
 
 
 def test_a_run(run_cli, tmp_path) -> None:
@@ -196,7 +197,9 @@ def test_a_run(run_cli, tmp_path) -> None:
 def names_of_attacks() -> list[str]:
     everything = vars(foolbox.attacks)
     classes = {n for n, c in everything.items() if isinstance(c, type)}
-    return sorted(n for n in classes if issubclass(everything[n], foolbox.Attack))
+    names = sorted(n for n in classes if issubclass(everything[n], foolbox.Attack))
+    assert names == foolbox_attack_names()
+    return names
 
 
 CODE = ["/tmp/x", "", "os:system", print, foolbox.attacks.LinfPGD(), ["/tmp/x"], {"a": 1}, b"x"]
@@ -212,15 +215,15 @@ def test_no_option_of_any_attack_takes_a_path_or_code() -> None:
                 continue
             tried.add((option, str(parameter.annotation)))
             for value in CODE:
-                asked = AttackConfig.model_construct(attack=attack)
-                object.__setattr__(asked, "__pydantic_extra__", {option: value})
+                attack_config = AttackConfig.model_construct(attack=attack)
+                object.__setattr__(attack_config, "__pydantic_extra__", {option: value})
                 with pytest.raises(RequestError, match=f"a.{option}: expected"):
-                    attack_options(asked, "a")
+                    attack_options(attack_config, "a")
     assert len(tried) > 60
 
 
 def test_what_is_not_offered_of_foolbox() -> None:
-    """By its type; a new one of a later version is looked at here first."""
+    """By its type; review new parameters of later versions here."""
     withheld = set()
     for name in names_of_attacks():
         every = set(inspect.signature(getattr(foolbox.attacks, name)).parameters)
@@ -232,7 +235,7 @@ def test_what_is_not_offered_of_foolbox() -> None:
 @pytest.mark.parametrize("value", ["/tmp/x", False, None])
 def test_withheld_options_are_refused_from_python(option: str, value: object) -> None:
     images, labels = fashion_images(2)
-    message = f"{option}: not offered, as a path, an object or a function of foolbox's BoundaryAtt"
+    message = f"{option}: not offered: a path, an object or a function in foolbox's BoundaryAtt"
     with pytest.raises(ValueError, match=message):
         foolbox_attack(
             zoo_model(3, "none"), images, labels, attack="BoundaryAttack", **{option: value}
@@ -258,6 +261,6 @@ def test_tensorboard_writes_nothing(run_cli, tmp_path, monkeypatch, dry: bool) -
     config.write_text(before + attacks + after[after.index("evaluation:") :])
     code, _, errors = run_cli("run", config, *(["--dry-run"] if dry else []))
     assert code == 2
-    assert errors.startswith("robust-ham: attacks.h.tensorboard: not offered, as a path")
+    assert errors.startswith("robust-ham: attacks.h.tensorboard: not offered: a path")
     assert errors.count("\n") == 1
     assert list(tmp_path.iterdir()) == [config]

@@ -1,4 +1,4 @@
-"""The prepared copy computes the same, and anything odd falls back to the caller's model."""
+"""The fast copy computes the same function; unusual models are attacked themselves."""
 
 import pytest
 import torch
@@ -88,7 +88,7 @@ def test_functions_and_models_that_cannot_be_copied_are_used_as_they_are():
 
 
 def test_what_the_copy_finds_is_confirmed_on_the_callers_model():
-    """A search that is believed only where the caller's model agrees, and repeated elsewhere."""
+    """A search whose claims count only if the caller's model confirms them."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).eval()
     x = torch.rand(3, 1, 2, 2)
     labels = model(x).argmax(1)
@@ -96,19 +96,19 @@ def test_what_the_copy_finds_is_confirmed_on_the_callers_model():
 
     def search(searched_model, images, labels):
         searched.append(searched_model)
-        own = not isinstance(searched_model, FastCopy)
+        is_model = not isinstance(searched_model, FastCopy)
         counts = torch.ones(len(images), dtype=torch.int64)
-        claims = torch.full((len(images),), not own)
+        claims = torch.full((len(images),), not is_model)
         return AttackOutcome(images.clone(), claims, counts, counts.clone())
 
     outcome = run_confirmed(search, model, x, labels)
     assert [isinstance(each, FastCopy) for each in searched] == [True, False]
-    assert not outcome.fooled.any()  # the claims of the first search were wrong
+    assert not outcome.fooled.any()  # the first search made false claims
     assert outcome.forwards.tolist() == [3, 3, 3]  # two searches and the confirmation
 
 
 def test_a_copy_that_turns_out_to_be_another_function_is_given_up(caplog):
-    """The search changes the model, so that only the comparison after it can tell."""
+    """The search changes the model, which only the comparison afterwards can detect."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).eval()
     x = torch.rand(12, 1, 2, 2)
     labels = model(x).argmax(1)

@@ -1,4 +1,4 @@
-"""Spatial attacks against brute force over every candidate."""
+"""Spatial attacks against brute force over all candidates."""
 
 import time
 import tracemalloc
@@ -63,7 +63,7 @@ def test_search_order_starts_with_the_largest_and_spreads():
 
 
 def plain_search_order(grid):
-    """As the definition says it, in quadratic time."""
+    """The definition, in quadratic time."""
     places = (grid / grid.abs().amax(0).clamp_min(1e-12) * torch.tensor([2.0, 1, 1])).numpy()
     size = (places**2).sum(1)
     order, distance = [int(size.argmax())], np.full(len(places), np.inf)
@@ -147,11 +147,11 @@ def test_images_are_the_named_transform():
         grids = sampling_grids(outcome.transform, 28, 28)
         assert (warp(x, grids, "zeros") - outcome.images).abs().max() <= 3e-6
     outcome = spatial_shift(model, x, y)
-    for image, found, (angle, right, down) in zip(
+    for image, shifted, (angle, right, down) in zip(
         x, outcome.images, outcome.transform.tolist(), strict=True
     ):
         assert angle == 0
-        assert torch.equal(shift(image[None], int(right), int(down), "zeros")[0], found)
+        assert torch.equal(shift(image[None], int(right), int(down), "zeros")[0], shifted)
 
 
 @ALL_ATTACKS

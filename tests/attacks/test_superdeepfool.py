@@ -20,7 +20,7 @@ def test_affine_classifier_ends_just_beyond_the_boundary(dtype, tolerance, count
     ratio = norms(outcome, x) / closed_form(model, x, labels, "l2")
     assert outcome.fooled.all()
     assert (ratio >= 1.001 - tolerance).all()
-    assert (ratio <= 1.002).all()  # 0.1 % beyond, and 2⁻¹² of bisection
+    assert (ratio <= 1.002).all()  # 0.1 % beyond the boundary, and 2⁻¹² from bisection
 
 
 @pytest.mark.parametrize("window", ["none", "hamming"])

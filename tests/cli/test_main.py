@@ -16,7 +16,7 @@ import torch
 from conftest import TINY_RUN
 from torch import nn
 
-from robust_ham.cli import main
+from robust_ham.cli import exit_codes, main
 from robust_ham.runs import attempt
 from robust_ham.storage import signals
 from robust_ham.training.resume import Unfinished
@@ -93,8 +93,8 @@ def test_a_damaged_model_is_trained_again_and_kept(run_cli, config, tmp_path):
     assert "cnn2-w4-k3-none-s0: done" in printed
     after = {k: v for k, v in tables(out).items() if not k.startswith("superseded")}
     assert after == before
-    damaged = "models/cnn2-w4-k3-none-s0/model.safetensors is not as it was written"
-    assert f"{damaged} (SHA-256 differs): computed again" in printed
+    damaged = "models/cnn2-w4-k3-none-s0/model.safetensors has changed since it was written"
+    assert f"{damaged} (SHA-256 differs): recomputing it" in printed
     assert "models/cnn2-w4-k3-none-s0: moved to" in (out / "run.log").read_text()
 
 
@@ -157,7 +157,7 @@ def test_a_report_of_many_folders(run_cli, config, tmp_path):
         f"report: {page}" for page in pages
     ]
     assert errors.splitlines() == [
-        f"robust-ham: {results / name}: no run with rows of attacks in it, left out"
+        f"robust-ham: {results / name}: skipped, contains no run with attack results"
         for name in ("figures", "trained")
     ]
     code, printed, errors = run_cli("report", results)
@@ -325,7 +325,7 @@ def test_list_and_doctor(run_cli):
 
 
 def test_debug_shows_the_traceback(monkeypatch):
-    monkeypatch.setattr(main, "_debug", False)
+    monkeypatch.setattr(exit_codes, "_debug", False)
     monkeypatch.setattr(sys, "argv", ["robust-ham", "run", "no_such", "--debug"])
     monkeypatch.setattr(main.signals, "listen", lambda: None)
     monkeypatch.setenv("PYTHONSAFEPATH", "1")
@@ -346,7 +346,7 @@ def test_signals_stop_and_the_same_command_goes_on(config, tmp_path, number, cod
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == code
-    assert errors == "robust-ham: stopped; nothing finished is lost, the same command goes on\n"
+    assert errors == f"robust-ham: {main.signals.STOPPED}\n"
     assert not [p for p in out.rglob("*") if ".tmp" in p.name]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "[1/6] cnn2-w4-k3-none-s0: already there" in done.stdout

@@ -1,4 +1,4 @@
-"""Standard streams that are closed, full or ASCII, and paths that are not UTF-8: no traceback."""
+"""Closed, full and ASCII standard streams and paths that are not UTF-8 cause no traceback."""
 
 import os
 import shutil
@@ -12,7 +12,7 @@ NAME = os.fsdecode(b"caf\xe9")
 
 
 def shell(command, **environment):
-    """Exit code, standard output and error of a command line in which ``$HAM`` is robust-ham."""
+    """Run a shell command, with robust-ham as ``$HAM``; return exit code, output and errors."""
     done = subprocess.run(
         ["bash", "-c", command],
         capture_output=True,
@@ -70,4 +70,4 @@ def test_a_run_in_folders_whose_names_are_not_utf8(run_cli, tmp_path):
     assert run_cli("report", table, "--out", place / "theirs")[0] == 0
     code, printed, errors = run_cli("verify", place / "theirs")
     assert (code, errors) == (0, "")
-    assert "models known by tables alone: nothing can be attacked again" in printed
+    assert "imported tables: there is no model to attack again" in printed

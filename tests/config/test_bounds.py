@@ -1,4 +1,4 @@
-"""Numbers, too large or of another kind: one line says so, before memory or time is asked for."""
+"""Invalid and too large numbers are refused in one line, before they cost memory or time."""
 
 import itertools
 import math
@@ -24,7 +24,8 @@ from robust_ham.config.fields import first_error
 from robust_ham.config.files import config_keys, parse_config
 from robust_ham.errors import RequestError
 from robust_ham.evaluation.memory import check_attack_memory, check_images_memory
-from robust_ham.evaluation.registry import attack_function, check_attack
+from robust_ham.evaluation.options import check_attack_options
+from robust_ham.evaluation.registry import attack_function
 from robust_ham.models.cnn import cnn
 from robust_ham.runs import estimate
 from robust_ham.runs.plan.context import Context
@@ -32,7 +33,7 @@ from robust_ham.runs.plan.plan import make_plan
 from robust_ham.storage.run_folder import RunFolder
 from robust_ham.training.memory import check_step_memory
 
-LONG = pytest.param(10**5000, id="long")  # longer than Python writes
+LONG = pytest.param(10**5000, id="long")  # longer than Python prints
 SIXTY = "1:" + ":".join(["59"] * 600)
 
 
@@ -56,7 +57,7 @@ values = numbers | st.lists(parts | mappings, max_size=3) | mappings | long
 
 @cache
 def places():
-    """Where a value goes in a configuration, for every key that there is."""
+    """Places for a value in a configuration, one for each key."""
     for key in config_keys():
         path = key.name.replace("attacks.<id>", "attacks.d").replace("endpoints[]", "endpoints.0")
         group, bracket, rest = path.removeprefix("models[").partition("]")
@@ -92,7 +93,7 @@ def configuration(place, value):
 
 
 def in_one_line(call, *arguments):
-    """What it returns, or None where one line says why not; quickly and in little memory."""
+    """Return the result, or None after an error in one line; fast and with little memory."""
     start, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     line = "accepted"
     try:
@@ -136,7 +137,7 @@ def test_any_value_of_any_key_is_taken_or_refused_in_one_line(place, value):
 
 @fuzz(st.sampled_from(PLACES), values | st.sampled_from([10**400, -(10**5000), [10**5000]]))
 def test_any_value_from_python(place, value):
-    """Where numbers may be larger than any that YAML is read with."""
+    """Python, where numbers may be larger than in YAML."""
     from pydantic import ValidationError
 
     def checked():
@@ -150,7 +151,7 @@ def test_any_value_from_python(place, value):
 
 @cache
 def options():
-    """Every option of every attack: the catalogue's, and some of foolbox's."""
+    """All options of all attacks of the package, and of some of foolbox."""
     names = [*ATTACKS, *map("foolbox:{}".format, ("HopSkipJumpAttack", "GenAttack", "LinfPGD"))]
     names += map(
         "foolbox:{}".format, ("SpatialAttack", "BoundaryAttack", "VirtualAdversarialAttack")
@@ -162,25 +163,25 @@ def options():
 def test_any_value_of_any_option_of_an_attack(data, value):
     attack, option = data.draw(st.sampled_from(options()))
     if attack == "fmn":
-        return  # needs another package
+        return  # an optional package
     given_options = {"epsilon": 0.1} if attack.startswith("foolbox") else {}
 
     def checked():
         from pydantic import ValidationError
 
         try:
-            asked = AttackConfig.model_validate(
+            attack_config = AttackConfig.model_validate(
                 {"attack": attack} | given_options | {option: value}
             )
         except ValidationError as error:
             raise RequestError(first_error(error)) from None
-        check_attack(asked, "d", (1, 28, 28))
-        check_attack_memory(asked, "d", (1, 28, 28), 100, 50)
+        check_attack_options(attack_config, "d", (1, 28, 28))
+        check_attack_memory(attack_config, "d", (1, 28, 28), 100, 50)
 
     in_one_line(checked)
 
 
-# --- what the issue names ------------------------------------------------------------------------
+# --- known cases ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -255,7 +256,7 @@ def test_what_researchers_ask_for_is_taken(override):
     config = parsed(override)
     assert not str(config.training.weight_decay).startswith("-")
     for attack_id, attack in config.attacks.items():
-        check_attack(attack, attack_id, (3, 224, 224))
+        check_attack_options(attack, attack_id, (3, 224, 224))
 
 
 # --- products ------------------------------------------------------------------------------------
@@ -300,9 +301,9 @@ def test_candidates_are_counted(monkeypatch):
 
 def test_copies_inside_foolbox_are_counted(monkeypatch):
     with_memory(monkeypatch, 10)
-    asked = {"attack": "foolbox:HopSkipJumpAttack", "max_gradient_eval_steps": 1_000_000}
+    options = {"attack": "foolbox:HopSkipJumpAttack", "max_gradient_eval_steps": 1_000_000}
     with pytest.raises(RequestError, match="a.max_gradient_eval_steps: 1,000,000 copies of 64 im"):
-        check_attack_memory(AttackConfig.model_validate(asked), "a", (1, 28, 28), 100, 100)
+        check_attack_memory(AttackConfig.model_validate(options), "a", (1, 28, 28), 100, 100)
 
 
 def test_a_step_is_counted_on_the_cpu(monkeypatch):
@@ -327,10 +328,10 @@ def test_a_step_is_counted_on_the_cpu(monkeypatch):
 
 
 def test_a_dry_run_times_a_thousand_candidates_and_multiplies(tmp_path, monkeypatch):
-    asked = []
+    calls = []
 
     def attack(model, images, labels, **options):
-        asked.append((options["num_rotations"], options["num_translations"], len(images)))
+        calls.append((options["num_rotations"], options["num_translations"], len(images)))
         return SimpleNamespace(fooled=torch.zeros(len(images), dtype=torch.bool))
 
     ticks = itertools.count()
@@ -346,7 +347,7 @@ def test_a_dry_run_times_a_thousand_candidates_and_multiplies(tmp_path, monkeypa
 
     assert seconds_per_image(27) == 1 / 16  # 729 candidates, all timed; a second for 16 images
     assert seconds_per_image(301) == 301**2 / (31 * 5**2)  # and long on one image already
-    assert asked == [(1, 27, 1), (1, 27, 16), (31, 5, 1)]
+    assert calls == [(1, 27, 1), (1, 27, 16), (31, 5, 1)]
 
 
 # --- the command line, Python --------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Configurations: strict, documented, and every fault named in one line."""
+"""Configurations are strict and documented; errors are one line that names the culprit."""
 
 import json
 import re
@@ -61,7 +61,7 @@ def test_a_group_may_differ_in_its_training():
     assert first == config.training
     assert second == config.training.model_copy(update={"weight_decay": 0.0})
     described = [describe(spec) for spec in config.model_specs()]
-    assert described[0] == described[1] | {"prefix": None}  # the recipe is told beside it
+    assert described[0] == described[1] | {"prefix": None}  # the training is described separately
     identities = [training_identity(config, spec) for spec in config.model_specs()]
     assert identities[0]["training"]["weight_decay"] == 5e-4
     assert identities[1]["training"]["weight_decay"] == 0
@@ -113,7 +113,7 @@ def test_list_keys_prints_the_bounds_of_every_number():
 
 
 def test_every_number_and_every_list_of_the_schema_is_bounded():
-    """So that an editor, `list keys` and the configuration itself refuse the same."""
+    """Editors, `list keys` and the configuration itself refuse the same values."""
 
     def unbounded(schema, path):
         if isinstance(schema, list):
@@ -138,7 +138,7 @@ def test_every_number_and_every_list_of_the_schema_is_bounded():
     [
         (["training.epoch=3"], "config: training.epoch: unknown key"),
         (["trainings.epochs=3"], "config: trainings: unknown key"),
-        (["training.epochs=0"], "config: training.epochs: input should be greater than or equal"),
+        (["training.epochs=0"], "config: training.epochs: expected a number greater than or equal"),
         (["training.epochs=many"], "config: training.epochs: .*got 'many'"),
         (["training.lr=fast"], "config: training.lr: expected a number such as .* got 'fast'"),
         (["training.lr=.inf"], "config: training.lr: .*finite"),
@@ -154,11 +154,14 @@ def test_every_number_and_every_list_of_the_schema_is_bounded():
         (["models.0.sweep={seed: [1, 1]}"], "two models are called cnn6-.*; set a prefix"),
         (["models=[]"], "config: models: "),
         (["models.0.training={lrr: 1}"], "config: models: training.lrr: unknown key"),
-        (["models.0.training={lr: 0}"], "config: models: training.lr: input should be greater"),
-        (["training.warmup_epochs=2"], "config: training.warmup_epochs: one_cycle has its own"),
+        (["models.0.training={lr: 0}"], "config: models: training.lr: expected a number greater"),
+        (
+            ["training.warmup_epochs=2"],
+            "config: training.warmup_epochs: not with schedule: one_cycle",
+        ),
         (["training.accumulate=200"], "training.accumulate: expected at most batch_size = 128"),
-        (["training.augment=[resized_crop]"], "resized_crop needs dataset.stream: true"),
-        (["dataset.stream=true"], "config: dataset.image_size: needed where stream is true"),
+        (["training.augment=[resized_crop]"], "resized_crop requires dataset.stream: true"),
+        (["dataset.stream=true"], "config: dataset.image_size: required with stream: true"),
         (
             ["dataset={name: x, stream: true, image_size: 8}"],
             "training.augment: crop is for images in memory",
@@ -167,7 +170,7 @@ def test_every_number_and_every_list_of_the_schema_is_bounded():
         (["attacks.d.budgets=[8/0]"], "config: attacks.d.budgets.0: expected a number"),
         (["attacks={}"], "config: attacks: "),
         (["attacks.a/b={attack: deepfool}"], "config: attacks"),
-        (["attacks.best={attack: deepfool}"], "attacks: best is the name of the best of all"),
+        (["attacks.best={attack: deepfool}"], "attacks: best is reserved for the best of all"),
         (
             ["endpoints=[{metric: robust_area, attack: x}]"],
             "config: endpoints.0.attack: robust_area needs one of d, best, got 'x'",
@@ -192,8 +195,8 @@ def test_every_number_and_every_list_of_the_schema_is_bounded():
         (["schema=2"], "config: schema"),
         (["evaluation.num_images=-1"], "config: evaluation.num_images: "),
         (["training"], "-o training: expected key=value"),
-        (["name.deep=3"], "-o name.deep=3: name holds no keys"),
-        (["models.7.depth=3"], "-o models.7.depth=3: models.7 holds no keys"),
+        (["name.deep=3"], "-o name.deep=3: name has no keys"),
+        (["models.7.depth=3"], "-o models.7.depth=3: models.7 has no keys"),
         (["name=[unclosed"], "the value is not valid YAML"),
     ],
 )
@@ -233,8 +236,10 @@ def test_missing_and_unreadable_files(tmp_path):
 
 
 def test_the_experiments_of_the_readme_are_valid():
-    readme = (config_folder().parent / "README.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```yaml\n(schema.*?)```", readme, re.DOTALL)
+    root = config_folder().parent
+    pages = [root / "README.md", root / "docs/experiments.md"]
+    text = "".join(page.read_text(encoding="utf-8") for page in pages)
+    blocks = re.findall(r"```yaml\n(schema.*?)```", text, re.DOTALL)
     names = [parse_config(block).name for block in blocks]
     assert {"my_experiment", "controls"} <= set(names)
 

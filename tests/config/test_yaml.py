@@ -1,4 +1,4 @@
-"""YAML of configurations: each key once, and no value that reads two ways."""
+"""YAML of configurations: unique keys and no ambiguous values."""
 
 import pytest
 
@@ -112,8 +112,11 @@ def test_text_that_is_no_number(text):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["training.epochs=1", "training.epochs=2"], "training.epochs=2: undoes -o training.epoch"),
-        (["training.epochs=1", "training={lr: 1}"], "undoes -o training.epochs=… before it"),
+        (
+            ["training.epochs=1", "training.epochs=2"],
+            "training.epochs=2: overrides the earlier -o training.epoch",
+        ),
+        (["training.epochs=1", "training={lr: 1}"], "overrides the earlier -o training.epochs=…"),
         (["training={epochs: 1, epochs: 2}"], "the value: epochs: given twice"),
     ],
 )

@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_data import assert_refused, mnist_like, png
+from image_files import assert_refused, mnist_like, png
 from torchvision.datasets import CIFAR10, MNIST, FashionMNIST, ImageFolder
 from torchvision.models._meta import _IMAGENET_CATEGORIES
 
+from robust_ham.config.datasets import DATASETS
 from robust_ham.config.experiment import DatasetConfig
 from robust_ham.data.datasets import Dataset, load_split
-from robust_ham.data.formats.class_names import CLASS_NAMES, labels_of_folders
-from robust_ham.data.splits import KNOWN
+from robust_ham.data.formats.class_names import labels_of_folders
 from robust_ham.errors import RequestError
 
 REAL = Path(__file__).parents[3] / "shared/datasets/imagenet_sample"
@@ -70,7 +70,7 @@ def test_notes_and_hidden_files_are_reported(tmp_path, caplog):
     )
     with caplog.at_level(logging.WARNING):
         assert labels(tmp_path) == [0, 1]
-    assert "test: 6 files or folders that are hidden or notes are left out (.cache" in caplog.text
+    assert "test: ignored 6 hidden files, notes or other folders, such as .cache" in caplog.text
     assert "READ\\nME.md, " in caplog.text
 
 
@@ -83,7 +83,7 @@ def test_notes_without_suffix_and_folders_left_behind_are_reported(tmp_path, cap
     )
     with caplog.at_level(logging.WARNING):
         assert labels(tmp_path) == [0, 1]
-    assert "test: 6 files or folders that are hidden or notes are left out (__MACOSX" in caplog.text
+    assert "test: ignored 6 hidden files, notes or other folders, such as __MACOSX" in caplog.text
 
 
 def test_images_outside_of_the_classes_and_broken_links_are_refused(tmp_path):
@@ -97,7 +97,7 @@ def test_images_outside_of_the_classes_and_broken_links_are_refused(tmp_path):
     assert_refused("mine", tmp_path, "a/2.png: expected a file, got a broken link")
     (tmp_path / "mine/test/a/2.png").unlink()
     (tmp_path / "mine/test/a/loop").symlink_to(tmp_path / "mine/test")
-    assert_refused("mine", tmp_path, "loop.*: a link to a folder above it")
+    assert_refused("mine", tmp_path, "loop.*: a symbolic link to a folder above it")
 
 
 # --- which classes -------------------------------------------------------------------------------
@@ -105,12 +105,12 @@ def test_images_outside_of_the_classes_and_broken_links_are_refused(tmp_path):
 
 def test_every_class_has_images_and_there_are_two(tmp_path):
     write(tmp_path / "mine/test", "a/0.png")
-    assert_refused("mine", tmp_path, "test: expected at least 2 classes, got a only")
+    assert_refused("mine", tmp_path, "test: expected at least 2 classes, got only a")
     (tmp_path / "mine/test/b").mkdir()
     assert_refused("mine", tmp_path, "test/b: no image files")
     write(tmp_path / "mine/train", "a/0.png")
     config = DatasetConfig(name="mine", stream=True, image_size=8)
-    with pytest.raises(RequestError, match="train: expected at least 2 classes, got a only"):
+    with pytest.raises(RequestError, match="train: expected at least 2 classes, got only a"):
         _ = Dataset(config, tmp_path).train
 
 
@@ -151,8 +151,7 @@ def test_names_of_known_classes_are_those_of_torchvision():
     for data_set, kind in (("mnist", MNIST), ("fashion_mnist", FashionMNIST)):
         names = [name.replace("/", "_") for name in kind.classes]
         assert list(labels_of_folders(data_set, names, Path()).values()) == list(range(10))
-    assert len(CLASS_NAMES["cifar100"].split(", ")) == 100
-    assert sorted(CLASS_NAMES["cifar100"].split(", ")) == CLASS_NAMES["cifar100"].split(", ")
+    assert sorted(DATASETS["cifar100"].classes) == list(DATASETS["cifar100"].classes)
     assert CIFAR10.base_folder == "cifar-10-batches-py"
 
 
@@ -205,7 +204,7 @@ def test_folders_of_known_data_sets_have_their_labels(tmp_path, name, folders, e
         ("cifar10", [str(i) for i in range(1, 11)], "class folder 10 is not a class of cifar10"),
         ("cifar10", ["cat", "3"], "class folders 3 and cat both have label 3"),
         ("cifar10", ["class0", "class1"], "class0 is not a class of cifar10"),
-        ("cifar10", ["cat"], "expected at least 2 classes, got cat only"),
+        ("cifar10", ["cat"], "expected at least 2 classes, got only cat"),
     ],
 )
 def test_other_folders_of_known_data_sets_are_refused(tmp_path, name, folders, message):
@@ -223,13 +222,6 @@ def test_a_path_to_a_known_data_set_does_not_change_its_labels(tmp_path, name, f
     assert_refused(str(place), None, f"expected dataset.name: {name} and --data-root {tmp_path}")
     write(tmp_path / "cifar10/test", *(f"{label}/0.png" for label in range(10)))
     assert labels(None, str(tmp_path / "cifar10")) == list(range(10))
-
-
-def test_every_known_data_set_has_names_of_its_classes():
-    assert {*CLASS_NAMES, "imagenet"} == set(KNOWN)
-    assert {name: len(names.split(", ")) for name, names in CLASS_NAMES.items()} == {
-        name: KNOWN[name].num_classes for name in CLASS_NAMES
-    }
 
 
 def test_streamed_folders_of_known_data_sets_have_their_labels(tmp_path):

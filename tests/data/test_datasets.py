@@ -2,59 +2,26 @@
 
 import gzip
 import hashlib
-import io
 import pickle
-import struct
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from PIL import Image
+from image_files import assert_refused, mnist_like, png, write_folders, write_idx, write_parquet
 
+from robust_ham.config.datasets import DATASETS
 from robust_ham.config.experiment import DatasetConfig
-from robust_ham.data import datasets
 from robust_ham.data.datasets import Dataset, load_split, load_train_validation
 from robust_ham.data.splits import balanced_order, to_float
 from robust_ham.errors import RequestError
 
 
-def mnist_like(count=30, size=28, seed=0):
-    stream = np.random.default_rng(seed)
-    return stream.integers(0, 256, (count, size, size), np.uint8), np.arange(count) % 10
-
-
-def write_idx(folder, stem, images, labels, *, compress=False):
-    folder.mkdir(parents=True, exist_ok=True)
-    opener, suffix = (gzip.open, ".gz") if compress else (open, "")
-    with opener(folder / f"{stem}-images-idx3-ubyte{suffix}", "wb") as file:
-        file.write(struct.pack(">IIII", 0x803, *images.shape) + images.tobytes())
-    with opener(folder / f"{stem}-labels-idx1-ubyte{suffix}", "wb") as file:
-        file.write(struct.pack(">II", 0x801, len(labels)) + labels.astype(np.uint8).tobytes())
-
-
-def png(pixels):
-    content = io.BytesIO()
-    Image.fromarray(pixels).save(content, "PNG")
-    return content.getvalue()
-
-
-def write_parquet(path, images, labels, image="image", label="label"):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    cells = [{"bytes": png(pixels), "path": None} for pixels in images]
-    pq.write_table(pa.table({image: cells, label: np.asarray(labels, dtype=np.int64)}), path)
-
-
-def write_folders(folder, images, labels, prefix="class"):
-    for i, (pixels, label) in enumerate(zip(images, labels, strict=True)):
-        target = folder / f"{prefix}{label}"
-        target.mkdir(parents=True, exist_ok=True)
-        (target / f"{i:03}.png").write_bytes(png(pixels))
-
-
 def test_the_package_holds_fashion_mnist(monkeypatch, tmp_path):
-    monkeypatch.setattr(datasets, "DEBIAN_FASHION_MNIST", tmp_path)
+    row = replace(DATASETS["fashion_mnist"], system_folder=str(tmp_path))
+    monkeypatch.setitem(DATASETS, "fashion_mnist", row)
     monkeypatch.delenv("ROBUST_HAM_DATA", raising=False)
     dataset = Dataset(DatasetConfig(name="fashion_mnist"))
     assert dataset.test.images.shape == (10_000, 1, 28, 28)
@@ -126,7 +93,7 @@ def test_folders_are_resized_and_cropped_when_asked(tmp_path):
         target = tmp_path / f"photos/val/class{i}"
         target.mkdir(parents=True)
         (target / "a.png").write_bytes(png(stream.integers(0, 256, shape, np.uint8)))
-    with pytest.raises(RequestError, match="images of different shapes"):
+    with pytest.raises(RequestError, match="images of different sizes"):
         load_split(DatasetConfig(name="photos"), "test", tmp_path)
     split = load_split(DatasetConfig(name="photos", image_size=16), "test", tmp_path)
     assert split.images.shape == (2, 3, 16, 16)
@@ -158,14 +125,15 @@ def test_held_out_images_follow_the_training_images(tmp_path):
     assert np.array_equal(validation.images[:, 0].numpy(), images[20:25])
     assert len(splits(num_validation=5)[0]) == 25
     assert splits()[1] is None
-    with pytest.raises(RequestError, match=r"num_train: asked for 28 \+ 5 held out, found 30 in"):
+    with pytest.raises(RequestError, match=r"num_train: expected at most 30 .* got 28 \+ 5 held"):
         splits(num_train=28, num_validation=5)
 
 
 def test_too_few_training_images_name_the_debian_package(monkeypatch, tmp_path):
-    monkeypatch.setattr(datasets, "DEBIAN_FASHION_MNIST", tmp_path)
+    row = replace(DATASETS["fashion_mnist"], system_folder=str(tmp_path))
+    monkeypatch.setitem(DATASETS, "fashion_mnist", row)
     with pytest.raises(
-        RequestError, match="found 10000 in .*apt-get install dataset-fashion-mnist"
+        RequestError, match="expected at most 10000 images .*apt-get install dataset-fashion-mnist"
     ):
         load_train_validation(DatasetConfig(name="fashion_mnist", num_train=60_000))
 
@@ -214,12 +182,6 @@ def test_to_float_is_the_pixel_over_255():
 # --- what is wrong is said in one line that names the file --------------------------------------
 
 
-def assert_refused(name, root, message, **options):
-    with pytest.raises(RequestError, match=message) as error:
-        load_split(DatasetConfig(name=name, **options), "test", root)
-    assert "\n" not in str(error.value)
-
-
 def test_missing_data_names_the_places_and_how_to_get_it(tmp_path):
     assert_refused(
         "cifar10", tmp_path, f"not found in {tmp_path}.*to get it: -o dataset.download=true"
@@ -238,9 +200,9 @@ def test_idx_files_that_are_damaged(tmp_path):
         path.write_bytes(content)
         assert_refused("mnist", tmp_path, "t10k-images-idx3-ubyte")
     path.unlink()
-    assert_refused("mnist", tmp_path, "has images or labels of mnist, not both")
+    assert_refused("mnist", tmp_path, "the test images of mnist are missing")
     (raw / "t10k-images-idx3-ubyte.gz").write_bytes(gzip.compress(whole)[:-20])
-    assert_refused("mnist", tmp_path, "damaged file")
+    assert_refused("mnist", tmp_path, "damaged IDX file")
     write_idx(raw, "t10k", images, labels[:4])
     assert_refused("mnist", tmp_path, "5 images, 4 labels")
 
@@ -262,7 +224,7 @@ def test_parquet_files_that_are_damaged(tmp_path):
     path.write_bytes(path.read_bytes()[:-30])
     assert_refused("mine", tmp_path, "test-0.parquet: damaged or unreadable")
     pq.write_table(pa.table({"image": [{"bytes": b"no image"}], "label": [0]}), path)
-    assert_refused("mine", tmp_path, "test-0.parquet row 0: not an image")
+    assert_refused("mine", tmp_path, "test-0.parquet row 0: not a readable image")
     pq.write_table(pa.table({"image": ["a string"], "label": [0]}), path)
     assert_refused("mine", tmp_path, "test-0.parquet row 0: expected the image as bytes")
 
@@ -271,17 +233,17 @@ def test_folders_of_the_wrong_layout(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/readme.txt").write_text("hello")
     assert_refused(
-        "mine", tmp_path, "mine: wrong layout: expected test-\\*.parquet or test/<class>/"
+        "mine", tmp_path, "mine: expected test-\\*.parquet or class folders test/<class>/"
     )
     (tmp_path / "mine/test").mkdir()
-    assert_refused("mine", tmp_path, "test: wrong layout: expected one sub-folder per class")
+    assert_refused("mine", tmp_path, "test: expected one sub-folder per class")
     (tmp_path / "mine/test/a").mkdir()
     assert_refused("mine", tmp_path, "test/a: no image files")
     (tmp_path / "mine/test/a/x.png").write_bytes(b"broken")
-    assert_refused("mine", tmp_path, "test: expected at least 2 classes, got a only")
+    assert_refused("mine", tmp_path, "test: expected at least 2 classes, got only a")
     (tmp_path / "mine/test/b").mkdir()
     (tmp_path / "mine/test/b/x.png").write_bytes(b"broken")
-    assert_refused("mine", tmp_path, "x.png: not an image")
+    assert_refused("mine", tmp_path, "x.png: not a readable image")
 
 
 def test_cifar_in_torchvisions_layout(tmp_path, monkeypatch):

@@ -9,12 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from test_data import assert_refused, mnist_like, png, write_idx, write_parquet
+from image_files import assert_refused, mnist_like, png, write_idx, write_parquet
 
+from robust_ham.config.datasets import DATASETS
 from robust_ham.config.experiment import DatasetConfig
 from robust_ham.data.datasets import Dataset, load_split, load_train_validation
-from robust_ham.data.formats.class_names import CLASS_NAMES
-from robust_ham.data.splits import check_cut, check_labels
+from robust_ham.data.label_checks import check_cut, check_labels
 from robust_ham.errors import RequestError
 
 REAL = Path(__file__).parents[3] / "shared/datasets"
@@ -71,7 +71,7 @@ def test_cifar100_is_known_by_its_fine_labels(tmp_path):
         ({"image": CELLS, "label": list("abab")}, "label: expected whole numbers, got string"),
         ({"image": CELLS, "label": [True, False] * 2}, "expected whole numbers, got bool"),
         ({"image": CELLS, "labels": [[0], [1], [0], [1]]}, "expected whole numbers, got list"),
-        ({"image": CELLS, "label": [0, 1, None, 1]}, "label: a row has none"),
+        ({"image": CELLS, "label": [0, 1, None, 1]}, "label: expected a label in every row"),
     ],
 )
 def test_other_columns_are_refused(tmp_path, columns, message):
@@ -80,24 +80,20 @@ def test_other_columns_are_refused(tmp_path, columns, message):
 
 
 def test_names_of_classes_must_be_those_of_a_known_data_set(tmp_path):
-    fashion = [name.split("|")[0] for name in CLASS_NAMES["fashion_mnist"].split(", ")]
+    fashion = [name.split("|")[0] for name in DATASETS["fashion_mnist"].classes]
     columns = {"image": CELLS, "label": [0, 1, 2, 3]}
     for name, names in (
         ("fashion_mnist", ["T - shirt / top", *fashion[1:]]),  # as on the hub
         ("mnist", list("0123456789")),
-        ("cifar10", CLASS_NAMES["cifar10"].replace("|plane", "").replace("|car", "").split(", ")),
+        ("cifar10", [names.split("|")[0] for names in DATASETS["cifar10"].classes]),
         ("mine", ["w", "x", "y", "z"]),
     ):
         write_table(tmp_path, columns, name, names)
         assert labels(tmp_path, name) == [0, 1, 2, 3]
     write_table(tmp_path, columns, "mnist", fashion)
-    assert_refused(
-        "mnist", tmp_path, "its class 0 is named 'T-shirt/top': expected 'zero' of mnist"
-    )
+    assert_refused("mnist", tmp_path, "class 0 is named 'T-shirt/top': expected 'zero' of mnist")
     write_table(tmp_path, columns, "fashion_mnist", sorted(fashion))
-    assert_refused(
-        "fashion_mnist", tmp_path, "its class 0 is named 'Ankle boot': expected 'T-shirt"
-    )
+    assert_refused("fashion_mnist", tmp_path, "class 0 is named 'Ankle boot': expected 'T-shirt")
 
 
 def test_the_number_of_classes_is_that_of_the_names(tmp_path):
@@ -108,7 +104,7 @@ def test_the_number_of_classes_is_that_of_the_names(tmp_path):
         ([0, 1, 0, 1], "no image of class 2: expected images of all 3 classes"),
         ([1, 2, 1, 2], "no image of class 0: expected images of all 3 classes"),
         ([0, 1, 2, 3], "label out of range: expected 0 … 2, got 3"),
-        ([1, 2, 3, 1], "expected 0 … 2, got 3; labels begin at 0, not at 1"),
+        ([1, 2, 3, 1], "expected 0 … 2, got 3; labels must begin at 0, not at 1"),
     ]:
         write_table(tmp_path, columns | {"label": values}, names=["cat", "dog", "eel"])
         assert_refused("mine", tmp_path, message)
@@ -118,7 +114,7 @@ def test_shards_name_the_same_classes(tmp_path):
     for number, names in enumerate((["cat", "dog"], ["dog", "cat"])):
         write_table(tmp_path, {"image": CELLS, "label": [0, 1, 0, 1]}, names=names)
         (tmp_path / "mine/test.parquet").rename(tmp_path / f"mine/test-{number}.parquet")
-    assert_refused("mine", tmp_path, "test-1.parquet: names other classes than test-0.parquet")
+    assert_refused("mine", tmp_path, "test-1.parquet: its class names differ .* test-0.parquet")
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="no real data sets here")
@@ -126,7 +122,7 @@ def test_shards_name_the_same_classes(tmp_path):
 def test_names_of_real_data_sets_are_known(name):
     schema = pq.read_schema(REAL / name / "test-00000-of-00001.parquet")
     names = json.loads(schema.metadata[b"huggingface"])["info"]["features"]["label"]["names"]
-    expected = [name.split("|")[0] for name in CLASS_NAMES[name].split(", ")]
+    expected = [name.split("|")[0] for name in DATASETS[name].classes]
     assert names == (expected if name != "mnist" else list("0123456789"))
 
 
@@ -139,10 +135,10 @@ def test_names_of_real_data_sets_are_known(name):
         ("mine", [1, 2, 3, 1], "labels begin at 1: expected 0 … 2"),
         ("mine", [5, 6, 7, 8], "labels begin at 5: expected 0 … 3"),
         ("mine", [0, 1, 3, 0], "no image of class 2: expected images of all 4 classes"),
-        ("mine", [0, 0, 0, 0], "expected labels of at least 2 classes, got 0 only"),
-        ("mine", [1, 1, 1, 1], "expected labels of at least 2 classes, got 1 only"),
-        ("cifar10", [3, 3, 3, 3], "expected labels of at least 2 classes, got 3 only"),
-        ("cifar10", [1, 2, 3, 10], "expected 0 … 9, got 10; labels begin at 0, not at 1"),
+        ("mine", [0, 0, 0, 0], "expected labels of at least 2 classes, got only 0"),
+        ("mine", [1, 1, 1, 1], "expected labels of at least 2 classes, got only 1"),
+        ("cifar10", [3, 3, 3, 3], "expected labels of at least 2 classes, got only 3"),
+        ("cifar10", [1, 2, 3, 10], "expected 0 … 9, got 10; labels must begin at 0, not at 1"),
         ("cifar10", [0, 2, 3, 10], "expected 0 … 9, got 10$"),
         ("cifar10", [0, 2, 3, -2], "expected 0 … 9, got -2$"),
     ],
@@ -155,7 +151,7 @@ def test_labels_that_cannot_be_right_are_refused(tmp_path, name, values, message
 def test_idx_labels_that_begin_at_1(tmp_path):
     images, found = mnist_like(30)
     write_idx(tmp_path / "MNIST/raw", "t10k", images, found + 1)
-    assert_refused("mnist", tmp_path, "raw: label out of range: .* 10; labels begin at 0, not at 1")
+    assert_refused("mnist", tmp_path, "label out of range: .* 10; labels must begin at 0, not at 1")
 
 
 def test_known_data_sets_have_all_classes_unless_there_are_few_images():
@@ -200,7 +196,7 @@ def test_cuts_of_shuffled_splits_pass_and_say_what_is_missing(caplog):
         assert not caplog.text
         check_cut(shuffled, slice(40), "num_test", "x")
     present = len(set(shuffled[:40].tolist()))
-    line = f"dataset.num_test: {present} of the 100 classes of x are among the 40 images used"
+    line = f"dataset.num_test: {present} of the 100 classes of x occur in the 40 images used"
     assert caplog.messages == [line]
     for count in (1, 2, 5, 10, 20, 60):
         check_cut(torch.from_numpy(draw.integers(0, 10, 500)), slice(count), "num_test", "x")
@@ -209,7 +205,7 @@ def test_cuts_of_shuffled_splits_pass_and_say_what_is_missing(caplog):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_train": 20}, "dataset.num_train: 7 of the 10 classes of .* among the 20 images"),
+        ({"num_train": 20}, "dataset.num_train: 7 of the 10 classes of .* in the 20 images"),
         ({"num_validation": 6}, "dataset.num_validation: 8 of the 10 classes"),
         ({"num_train": 3, "num_validation": 27}, "dataset.num_train: 1 of the 10 classes"),
     ],

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from test_data import assert_refused, mnist_like, png, write_folders, write_idx, write_parquet
+from image_files import assert_refused, mnist_like, png, write_folders, write_idx, write_parquet
 
 from robust_ham.config.experiment import DatasetConfig
 from robust_ham.data import datasets
@@ -75,26 +75,29 @@ def test_a_train_file_without_number(tmp_path):
         (["test-1"], "test-0.parquet is missing"),
         (["test-00000-of-00001", "test-00001-of-00001"], "expected 1 files test-\\*, got 2"),
         (["test-00000-of-00000"], "expected 0 files"),
-        (["test-00000-of-00001", "test-00000-of-00002"], "are of two generations; remove one"),
+        (["test-00000-of-00001", "test-00000-of-00002"], "are of two exports; remove one"),
         (
             ["test-00000-of-00001-aaaaaaaa", "test-00000-of-00001-bbbbbbbb"],
-            "-aaaaaaaa.parquet and test-00000-of-00001-bbbbbbbb.parquet are of two generations",
+            "-aaaaaaaa.parquet and test-00000-of-00001-bbbbbbbb.parquet are of two exports",
         ),
-        (["test", "test-00000-of-00001"], "test.parquet .*two generations"),
-        (["test-0", "test-00000-of-00001"], "two generations"),
-        (["test-0", "test-00000"], "two generations"),
-        (["test-0", "data/test-0"], "test-0.parquet and data/test-0.parquet both hold the test"),
-        (["val-0", "validation-0"], "validation-0.parquet and val-0.parquet both hold the test"),
+        (["test", "test-00000-of-00001"], "test.parquet .*two exports"),
+        (["test-0", "test-00000-of-00001"], "two exports"),
+        (["test-0", "test-00000"], "two exports"),
+        (["test-0", "data/test-0"], "test-0.parquet and data/test-0.parquet both contain the test"),
+        (["val-0", "validation-0"], "validation-0.parquet and val-0.parquet both contain the test"),
         (["test-0", "test-corrupted-0"], "test-corrupted-0.parquet: expected test.parquet, test-0"),
-        (["test-0", "test-corrupted-00000-of-00001"], "move it to a folder of its own"),
+        (["test-0", "test-corrupted-00000-of-00001"], "move it to another folder"),
         (["test-a", "test-b"], "test-a.parquet: expected test.parquet"),
-        (["fine/test-0", "coarse/test-0"], "coarse/ and fine/ both hold parquet files of splits"),
-        (["one/train-0", "two/test/0000"], "one/ and two/ both hold parquet files of splits"),
-        (["one/test-0", "one/test/0000"], "one/test-0.parquet and one/test/0000.parquet both hold"),
+        (["fine/test-0", "coarse/test-0"], "coarse/ and fine/ both contain parquet files"),
+        (["one/train-0", "two/test/0000"], "one/ and two/ both contain parquet files"),
+        (
+            ["one/test-0", "one/test/0000"],
+            "one/test-0.parquet and one/test/0000.parquet both contain",
+        ),
         (["default/test/0000", "default/test/0002"], "test: 0001.parquet is missing beside 0000"),
         (
             ["test/0000", "test/test-0"],
-            "test: 0000.parquet and test-0.parquet: expected one naming",
+            "test: 0000.parquet and test-0.parquet are named differently",
         ),
     ],
 )
@@ -115,7 +118,7 @@ def test_other_splits_are_left_alone(tmp_path):
     (tmp_path / "mine/validation-9.parquet").unlink()
     assert_refused("mine", tmp_path, "val-corrupted-0.parquet: expected val.parquet")
     (tmp_path / "mine/val-corrupted-0.parquet").unlink()
-    assert_refused("mine", tmp_path, "wrong layout: expected test-\\*.parquet")
+    assert_refused("mine", tmp_path, "mine: expected test-\\*.parquet")
 
 
 def test_a_folder_of_another_kind_beside_the_split_is_left_alone(tmp_path):
@@ -128,11 +131,11 @@ def test_a_folder_of_another_kind_beside_the_split_is_left_alone(tmp_path):
 def test_class_folders_beside_parquet_are_refused(tmp_path):
     write_shard(tmp_path / "mine", "test-0.parquet", 0)
     write_folders(tmp_path / "mine/test", IMAGES, LABELS)
-    assert_refused("mine", tmp_path, "test-0.parquet and test/ both hold the test images")
+    assert_refused("mine", tmp_path, "test-0.parquet and test/ both contain the test images")
     write_shard(tmp_path / "mine", "train-0.parquet", 0)
     write_folders(tmp_path / "mine/train", IMAGES, LABELS)
     config = DatasetConfig(name="mine", stream=True, image_size=8)
-    with pytest.raises(RequestError, match="train-0.parquet and train/ both hold the train"):
+    with pytest.raises(RequestError, match="train-0.parquet and train/ both contain the train"):
         _ = Dataset(config, tmp_path).train
 
 
@@ -156,7 +159,7 @@ def test_an_unlabelled_test_split_gives_way_to_validation(tmp_path, labels, capl
         split = loaded(tmp_path)
     assert np.array_equal(split.images[:, 0].numpy(), IMAGES[6:9])
     assert "test-00000-of-00001.parquet: no labels; " in caplog.text
-    assert "validation-00000-of-00001.parquet is used" in caplog.text
+    assert "validation-00000-of-00001.parquet" in caplog.text
 
 
 def test_some_labels_are_not_none(tmp_path):
@@ -164,7 +167,7 @@ def test_some_labels_are_not_none(tmp_path):
     write_labels(tmp_path / "mine/test-0.parquet", [0, -1, 1])
     assert_refused("mine", tmp_path, "label out of range: expected 0 … 1, got -1")
     write_labels(tmp_path / "mine/test-0.parquet", [0, None, 1])
-    assert_refused("mine", tmp_path, "label: a row has none")
+    assert_refused("mine", tmp_path, "label: expected a label in every row")
 
 
 def test_a_folder_of_test_images_without_classes_gives_way_to_validation(tmp_path, caplog):
@@ -223,7 +226,7 @@ def test_published_files_under_another_name_are_refused(tmp_path, compress):
 
 def test_training_files_alone_are_not_completed_from_elsewhere(tmp_path, monkeypatch):
     write_idx(tmp_path / "FashionMNIST/raw", "train", IMAGES, LABELS)
-    assert_refused("fashion_mnist", tmp_path, "raw: has the train files of fashion_mnist, no test")
+    assert_refused("fashion_mnist", tmp_path, "raw: has train files of fashion_mnist, but no test")
     monkeypatch.setattr(datasets, "download", lambda *_: pytest.fail("asked to download"))
     (tmp_path / "FashionMNIST").rename(tmp_path / "MNIST")
     with pytest.raises(pytest.fail.Exception, match="asked to download"):

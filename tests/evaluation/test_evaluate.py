@@ -1,4 +1,4 @@
-"""The harness judges success itself."""
+"""Scoring is independent of what an attack claims."""
 
 import math
 
@@ -14,7 +14,7 @@ from robust_ham.data.datasets import load_split
 from robust_ham.data.splits import Split
 from robust_ham.errors import RequestError
 from robust_ham.evaluation.evaluate import attacked_images, evaluate, same_answer
-from robust_ham.evaluation.registry import attack_options, check_attack
+from robust_ham.evaluation.options import attack_options, check_attack_options
 from robust_ham.evaluation.scoring import judge
 from robust_ham.models.predict import accuracy, predictions
 from robust_ham.runs.jobs.attack import halved
@@ -63,7 +63,7 @@ def test_every_status_from_a_hand_made_batch():
     assert rows["linf"].tolist() == pytest.approx([0.6, 0, *[math.inf] * 4])
     assert rows["l2_relative"][0] == pytest.approx(0.6 / 0.2)
     assert rows["clean_prediction"].tolist() == [0, 1, 0, 0, 0, 0]
-    nan = torch.full((1, 1, 1, 4), 0.25)  # NaN logits before any attack: nothing was right
+    nan = torch.full((1, 1, 1, 4), 0.25)  # NaN logits before any attack: no correct prediction
     row = judge(Threshold(), nan, labels[:1], outcome_of(nan), CPU).iloc[0]
     assert (row["status"], row["clean_prediction"], row["l2"]) == ("invalid", -1, 0)
     assert rows["adversarial_prediction"][0] == 1
@@ -95,7 +95,7 @@ def test_an_attack_that_claims_too_much_is_not_believed(monkeypatch):
     monkeypatch.setitem(ATTACKS, "boaster", boaster)
     x, y = fashion_images(10)
     attacked = attacked_images(Split((x * 255).byte(), y, 10, "here"), 10, 0)
-    found = evaluate(
+    evaluation = evaluate(
         zoo_model(3, "none"),
         attacked,
         AttackConfig(attack="boaster"),
@@ -103,7 +103,7 @@ def test_an_attack_that_claims_too_much_is_not_believed(monkeypatch):
         batch_size=4,
         device=CPU,
     )
-    assert set(found.samples["status"]) <= {"survived", "already_wrong"}
+    assert set(evaluation.samples["status"]) <= {"survived", "already_wrong"}
 
 
 def test_batches_do_not_change_the_rows():
@@ -130,9 +130,9 @@ def test_pruning_that_changes_the_answer_is_given_up(monkeypatch):
     split = Split(torch.full((100, 1, 1, 4), 50).byte(), torch.zeros(100).long(), 2, "here")
     attacked = attacked_images(split, 100, 0)
     config = AttackConfig(attack="pruning")
-    found = evaluate(Threshold(), attacked, config, "p", batch_size=100, device=CPU)
+    evaluation = evaluate(Threshold(), attacked, config, "p", batch_size=100, device=CPU)
     assert used == [(64, 2.5), (64, None), (36, None)]
-    assert found.samples["linf"].tolist() == pytest.approx([0.4] * 100, abs=1e-6)
+    assert evaluation.samples["linf"].tolist() == pytest.approx([0.4] * 100, abs=1e-6)
 
 
 def test_same_answer_compares_statuses_and_mean_distances():
@@ -165,13 +165,13 @@ def test_gallery_prefers_fooled_images():
     x, y = fashion_images(12)
     attacked = attacked_images(Split((x * 255).round().byte(), y, 10, "here"), 12, 0)
     config = AttackConfig(attack="deepfool")
-    found = evaluate(zoo_model(3, "none"), attacked, config, "d", batch_size=12, device=CPU)
-    shown = found.gallery()
-    assert shown["clean"].shape == (8, 1, 28, 28)
-    assert shown["fooled"].sum() == min(8, (found.samples["status"] == "fooled").sum())
-    ids = found.samples.set_index("sample_id")
-    for i, sample_id in enumerate(shown["sample_id"]):
-        assert ids.loc[sample_id, "label"] == shown["label"][i]
+    evaluation = evaluate(zoo_model(3, "none"), attacked, config, "d", batch_size=12, device=CPU)
+    gallery = evaluation.gallery()
+    assert gallery["clean"].shape == (8, 1, 28, 28)
+    assert gallery["fooled"].sum() == min(8, (evaluation.samples["status"] == "fooled").sum())
+    ids = evaluation.samples.set_index("sample_id")
+    for i, sample_id in enumerate(gallery["sample_id"]):
+        assert ids.loc[sample_id, "label"] == gallery["label"][i]
 
 
 def test_too_many_images_are_refused():
@@ -214,7 +214,7 @@ def test_options_are_checked_against_the_signature():
 )
 def test_values_are_refused_before_any_compute(options, message):
     with pytest.raises(RequestError, match=message):
-        check_attack(AttackConfig(**options), "a", (1, 28, 28))
+        check_attack_options(AttackConfig(**options), "a", (1, 28, 28))
 
 
 def test_a_model_for_another_number_of_classes_is_refused():
@@ -226,11 +226,13 @@ def test_a_model_for_another_number_of_classes_is_refused():
 def test_margins_of_every_candidate_make_the_grid():
     attacked = attacked_images(fashion_split(), 30, 0)
     config = AttackConfig(attack="spatial_shift", max_translation=1)
-    found = evaluate(zoo_model(3, "none"), attacked, config, "shift", batch_size=16, device=CPU)
-    assert found.margins.shape == (30, 9)
-    assert found.transforms.tolist()[:2] == [[0, -1, -1], [0, -1, 0]]
-    right = np.array(found.samples["status"] != "already_wrong")
-    grid = found.grid()
+    evaluation = evaluate(
+        zoo_model(3, "none"), attacked, config, "shift", batch_size=16, device=CPU
+    )
+    assert evaluation.margins.shape == (30, 9)
+    assert evaluation.transforms.tolist()[:2] == [[0, -1, -1], [0, -1, 0]]
+    right = np.array(evaluation.samples["status"] != "already_wrong")
+    grid = evaluation.grid()
     assert list(grid.columns) == ["angle", "dx", "dy", "num_images", "num_fooled"]
     assert (grid["num_images"] == right.sum()).all()
     assert grid.query("dx == 0 and dy == 0")["num_fooled"].item() == 0
@@ -267,11 +269,13 @@ def test_exhausted_memory_halves_the_batch_and_is_said_once_per_halving(caplog):
     config = AttackConfig(attack="deepfool", steps=3, prune=None)
     options = {"batch_size": 20, "device": CPU}
     with caplog.at_level("WARNING", logger="robust_ham"):
-        found = evaluate(Hungry(), attacked, config, "deepfool", **options)
-    said = [record.message for record in caplog.records]
-    assert said == [f"deepfool: memory exhausted; goes on by {n} images" for n in (10, 5)]
+        evaluation = evaluate(Hungry(), attacked, config, "deepfool", **options)
+    messages = [record.message for record in caplog.records]
+    assert messages == [
+        f"deepfool: out of memory; continuing with batches of {n} images" for n in (10, 5)
+    ]
     expected = evaluate(zoo_model(3, "none"), attacked, config, "deepfool", **options)
-    pd.testing.assert_series_equal(found.samples["status"], expected.samples["status"])
+    pd.testing.assert_series_equal(evaluation.samples["status"], expected.samples["status"])
     pruning = AttackConfig(attack="deepfool", steps=3)  # so is the check of pruning
     checked = evaluate(Hungry(), attacked, pruning, "deepfool", **options)
     pd.testing.assert_series_equal(checked.samples["status"], expected.samples["status"])
@@ -289,7 +293,7 @@ class Starved(torch.nn.Module):
 def test_angles_and_spectrum_are_of_the_images_that_fool():
     x, y = fashion_images(20)
     attacked = attacked_images(Split((x * 255).round().byte(), y, 10, "here"), 20, 0)
-    found = evaluate(
+    evaluation = evaluate(
         zoo_model(5, "none"),
         attacked,
         AttackConfig(attack="deepfool"),
@@ -297,10 +301,10 @@ def test_angles_and_spectrum_are_of_the_images_that_fool():
         batch_size=20,
         device=CPU,
     )
-    fooled = found.samples["status"] == "fooled"
-    assert found.samples.loc[fooled, "normal_cosine"].between(0.1, 1).all()
-    assert found.samples.loc[~fooled, "normal_cosine"].isna().all()
-    assert found.spectrum()["share"].sum() == pytest.approx(1)
+    fooled = evaluation.samples["status"] == "fooled"
+    assert evaluation.samples.loc[fooled, "normal_cosine"].between(0.1, 1).all()
+    assert evaluation.samples.loc[~fooled, "normal_cosine"].isna().all()
+    assert evaluation.spectrum()["share"].sum() == pytest.approx(1)
     shifts = AttackConfig(attack="spatial_shift", stop="first")
     spatial = evaluate(zoo_model(5, "none"), attacked, shifts, "s", batch_size=20, device=CPU)
     assert spatial.samples["normal_cosine"].isna().all()
@@ -329,7 +333,7 @@ def test_an_attack_none_of_whose_images_is_valid_fails_and_some_are_told_of(monk
         returning(0)
     rows = returning(4)
     right = rows["clean_prediction"] == rows["label"]
-    invalid = int((right & (rows["status"] == "invalid")).sum())  # others count as wrong
+    invalid = int((right & (rows["status"] == "invalid")).sum())  # others count as misclassified
     assert invalid > 0
     assert f"mine: {invalid} of 8 returned images are invalid" in caplog.text
     assert caplog.text.endswith("they count as survived\n")

@@ -34,8 +34,8 @@ def test_the_shortest_step_to_a_plane_has_cosine_one(norm):
     images = 0.5 - 0.05 * WEIGHT.sign()
     step = WEIGHT if norm == "l2" else WEIGHT.sign()
     labels = torch.zeros(1, dtype=torch.int64)
-    found = normal_cosines(model, images, images + 0.1 * step, labels, norm, CPU)
-    assert found == pytest.approx([1.0], abs=1e-6)
+    cosines = normal_cosines(model, images, images + 0.1 * step, labels, norm, CPU)
+    assert cosines == pytest.approx([1.0], abs=1e-6)
 
 
 def test_a_detour_has_the_cosine_of_its_angle():
@@ -46,9 +46,9 @@ def test_a_detour_has_the_cosine_of_its_angle():
     moved[0, 0, 0, 1] += 0.4  # cosine 3/5; the third image is not moved
     moved[1, 0, 0, 0] += 0.2
     labels = torch.zeros(3, dtype=torch.int64)
-    found = normal_cosines(Affine(weight), images, moved, labels, "l2", CPU)
-    assert found[:2] == pytest.approx([0.6, 1.0], abs=1e-6)
-    assert math.isnan(found[2])
+    cosines = normal_cosines(Affine(weight), images, moved, labels, "l2", CPU)
+    assert cosines[:2] == pytest.approx([0.6, 1.0], abs=1e-6)
+    assert math.isnan(cosines[2])
     along_linf = normal_cosines(Affine(weight), images, moved, labels, "linf", CPU)
     assert along_linf[0] == pytest.approx(0.3 / 0.4, abs=1e-6)  # ⟨r, w⟩ / (0.4 · 1)
 
@@ -58,11 +58,11 @@ def test_deepfool_on_a_trained_network_is_near_the_normal_but_not_on_it():
     images, labels = fashion_images(16)
     outcome = deepfool(model, images, labels)
     before = [p.requires_grad for p in model.parameters()]
-    found = normal_cosines(model, images, outcome.images, labels, "l2", CPU)
+    cosines = normal_cosines(model, images, outcome.images, labels, "l2", CPU)
     assert [p.requires_grad for p in model.parameters()] == before
     moved = (outcome.images != images).flatten(1).any(1).numpy()
-    assert np.isnan(found[~moved]).all()
-    assert ((found[moved] > 0.1) & (found[moved] < 1)).all()
+    assert np.isnan(cosines[~moved]).all()
+    assert ((cosines[moved] > 0.1) & (cosines[moved] < 1)).all()
 
 
 @pytest.mark.parametrize(("height", "width"), [(28, 28), (14, 14), (32, 64)])
@@ -104,6 +104,6 @@ def test_a_model_that_hides_its_gradient_has_no_angle():
 
     images = torch.full((2, 1, 2, 2), 0.4)
     labels = torch.zeros(2, dtype=torch.int64)
-    found = normal_cosines(Hidden(WEIGHT), images, images + 0.1, labels, "l2", CPU)
-    assert np.isnan(found).all()
+    cosines = normal_cosines(Hidden(WEIGHT), images, images + 0.1, labels, "l2", CPU)
+    assert np.isnan(cosines).all()
     assert len(normal_cosines(Affine(WEIGHT), images[:0], images[:0], labels[:0], "l2", CPU)) == 0

@@ -1,4 +1,4 @@
-"""A user's own attack: its options, its norm and size, and whether it seeks the least distance."""
+"""Custom attacks: options, norm, perturbation size and kind."""
 
 import copy
 import math
@@ -11,16 +11,16 @@ from conftest import fashion_images, zoo_model
 
 from attacks import AttackOutcome
 from robust_ham import evaluate
-from robust_ham.config.experiment import AttackConfig, norm_named
+from robust_ham.config.experiment import AttackConfig
 from robust_ham.config.user_code import like_default, source_hash
 from robust_ham.errors import RequestError
-from robust_ham.evaluation.registry import (
-    attack_function,
+from robust_ham.evaluation.options import (
     attack_options,
-    check_attack,
+    check_attack_options,
     recipe_of,
     resolve_attack,
 )
+from robust_ham.evaluation.registry import attack_function
 
 SHAPE = (1, 28, 28)
 CODE = """
@@ -64,22 +64,10 @@ def config(name, **values):
 
 
 def resolved(name, **values):
-    found = resolve_attack(config(name, **values), "a")
-    check_attack(found, "a", SHAPE)
-    assert resolve_attack(found, "a") == found
-    return found
-
-
-@pytest.mark.parametrize(
-    ("spelled", "norm"),
-    [
-        *[(s, "linf") for s in ("linf", "Linf", "L_inf", "l-inf", "inf", "L∞", math.inf)],
-        *[(s, "l2") for s in ("l2", "L2", "L_2", "2", 2, 2.0)],
-        *[(s, None) for s in ("l1", "none", "batch", 1, True, None, math.nan, -math.inf)],
-    ],
-)
-def test_names_of_norms(spelled, norm):
-    assert norm_named(spelled) == norm
+    attack_config = resolve_attack(config(name, **values), "a")
+    check_attack_options(attack_config, "a", SHAPE)
+    assert resolve_attack(attack_config, "a") == attack_config
+    return attack_config
 
 
 @pytest.mark.parametrize(
@@ -96,15 +84,21 @@ def test_names_of_norms(spelled, norm):
     ],
 )
 def test_the_norm_is_the_functions(name, values, norm, given):
-    found = resolved(name, **values)
-    assert found.norm == norm
-    assert attack_options(found, "a")["norm"] == given
-    assert AttackConfig.model_validate_json(found.model_dump_json()).norm == norm  # as a report
+    attack_config = resolved(name, **values)
+    assert attack_config.norm == norm
+    assert attack_options(attack_config, "a")["norm"] == given
+    assert (
+        AttackConfig.model_validate_json(attack_config.model_dump_json()).norm == norm
+    )  # as a report
 
 
 def test_the_norm_of_a_function_without_the_option_is_declared():
-    found = resolved("plain", norm="linf", kind="minimum_norm", budget="8/255")
-    assert (found.norm, found.main_budget, attack_options(found, "a")) == ("linf", 8 / 255, {})
+    attack_config = resolved("plain", norm="linf", kind="minimum_norm", budget="8/255")
+    assert (attack_config.norm, attack_config.main_budget, attack_options(attack_config, "a")) == (
+        "linf",
+        8 / 255,
+        {},
+    )
     with pytest.raises(RequestError, match=r"attacks.a.norm: expected l2 or linf, got 'l1'"):
         resolved("plain", norm="l1")
 
@@ -112,14 +106,18 @@ def test_the_norm_of_a_function_without_the_option_is_declared():
 def test_a_norm_in_which_no_distances_are_counted():
     assert not resolved("taxi").has_budget
     with pytest.raises(
-        RequestError, match=r"a.norm: distances are counted in l2 or linf, got 'l1'"
+        RequestError, match=r"a.norm: distances are measured in l2 or linf, got 'l1'"
     ):
         resolved("taxi", kind="minimum_norm")
 
 
 def test_a_size_makes_an_attack_one_of_fixed_epsilon():
-    found = resolved("pgd")
-    assert (found.kind, found.has_budget, found.options["eps"]) == ("fixed_epsilon", False, 8 / 255)
+    attack_config = resolved("pgd")
+    assert (attack_config.kind, attack_config.has_budget, attack_config.options["eps"]) == (
+        "fixed_epsilon",
+        False,
+        8 / 255,
+    )
     assert resolved("strong").options["eps"] == 16 / 255
     assert resolved("called").options["eps"] == 0.1
     assert resolved("plain").kind is None
@@ -142,7 +140,7 @@ def test_a_budget_needs_a_kind(name, why, given):
         resolved(name, kind="fixed_epsilon", **given)
 
 
-def test_runs_of_before_there_was_kind_are_read_as_they_were_made():
+def test_runs_older_than_the_key_kind_keep_their_meaning():
     assert config("plain", budget=0.1).has_budget
     assert not config("plain").has_budget
 
@@ -150,9 +148,9 @@ def test_runs_of_before_there_was_kind_are_read_as_they_were_made():
 @pytest.mark.parametrize(
     ("name", "key", "value", "message"),
     [
-        ("pgd", "eps", 8, "attacks.a.eps: expected at most 1, .* got 8; 8/255?"),
+        ("pgd", "eps", 8, "attacks.a.eps: expected at most 1, .* got 8; did you mean 8/255?"),
         ("pgd", "eps", -0.1, "attacks.a.eps: expected at most 1, .* got -0.1"),
-        ("called", "eps", 2, "got 2; 2/255. If it is an L2 distance, add norm: l2"),
+        ("called", "eps", 2, "got 2; did you mean 2/255. If it is an L2 distance, add norm: l2"),
         ("anything", "epsilon", 8, "attacks.a.epsilon: expected at most 1"),
         ("anything", "max_epsilon", 8, "attacks.a.max_epsilon: expected at most 1"),
         ("pgd", "alpha", "2/x", "attacks.a.alpha: expected a number such as 0.5 or 8/255"),
@@ -203,8 +201,8 @@ def test_options_are_parsed_as_their_defaults_suggest():
     ],
 )
 def test_like_default(value, default, expected):
-    found = like_default(value, default)
-    assert (found, type(found)) == (expected, type(expected))
+    converted = like_default(value, default)
+    assert (converted, type(converted)) == (expected, type(expected))
 
 
 def test_defaults_that_json_cannot_say_are_in_a_recipe_by_name():
@@ -234,8 +232,10 @@ def test_partial_functions_have_their_own_defaults():
     def pgd(model, images, labels, eps=0.1, norm="l2"):
         return images
 
-    found = resolve_attack(AttackConfig(attack="own:p"), "p", partial(pgd, norm="linf", eps=0.2))
-    assert (found.norm, found.options["eps"]) == ("linf", 0.2)
+    attack_config = resolve_attack(
+        AttackConfig(attack="own:p"), "p", partial(pgd, norm="linf", eps=0.2)
+    )
+    assert (attack_config.norm, attack_config.options["eps"]) == ("linf", 0.2)
 
 
 # --- catalogue and foolbox -----------------------------------------------------------------------
@@ -261,25 +261,28 @@ def test_partial_functions_have_their_own_defaults():
     ],
 )
 def test_an_attack_of_foolbox_is_measured_in_its_norm(values, norm):
-    found = resolve_attack(AttackConfig.model_validate(values), "a")
-    check_attack(found, "a", SHAPE)
-    assert found.norm == norm
-    assert found.has_budget == ("epsilon" not in values)
+    attack_config = resolve_attack(AttackConfig.model_validate(values), "a")
+    check_attack_options(attack_config, "a", SHAPE)
+    assert attack_config.norm == norm
+    assert attack_config.has_budget == ("epsilon" not in values)
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"attack": "foolbox:LinfPGD", "epsilon": 8}, "a.epsilon: expected at most 1, .*; 8/255?"),
+        (
+            {"attack": "foolbox:LinfPGD", "epsilon": 8},
+            "a.epsilon: expected at most 1, .*did you mean 8/255?",
+        ),
         ({"attack": "foolbox:L2PGD", "epsilon": 128}, "a.epsilon: expected at most 28, .* got 128"),
         ({"attack": "deepfool", "norm": "linf", "budget": 8}, "a.budget: expected at most 1"),
         (
             {"attack": "deepfool", "norm": "linf", "budgets": [1, 2, 4, 8]},
-            "a.budgets.1: expected at most 1, .*got 2; 2/255?",
+            "a.budgets.1: expected at most 1, .*got 2; did you mean 2/255?",
         ),
         ({"attack": "deepfool", "budget": 29}, "a.budget: expected at most 28, .* got 29$"),
         ({"attack": "foolbox:"}, "attacks.a.attack: expected one of deepfool, .* got 'foolbox:'"),
-        ({"attack": "foolbox:EADAttack"}, "a.norm: foolbox's EADAttack measures l1: say norm: l2"),
+        ({"attack": "foolbox:EADAttack"}, "a.norm: foolbox's EADAttack minimises l1: set norm: l2"),
         (
             {"attack": "spatial_grid", "budget": 0.1},
             "a.budget: spatial_grid has no distance budget",
@@ -288,10 +291,10 @@ def test_an_attack_of_foolbox_is_measured_in_its_norm(values, norm):
 )
 def test_distances_that_cannot_be(values, message):
     with pytest.raises(RequestError, match=message):
-        check_attack(resolve_attack(AttackConfig.model_validate(values), "a"), "a", SHAPE)
+        check_attack_options(resolve_attack(AttackConfig.model_validate(values), "a"), "a", SHAPE)
 
 
-# --- what an attack of one's own may return --------------------------------------------------
+# --- what a custom attack may return -------------------------------------------------------------
 
 
 def returning(change, **fields):
@@ -358,3 +361,27 @@ def test_an_option_called_prune_is_the_functions_own():
 
     rows = evaluate(zoo_model(3, "none"), *fashion_images(4), attack, progress=False)
     assert len(rows) == 4
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"attack": "depfool"}, "a.attack: expected one of .*; did you mean deepfool?"),
+        ({"attack": "DeepFool"}, "got 'DeepFool'; did you mean deepfool?"),
+        ({"attack": "spatial-grid"}, "; did you mean spatial_grid?"),
+        ({"attack": "foolbox:DDNAtack"}, "got 'DDNAtack'; did you mean DDNAttack?"),
+        ({"attack": "foolbox:l2pgd"}, "; did you mean L2PGD?"),
+        ({"attack": "xyz"}, "got 'xyz'$"),
+        ({"attack": "deepfool", "overshot": 0.1}, r"a.overshot: .*\); did you mean overshoot?"),
+        ({"attack": "deepfool", "Steps": 1}, "; did you mean steps?"),
+        ({"attack": "deepfool", "budgest": [1]}, "; did you mean budgets?"),
+        ({"attack": "foolbox:L2PGD", "step": 1}, "; did you mean steps?"),
+        ({"attack": "mine:pgd", "alfa": 1}, "; did you mean alpha?"),
+        ({"attack": "deepfool", "norm": ["l2", "linf"]}, "; configure one attack for each$"),
+        ({"attack": "deepfool", "steps": [1, 2]}, "; configure one attack for each$"),
+    ],
+)
+def test_suggestions_for_attacks_and_options(values, message):
+    with pytest.raises(RequestError, match=message) as error:
+        attack_options(AttackConfig.model_validate(values), "a")
+    assert "\n" not in str(error.value)

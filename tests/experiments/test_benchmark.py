@@ -1,4 +1,4 @@
-"""The benchmark: what it counts, what it compares, what it refuses."""
+"""The benchmark: counts, comparisons and refused requests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 
 from attacks import deepfool, spatial_grid
 from robust_ham.config.experiment import OURS, AttackConfig
-from robust_ham.evaluation.registry import attack_options
+from robust_ham.evaluation.options import attack_options
 from robust_ham.experiments.benchmark import peer_libraries
 from robust_ham.experiments.benchmark.profiling import CountedPoints, ProfiledCall, profile
 from robust_ham.experiments.benchmark.report import summary_of, table_of
@@ -33,32 +33,32 @@ evaluation: {num_images: 12}
 DEEPFOOL = attack_options(AttackConfig(attack="deepfool"), "deepfool")
 
 
-def right_images(count: int):
+def correctly_classified(count: int):
     model = zoo_model(3, "none")
     images, labels = fashion_images(count)
     right = model(images).argmax(1) == labels
     return model, images[right], labels[right]
 
 
-def test_counts_are_those_that_the_attack_reports():
-    model, images, labels = right_images(24)
+def test_counts_equal_those_of_the_attack():
+    model, images, labels = correctly_classified(24)
     counted = CountedPoints(model).eval()
     outcome = deepfool(counted, images, labels)
     assert counted.forwards == int(outcome.forwards.sum()) + 1  # the first image alone
     assert counted.backwards == int(outcome.backwards.sum())
 
 
-def test_our_passes_are_those_on_the_fast_copy():
-    model, images, labels = right_images(40)
+def test_our_passes_are_counted_on_the_fast_copy():
+    model, images, labels = correctly_classified(40)
     outcome = deepfool(model, images, labels)
-    found = profile(ProfiledCall(OURS, "deepfool", DEEPFOOL, model, images, labels))
+    passes_spent = profile(ProfiledCall(OURS, "deepfool", DEEPFOOL, model, images, labels))
     passes = int(outcome.forwards.sum()), int(outcome.backwards.sum())
-    assert (found.forwards, found.backwards) == passes
-    assert len(images) < found.points < found.forwards
+    assert (passes_spent.forwards, passes_spent.backwards) == passes
+    assert len(images) < passes_spent.points < passes_spent.forwards
 
 
 def test_points_are_counted_once():
-    model, images, _ = right_images(10)
+    model, images, _ = correctly_classified(10)
     counted = CountedPoints(model).eval()
     for _ in range(3):
         counted(images)
@@ -66,14 +66,14 @@ def test_points_are_counted_once():
     assert (counted.forwards, counted.backwards) == (3 * len(images), 0)
 
 
-def test_foolbox_in_a_process_of_its_own():
-    """Ten classes, a forward and a backward for each candidate but one, every step."""
-    model, images, labels = right_images(12)
+def test_foolbox_in_a_fresh_process():
+    """Ten classes: nine forward and nine backward passes per step."""
+    model, images, labels = correctly_classified(12)
     options = DEEPFOOL | {"steps": 4}
-    found = profile(ProfiledCall("foolbox", "deepfool", options, model, images, labels))
-    assert found.backwards == 9 * 4 * len(images)
-    assert found.forwards >= found.backwards
-    assert found.peak_memory_mb is None or found.peak_memory_mb >= 0
+    passes_spent = profile(ProfiledCall("foolbox", "deepfool", options, model, images, labels))
+    assert passes_spent.backwards == 9 * 4 * len(images)
+    assert passes_spent.forwards >= passes_spent.backwards
+    assert passes_spent.peak_memory_mb is None or passes_spent.peak_memory_mb >= 0
 
 
 TOLERANCES = {  # of the mean distance, L2 and L∞
@@ -86,11 +86,11 @@ TOLERANCES = {  # of the mean distance, L2 and L∞
 
 @pytest.mark.parametrize("library", [name for name in peer_libraries.installed() if name != OURS])
 @pytest.mark.parametrize("norm", ["l2", "linf"])
-def test_peers_find_what_we_find(library, norm):
+def test_other_libraries_agree_with_ours(library, norm):
     options = DEEPFOOL | {"norm": norm}
     if not peer_libraries.can_run(library, "deepfool", options):
         pytest.skip(f"{library} has no DeepFool in {norm}")
-    model, images, labels = right_images(40)
+    model, images, labels = correctly_classified(40)
     ours = deepfool(model, images, labels, **options).images
     theirs = peer_libraries.run(library, "deepfool", options, model.eval(), images, labels)
     fooled = model(theirs).argmax(1) != labels
@@ -104,7 +104,7 @@ def test_peers_find_what_we_find(library, norm):
 
 
 def test_memory_does_not_grow_with_the_number_of_images():
-    """Activations are held for one chunk; what grows is a few copies of the images."""
+    """Activations are kept for one chunk; only a few copies of the images grow."""
     model = zoo_model(3, "none")
     images, labels = fashion_images(1024)
     peaks = [
@@ -133,7 +133,7 @@ def test_a_thousand_classes_cost_ten_candidates():
     assert outcome.backwards.item() == counted.backwards == 9 * steps
 
 
-def test_what_peers_can_run():
+def test_supported_attacks_of_other_libraries():
     spatial = attack_options(AttackConfig(attack="spatial_grid", stop="first"), "s")
     assert peer_libraries.can_run("foolbox", "spatial_grid", spatial)
     assert not peer_libraries.can_run("foolbox", "spatial_grid", spatial | {"stop": None})
@@ -144,7 +144,7 @@ def test_what_peers_can_run():
     assert peer_libraries.can_run(OURS, "stadv", {})
 
 
-def test_the_command_and_the_same_command_again(run_cli, tmp_path):
+def test_running_the_command_twice_measures_once(run_cli, tmp_path):
     config, folder = tmp_path / "bench.yaml", tmp_path / "bench"
     config.write_text(CONFIG)
     words = ("bench", config, "--out", folder, "--rounds", 2, "--libraries", "foolbox")
@@ -171,7 +171,7 @@ def test_the_command_and_the_same_command_again(run_cli, tmp_path):
     damaged.write_bytes(damaged.read_bytes()[:-20])
     code, out, _ = run_cli(*words)
     assert code == 0
-    assert out.count("round 1 of 2") == 2  # this one alone is measured again
+    assert out.count("round 1 of 2") == 2  # only the damaged one is measured again
     assert len(pd.read_csv(folder / "bench.csv")) == 4
 
 
@@ -186,11 +186,11 @@ def test_a_library_that_fails_is_left_out(run_cli, tmp_path, monkeypatch):
         "bench", config, "--out", folder, "--rounds", 1, "--libraries", "foolbox"
     )
     assert code == 0, err
-    assert "foolbox fails and is left out: RuntimeError: not today" in out
+    assert "foolbox failed and is left out: RuntimeError: not today" in out
     assert pd.read_csv(folder / "bench.csv")["library"].tolist() == ["robust-ham"] * 2 + ["foolbox"]
 
 
-def test_wrong_requests(run_cli, tmp_path):
+def test_invalid_requests_are_refused(run_cli, tmp_path):
     config = tmp_path / "bench.yaml"
     config.write_text(CONFIG)
     words = ("bench", config, "--out", tmp_path / "bench")
@@ -201,8 +201,8 @@ def test_wrong_requests(run_cli, tmp_path):
 
 
 def test_spatial_passes_stay_in_their_bounds():
-    """775 passes for each survivor, about 25 for the others."""
-    model, images, labels = right_images(150)
+    """775 passes for each image that is never fooled, about 25 for the others."""
+    model, images, labels = correctly_classified(150)
     outcome = spatial_grid(model, images, labels, stop="first")
     assert (outcome.forwards[~outcome.fooled] <= 775 + 2).all()
     assert outcome.forwards[outcome.fooled].float().mean() <= 25
@@ -210,13 +210,13 @@ def test_spatial_passes_stay_in_their_bounds():
 
 def test_the_readme_shows_the_committed_benchmarks():
     root = Path(__file__).parents[2]
-    readme = (root / "README.md").read_text(encoding="utf-8")
+    docs = (root / "docs/benchmark.md").read_text(encoding="utf-8")
     for name in ("cifar10", "fashion_mnist"):
         table = pd.read_csv(root / "results" / "bench" / name / "bench.csv")
         page = root / "results" / "bench" / name / "bench.md"
         summary, whole = summary_of(table), table_of(table)
         assert page.read_text(encoding="utf-8") == f"{markdown(summary)}\n{markdown(whole)}"
-        assert markdown_rows(summary) in readme, f"the table of {page} is another"
+        assert markdown_rows(summary) in docs, f"the table of {page} is another"
 
 
 def test_the_summary_of_a_benchmark():

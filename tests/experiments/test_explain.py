@@ -1,4 +1,4 @@
-"""The explanatory experiments: their tables, figures, closed forms and refusals."""
+"""The experiments of `explain`: tables, figures, closed forms and refused requests."""
 
 import functools
 import importlib
@@ -14,7 +14,7 @@ from attacks import margins_of
 from robust_ham.config.files import load_config
 from robust_ham.errors import RequestError
 from robust_ham.evaluation.evaluate import AttackedImages
-from robust_ham.evaluation.registry import attack_options
+from robust_ham.evaluation.options import attack_options
 from robust_ham.experiments.explain import (
     EXPERIMENTS,
     convergence,
@@ -57,8 +57,8 @@ def test_table_and_figure_of_an_experiment(run_cli, tmp_path, monkeypatch, name)
     code, printed, errors = run_cli("explain", name, "--out", out)
     assert (code, errors) == (0, "")
     assert f"table and figure: {out / name}.csv" in printed
-    made = {f"{name}.{s}" for s in ("csv", "svg", "png")}
-    assert {path.name for path in out.iterdir()} == made | {"manifest.json"}
+    names = {f"{name}.{s}" for s in ("csv", "svg", "png")}
+    assert {path.name for path in out.iterdir()} == names | {"manifest.json"}
     table = pd.read_csv(out / f"{name}.csv")
     assert list(table.columns) == TABLES[name]
     before = {path.name: path.read_bytes() for path in out.iterdir()}
@@ -66,12 +66,12 @@ def test_table_and_figure_of_an_experiment(run_cli, tmp_path, monkeypatch, name)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
-def test_every_experiment_is_listed_and_there(run_cli):
+def test_every_experiment_is_listed(run_cli):
     _, listed, _ = run_cli("list", "explain")
     code, shown, _ = run_cli("explain", "--help")
     assert code == 0
     for name, experiment in EXPERIMENTS.items():
-        module = importlib.import_module(f"robust_ham.experiments.explain.{name.replace('-', '_')}")
+        module = importlib.import_module(f"robust_ham.experiments.explain.{experiment.module}")
         assert callable(module.explain)
         for text in (listed, shown):
             assert name in text
@@ -82,14 +82,14 @@ def test_every_experiment_is_listed_and_there(run_cli):
     ("words", "message"),
     [
         (["walk"], "explain: expected one of tapering, truncated-gabor,"),
-        (["cost", "--run", "{here}"], "explain cost: takes no --run; kernels and leakage do"),
+        (["cost", "--run", "{here}"], "explain cost: takes no --run; only kernels and leakage do"),
         (["kernels", "--run", "{here}/no"], "no: not a run folder"),
         (["leakage", "--run", "{here}"], "not a run folder (no config.yaml)"),
         (["tapering", "--threads", "0"], "--threads"),
         ([], "Missing argument"),
     ],
 )
-def test_requests_that_are_wrong(run_cli, tmp_path, words, message):
+def test_invalid_requests_are_refused(run_cli, tmp_path, words, message):
     out = tmp_path / "out"
     filled = [word.replace("{here}", str(tmp_path)) for word in words]
     code, _, errors = run_cli("explain", *filled, "--out", out)
@@ -128,15 +128,15 @@ def test_the_networks_of_a_run(run_cli, tmp_path):
 
 
 def test_pairs_are_twins_of_the_lowest_seed():
-    found = networks.zoo_networks()
-    pairs = first_layer.pairs(found[::-1])
+    zoo = networks.zoo_networks()
+    pairs = first_layer.pairs(zoo[::-1])
     assert [(a.spec.kernel_size, b.spec.kernel_size) for a, b in pairs] == [
         (k, k) for k in (3, 5, 7, 9, 11)
     ]
     assert {(a.spec.window, a.spec.seed, b.spec.window, b.spec.seed) for a, b in pairs} == {
         ("none", 0, "hamming", 0)
     }
-    assert first_layer.pairs([n for n in found if n.spec.window == "none"]) == []
+    assert first_layer.pairs([n for n in zoo if n.spec.window == "none"]) == []
 
 
 def test_a_mosaic_has_its_tiles_in_reading_order():
@@ -158,16 +158,16 @@ def test_tapering_multiplies_slice_and_window():
 def test_a_gabor_filter_is_its_own_pass_band_unless_it_is_cut_short():
     large, small, tapered = (truncated_gabor.gabor(*v) for v in truncated_gabor.VERSIONS)
     torch.testing.assert_close(small, large[21:28, 21:28])
-    found = [truncated_gabor.measure(taps) for taps in (large, small, tapered)]
-    outside = [one["energy_outside_pass_band"] for one in found]
+    measures = [truncated_gabor.measure(taps) for taps in (large, small, tapered)]
+    outside = [one["energy_outside_pass_band"] for one in measures]
     assert outside[0] == pytest.approx(math.exp(-9), rel=0.05)  # of a Gaussian, 3 σ and beyond
     assert min(outside[1:]) > 0.3
     # half the power of a Gaussian response: σ√ln 2 on either side
     expected = 2 * math.sqrt(math.log(2)) / (2 * math.pi * truncated_gabor.SIGMA)
-    assert found[0]["half_power_width"] == pytest.approx(expected, rel=0.01)
-    lobes = [one["energy_outside_main_lobe"] for one in found]
+    assert measures[0]["half_power_width"] == pytest.approx(expected, rel=0.01)
+    lobes = [one["energy_outside_main_lobe"] for one in measures]
     assert lobes[2] < lobes[1] / 10
-    peak = math.hypot(found[0]["peak_y"], found[0]["peak_x"])
+    peak = math.hypot(measures[0]["peak_y"], measures[0]["peak_x"])
     assert peak == pytest.approx(truncated_gabor.FREQUENCY, abs=1 / 512)
 
 
@@ -197,17 +197,19 @@ def test_leakage_of_known_predictions(size):
 
 
 def test_fft_prediction(tmp_path):
-    made = [fft_prediction.explain(sizes=(7, 11), seeds=(0,), trainings=(1, 2)) for _ in range(2)]
-    table = made[0].table
+    results = [
+        fft_prediction.explain(sizes=(7, 11), seeds=(0,), trainings=(1, 2)) for _ in range(2)
+    ]
+    table = results[0].table
     keys = ["kernel_size", "window", "steps", "seed"]
     assert list(table.columns) == [*keys, "error", "leakage", "far_leakage", "far_share"]
     assert len(table) == len(table[keys].drop_duplicates()) == 8
-    assert len(made[0].rows) == 8
-    for i, one in enumerate(made):
+    assert len(results[0].rows) == 8
+    for i, one in enumerate(results):
         save_figure(one.figure, tmp_path / str(i), "same")
     for name in ("same.png", "same.svg"):
         assert (tmp_path / "0" / name).read_bytes() == (tmp_path / "1" / name).read_bytes()
-    pd.testing.assert_frame_equal(table, made[1].table)
+    pd.testing.assert_frame_equal(table, results[1].table)
 
 
 def test_fft_twins_start_from_the_same_raw_weights():
@@ -227,8 +229,8 @@ def test_rounds_alternate_their_order():
 
 def test_cost(tmp_path, monkeypatch):
     monkeypatch.setattr(cost, "_BATCH", 8)
-    made = cost.explain(sizes=(3, 5), rounds=2)
-    table = made.table
+    result = cost.explain(sizes=(3, 5), rounds=2)
+    table = result.table
     spread = ["", "_q25", "_q75", "_low", "_high"]
     columns = [f"{name}{part}" for name in ("seconds", "ratio") for part in spread]
     about = ["what", "contestant", "kernel_size", "flops"]
@@ -247,8 +249,8 @@ def test_cost(tmp_path, monkeypatch):
     for what in ("training step", "inference"):  # the window's products are not counted by torch
         assert flops[what, "windowed", 5] == flops[what, "baseline", 5]
     assert (table[table["contestant"] == "baseline"]["ratio"] == 1).all()
-    save_figure(made.figure, tmp_path, "cost")
-    assert len(made.rows) == len(table)
+    save_figure(result.figure, tmp_path, "cost")
+    assert len(result.rows) == len(table)
 
 
 FEW_VALUES = {
@@ -261,9 +263,9 @@ FEW_VALUES = {
 
 
 def test_convergence(tmp_path):
-    made = convergence.explain(kernel_sizes=(7,), num_images=16, values=FEW_VALUES)
-    table = made.table
-    assert list(table.columns) == convergence.COLUMNS
+    result = convergence.explain(kernel_sizes=(7,), num_images=16, values=FEW_VALUES)
+    table = result.table
+    assert list(table.columns) == convergence.TABLE_COLUMNS
     tried = [(name, str(v).lower()) for name, values in FEW_VALUES.items() for v in values]
     for window, part in table.groupby("window", sort=False):
         assert list(zip(part["setting"], part["value"], strict=True)) == tried
@@ -280,9 +282,9 @@ def test_convergence(tmp_path):
         backwards = part.set_index(["setting", "value"])["backwards"]
         assert backwards["prune", "none"] > 2 * backwards["prune", "2.5"]
     assert list(table["window"].unique()) == ["none", "hamming"]
-    assert made.header == ["setting", "value", "baseline, k = 7", "Hamming, k = 7"]
-    assert [row[:2] for row in made.rows[:2]] == [["steps", "2"], ["steps", "5"]]
-    assert made.rows[0][2].startswith("inf (")
+    assert result.header == ["setting", "value", "baseline, k = 7", "Hamming, k = 7"]
+    assert [row[:2] for row in result.rows[:2]] == [["steps", "2"], ["steps", "5"]]
+    assert result.rows[0][2].startswith("inf (")
     written = []
     for i in range(2):
         save_figure(convergence.draw(table), tmp_path / str(i), "same")
@@ -291,7 +293,7 @@ def test_convergence(tmp_path):
 
 
 def test_convergence_measures_the_overshoot_of_a_linear_network():
-    """One step reaches a plane: (1 + overshoot) · gap / ‖w‖, of the images right at first."""
+    """One step reaches a plane: (1 + overshoot) · gap / ‖w‖, on correctly classified images."""
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2))
     model[1].bias.data.copy_(-0.5 * model[1].weight.data.sum(1))  # mid grey is on the plane
@@ -304,12 +306,12 @@ def test_convergence_measures_the_overshoot_of_a_linear_network():
     for overshoot in (0.02, 0.1):
         for precision in ("float32", "float64"):
             options = {"overshoot": overshoot, "precision": precision}
-            found = convergence.measure(model, attacked, convergence.DEFAULT | options)
-            assert (found["num_images"], found["fooled_rate"]) == (len(lengths), 1)
+            measured = convergence.measure(model, attacked, convergence.DEFAULT | options)
+            assert (measured["num_images"], measured["fooled_rate"]) == (len(lengths), 1)
             middle = np.median(lengths.numpy())
-            assert found["median_l2"] == pytest.approx((1 + overshoot) * middle, rel=1e-4)
+            assert measured["median_l2"] == pytest.approx((1 + overshoot) * middle, rel=1e-4)
             mean = float(lengths.mean())
-            assert found["mean_l2"] == pytest.approx((1 + overshoot) * mean, rel=1e-4)
+            assert measured["mean_l2"] == pytest.approx((1 + overshoot) * mean, rel=1e-4)
 
 
 def test_convergence_varies_around_the_quickstart():
@@ -326,8 +328,10 @@ def test_leakage_averages_seeds_and_shortens_deep_networks():
     assert len(arms) == 5 * 2 * 3
     first = table[(table["kernel_size"] == 9) & (table["window"] == "hamming")]
     expected = first[first["layer"] == "conv2"]["bandwidth"].mean()
-    (found,) = arms.query("kernel_size == 9 and window == 'hamming' and place == 2")["bandwidth"]
-    assert found == pytest.approx(expected)
+    (bandwidth,) = arms.query("kernel_size == 9 and window == 'hamming' and place == 2")[
+        "bandwidth"
+    ]
+    assert bandwidth == pytest.approx(expected)
     deep = pd.concat([arms.assign(place=arms["place"] + 3 * i) for i in range(4)])
     header, rows = leakage.short(deep)
     assert header[:4] == ["network", "k", "layer", "side-lobe energy, baseline"]

@@ -5,11 +5,12 @@ import torch
 import torchvision
 
 from robust_ham.config.models import CnnGroup, ResNet18CifarGroup
-from robust_ham.models.build import build, learned_width, measure
+from robust_ham.models.build import build
 from robust_ham.models.cnn import cnn
 from robust_ham.models.imagenet import resnet18, vgg11_bn
 from robust_ham.models.layers import WindowedConv2d
 from robust_ham.models.resnet import resnet18_cifar
+from robust_ham.models.size import learned_width, measure_size
 
 
 def count(model):
@@ -131,7 +132,7 @@ def test_normalisation_is_inside_the_model():
 
 def test_measure_counts_what_torch_computes():
     spec = CnnGroup(depth=2, widths=(4,), kernel_size=3, first_kernel="same", downsampling="none")
-    size = measure(build(spec, 1, 10), spec, (1, 8, 8))
+    size = measure_size(build(spec, 1, 10), spec, (1, 8, 8))
     assert size.params == 36 + 144 + 16 + 50
     assert size.flops == 2 * (64 * 9 * 4 + 64 * 9 * 16 + 4 * 10)
     assert size.effective_width == 3

@@ -7,30 +7,14 @@ import sys
 import pandas as pd
 import pytest
 import torch
-from conftest import zoo_model
+from conftest import SPEC, zoo_model
 from safetensors.torch import load_file, save_file
 
-from robust_ham.config.models import CnnGroup, FactoryGroup
+from robust_ham.config.models import FactoryGroup
 from robust_ham.errors import RequestError
-from robust_ham.models import checkpoints
+from robust_ham.models import checkpoints, factories
 from robust_ham.models.build import build
 from robust_ham.models.layers import WindowedConv2d
-
-SPEC = CnnGroup(depth=2, widths=(4,), first_kernel="same", kernel_size=3, window="hamming")
-
-
-@pytest.fixture
-def saved(tmp_path):
-    model = build(SPEC, 1, 10).eval()
-    card = {
-        "model_id": SPEC.model_id,
-        "model": checkpoints.describe(SPEC),
-        "in_channels": 1,
-        "num_classes": 10,
-    }
-    folder = tmp_path / "models" / SPEC.model_id
-    checkpoints.save(folder, model, card, pd.DataFrame({"epoch": [1]}))
-    return folder, model
 
 
 def test_round_trip(saved):
@@ -80,7 +64,7 @@ def test_damaged_files_are_named(saved):
     weights = folder / "model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    assert_refused(folder, r"model.safetensors: not the weights that the card names")
+    assert_refused(folder, r"model.safetensors: SHA-256 differs from the one in model.json")
     weights.unlink()
     assert_refused(folder, "model.safetensors: no such file")
     card = (folder / "model.json").read_text()
@@ -88,7 +72,7 @@ def test_damaged_files_are_named(saved):
         (folder / "model.json").write_text(content)
         assert_refused(folder, "model.json")
     (folder / "model.json").write_text(card.replace("hamming", "humming"))
-    assert_refused(folder, "model.json: does not describe a model")
+    assert_refused(folder, "model.json: model: window: input should be")
 
 
 @pytest.mark.parametrize(
@@ -109,14 +93,14 @@ def test_weights_that_do_not_fit_are_named(saved, tmp_path, change, message):
     change(state)
     save_file(state, tmp_path / "other.safetensors")
     with pytest.raises(RequestError, match=message):
-        checkpoints.load_weights(model, tmp_path / "other.safetensors")
+        factories.load_weights(model, tmp_path / "other.safetensors")
 
 
 def test_pth_files_are_read_without_running_code(saved, tmp_path):
     _, model = saved
     torch.save({"state_dict": model.state_dict()}, tmp_path / "good.pth")
     fresh = build(SPEC.model_copy(update={"seed": 9}), 1, 10)
-    checkpoints.load_weights(fresh, tmp_path / "good.pth")
+    factories.load_weights(fresh, tmp_path / "good.pth")
     assert torch.equal(fresh.linear.weight, model.linear.weight)
 
     class Evil:
@@ -128,7 +112,7 @@ def test_pth_files_are_read_without_running_code(saved, tmp_path):
     torch.save([1, 2], tmp_path / "list.pth")
     for name in ("evil.pth", "junk.pth", "list.pth"):
         with pytest.raises(RequestError, match=name):
-            checkpoints.load_weights(fresh, tmp_path / name)
+            factories.load_weights(fresh, tmp_path / name)
     assert not (tmp_path / "was here").exists()
 
 
@@ -139,7 +123,7 @@ def test_factories(tmp_path, monkeypatch):
         "def wrong():\n    return 3\n"
     )
     monkeypatch.chdir(tmp_path)
-    model = checkpoints.load_factory(FactoryGroup(factory="my_models:small"))
+    model = factories.load_factory(FactoryGroup(factory="my_models:small"))
     assert model(torch.zeros(1, 1, 2, 2)).shape == (1, 2)
     for factory, message in [
         ("my_models:wrong", "expected a torch.nn.Module"),
@@ -147,9 +131,9 @@ def test_factories(tmp_path, monkeypatch):
         ("absent_module:small", "No module named 'absent_module'"),
     ]:
         with pytest.raises(RequestError, match=message):
-            checkpoints.load_factory(FactoryGroup(factory=factory))
+            factories.load_factory(FactoryGroup(factory=factory))
     with pytest.raises(RequestError, match=r"weights gone.pth: no such file"):
-        checkpoints.load_factory(FactoryGroup(factory="my_models:small", weights="gone.pth"))
+        factories.load_factory(FactoryGroup(factory="my_models:small", weights="gone.pth"))
 
 
 # --- what a user's network claims, and what it raises ------------------------------------------
@@ -161,7 +145,7 @@ from torch import nn
 from torch.nn import functional as F
 from robust_ham import windowed
 from robust_ham.models.surgery import folded
-from robust_ham.windows import window_2d
+from robust_ham.models.windows import window_2d
 
 class Taper(nn.Conv2d):
     def forward(self, x):
@@ -248,7 +232,7 @@ def own_nets(tmp_path, monkeypatch):
     ],
 )
 def test_labels_that_a_users_network_bears_out(own_nets, name, labels):
-    checkpoints.load_factory(
+    factories.load_factory(
         FactoryGroup(factory=f"own_nets:{name}", **({"kernel_size": 5} | labels))
     )
 
@@ -256,21 +240,21 @@ def test_labels_that_a_users_network_bears_out(own_nets, name, labels):
 @pytest.mark.parametrize(
     ("name", "labels", "message"),
     [
-        ("plain", {"window": "hamming"}, "window: hamming, but no layer of it has one"),
-        ("same_values", {"window": "hamming"}, "window: hamming, but no layer of it has one"),
-        ("standardised", {"window": "hann"}, "window: hann, but no layer of it has one"),
-        ("linear", {"window": "hamming"}, "window: hamming, but no layer of it has one"),
-        ("hamming", {}, "window: none, but its 0 has the window hamming"),
-        ("taper", {}, "window: none, but its 0 has the window hamming"),
-        ("hann", {"window": "hamming"}, "window: hamming, but its 0 has the window hann"),
-        ("both", {"window": "hamming"}, "window: hamming, but its 1 has the window hann"),
+        ("plain", {"window": "hamming"}, "window: hamming, but none of its layers has one"),
+        ("same_values", {"window": "hamming"}, "window: hamming, but none of its layers has one"),
+        ("standardised", {"window": "hann"}, "window: hann, but none of its layers has one"),
+        ("linear", {"window": "hamming"}, "window: hamming, but none of its layers has one"),
+        ("hamming", {}, "window: none, but its layer 0 has the window hamming"),
+        ("taper", {}, "window: none, but its layer 0 has the window hamming"),
+        ("hann", {"window": "hamming"}, "window: hamming, but its layer 0 has the window hann"),
+        ("both", {"window": "hamming"}, "window: hamming, but its layer 1 has the window hann"),
         ("plain", {"kernel_size": 7}, "kernel_size: 7, but its kernels are 5×5"),
     ],
 )
 def test_labels_that_a_users_network_does_not_bear_out(own_nets, name, labels, message):
     spec = FactoryGroup(factory=f"own_nets:{name}", **({"kernel_size": 5} | labels))
     with pytest.raises(RequestError, match=f"factory own_nets:{name}: {message}.*label_only: true"):
-        checkpoints.load_factory(spec)
+        factories.load_factory(spec)
 
 
 @pytest.mark.parametrize(
@@ -320,7 +304,10 @@ def test_weights_of_a_factory_in_a_run(own_nets, run_cli, tmp_path):
     only = ["--stop-after", "attack"]
     code, _, errors = run_cli("run", config, *only)
     assert code == 2
-    assert "weights.pth: holds several networks; choose by weights_key: model, model_ema" in errors
+    assert (
+        "weights.pth: contains several networks; choose one by weights_key: model, model_ema"
+        in errors
+    )
     code, _, errors = run_cli("run", config, "-o", "models.0.weights_key=model_ema", *only)
     assert (code, errors) == (0, "")
     card = json.loads(

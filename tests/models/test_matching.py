@@ -4,7 +4,7 @@ import pytest
 
 from robust_ham.config.files import parse_config
 from robust_ham.config.models import CnnGroup, MatchConfig, ResNet18CifarGroup
-from robust_ham.models.matching import count, matched_width, resolve_matches
+from robust_ham.models.matching import count_size, matched_width, resolve_matches
 
 CIFAR = (3, 32, 32)
 PARAMS = MatchConfig()
@@ -27,7 +27,7 @@ def resolved(lines: str):
 def test_the_replications_widths(options, width, params):
     (spec,) = resolved(f"  - {{architecture: resnet18_cifar, {options}, match: {{to: params}}}}")
     assert spec.width == width
-    assert count(spec, PARAMS, CIFAR, 10) == params
+    assert count_size(spec, PARAMS, CIFAR, 10) == params
 
 
 def test_twins_both_ways():
@@ -37,21 +37,23 @@ def test_twins_both_ways():
         f"  - {{{group}, kernel_size: 3, match: {{kernel_size: 7}}}}"
     )
     three, seven = (
-        count(CnnGroup(depth=4, widths=(16, 32), first_kernel=7, kernel_size=k), PARAMS, CIFAR, 10)
+        count_size(
+            CnnGroup(depth=4, widths=(16, 32), first_kernel=7, kernel_size=k), PARAMS, CIFAR, 10
+        )
         for k in (3, 7)
     )
     assert narrow.width < 1 < widened.width
-    assert count(narrow, PARAMS, CIFAR, 10) == pytest.approx(three, rel=0.05)
-    assert count(widened, PARAMS, CIFAR, 10) == pytest.approx(seven, rel=0.05)
+    assert count_size(narrow, PARAMS, CIFAR, 10) == pytest.approx(three, rel=0.05)
+    assert count_size(widened, PARAMS, CIFAR, 10) == pytest.approx(seven, rel=0.05)
 
 
 def test_the_reference_may_be_narrower():
     match = "match: {kernel_size: 3, width: 0.125}"
     (spec,) = resolved(f"  - {{architecture: resnet18_cifar, kernel_size: 7, {match}}}")
     reference = ResNet18CifarGroup(architecture="resnet18_cifar", kernel_size=3, width=0.125)
-    target = count(reference, PARAMS, CIFAR, 10)
+    target = count_size(reference, PARAMS, CIFAR, 10)
     below, found, above = (
-        count(spec.model_copy(update={"width": spec.width + step / 64}), PARAMS, CIFAR, 10)
+        count_size(spec.model_copy(update={"width": spec.width + step / 64}), PARAMS, CIFAR, 10)
         for step in (-1, 0, 1)
     )
     assert abs(found - target) <= min(abs(below - target), abs(above - target))
@@ -65,9 +67,9 @@ def test_flops():
     )
     match = MatchConfig(to="flops")
     reference = ResNet18CifarGroup(architecture="resnet18_cifar", kernel_size=3)
-    found, target = (count(s, match, CIFAR, 10) for s in (spec, reference))
-    below = count(spec.model_copy(update={"width": spec.width - 1 / 64}), match, CIFAR, 10)
-    above = count(spec.model_copy(update={"width": spec.width + 1 / 64}), match, CIFAR, 10)
+    found, target = (count_size(s, match, CIFAR, 10) for s in (spec, reference))
+    below = count_size(spec.model_copy(update={"width": spec.width - 1 / 64}), match, CIFAR, 10)
+    above = count_size(spec.model_copy(update={"width": spec.width + 1 / 64}), match, CIFAR, 10)
     assert abs(found - target) <= min(abs(below - target), abs(above - target))
 
 

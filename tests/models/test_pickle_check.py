@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from robust_ham.errors import RequestError
-from robust_ham.models.importing.networks import read_network
+from robust_ham.models.importing.state_dicts import read_network
 
 WEIGHTS = nn.Linear(2, 2).state_dict()
 NESTED = b")" + b"q\x00h\x00\x86" * 60  # a tuple of the same tuple twice, 60 times
@@ -38,7 +38,7 @@ def test_keys_that_take_forever_to_hash_are_refused(tmp_path, content):
     with zipfile.ZipFile(tmp_path / "a.pth", "w") as archive:
         archive.writestr("a/data.pkl", b"\x80\x02" + content + b".")
         archive.writestr("a/version", "3\n")
-    with pytest.raises(RequestError, match="a key that no checkpoint needs"):
+    with pytest.raises(RequestError, match="a key that checkpoints do not need"):
         read_network(tmp_path / "a.pth")
 
 
@@ -64,5 +64,5 @@ def test_what_training_programs_keep_beside_weights_is_read(tmp_path, other, zip
 
 def test_another_protocol_is_named(tmp_path):
     torch.save(WEIGHTS, tmp_path / "a.pth", pickle_protocol=4)
-    with pytest.raises(RequestError, match="not as torch.save writes it by default"):
+    with pytest.raises(RequestError, match="not written by torch.save with its defaults"):
         read_network(tmp_path / "a.pth")

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 from attacks.utils.prepare import prepare
-from robust_ham.models.effective_kernel import OWN_WINDOW, windows_of
+from robust_ham.models.applied_window import OTHER_WINDOW, windows_of
 from robust_ham.models.kernel_spectra import effective_kernels
 from robust_ham.models.layers import WindowedConv2d
 from robust_ham.models.surgery import folded, unwindowed, windowed
@@ -91,13 +91,17 @@ def test_shared_modules_stay_shared_and_a_bare_convolution_works():
 @pytest.mark.parametrize(
     ("model", "options", "message"),
     [
-        (nn.Linear(2, 2), {}, "no convolution was chosen"),
-        (small(), {"layers": ["9"]}, "no convolution is called 9"),
+        (nn.Linear(2, 2), {}, "no convolution is selected"),
+        (small(), {"layers": ["9"]}, "no convolution matches '9'"),
         (small(), {"kernel_size": 4}, "kernel_size: expected an odd number, got 4"),
         (small(), {"resize": "stretch"}, "resize: expected pad or draw"),
         (small(), {"window": "hunning"}, "window: expected one of"),
         (small(), {"kernel_size": 1, "layers": ["3"]}, "3 has too little padding"),
-        (nn.Sequential(nn.Conv2d(1, 1, 4)), {"layers": ["0"], "kernel_size": 5}, "not resized"),
+        (
+            nn.Sequential(nn.Conv2d(1, 1, 4)),
+            {"layers": ["0"], "kernel_size": 5},
+            "cannot be resized",
+        ),
     ],
 )
 def test_wrong_requests(model, options, message):
@@ -286,16 +290,22 @@ class OwnKernel(nn.Module):
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (plain_conv(StdConv2d), "1 is a StdConv2d that does more with its weight"),
-        (plain_conv(TheirWindow), "1 is a TheirWindow that does more with its weight"),
-        (Replaced(4, 4, 3), "1 is a Replaced whose forward has been replaced"),
-        (nn.LazyConv2d(4, 3), "1 is a LazyConv2d without weights: run one batch"),
-        (spectral_norm(plain_conv(Conv2dSame)), "1 is a Conv2dSame whose weight a hook computes"),
-        (nn.ConvTranspose2d(4, 4, 3), "1.weight is a kernel of a ConvTranspose2d, no nn.Conv2d"),
-        (OwnKernel(), "1.kernel is a kernel of a OwnKernel, no nn.Conv2d"),
+        (plain_conv(StdConv2d), "1 is a StdConv2d whose forward does more with its weight"),
+        (plain_conv(TheirWindow), "1 is a TheirWindow whose forward does more with its weight"),
+        (Replaced(4, 4, 3), "1 is a Replaced whose forward was replaced"),
+        (nn.LazyConv2d(4, 3), "1 is a LazyConv2d without weights yet: run one batch"),
+        (
+            spectral_norm(plain_conv(Conv2dSame)),
+            "1 is a Conv2dSame with a weight that a hook computes",
+        ),
+        (
+            nn.ConvTranspose2d(4, 4, 3),
+            "1.weight is a kernel of a ConvTranspose2d, not of an nn.Conv2d",
+        ),
+        (OwnKernel(), "1.kernel is a kernel of a OwnKernel, not of an nn.Conv2d"),
         (
             parametrizations.spectral_norm(nn.ConvTranspose2d(4, 4, 3)),
-            "is a kernel of a ParametrizedConvTranspose2d, no nn.Conv2d",
+            "is a kernel of a ParametrizedConvTranspose2d, not of an nn.Conv2d",
         ),
     ],
 )
@@ -313,12 +323,12 @@ def test_what_cannot_be_windowed_is_listed_and_left_out_only_when_told(other, me
 
 def test_only_plain_convolutions_are_resized():
     network = nn.Sequential(nn.Conv2d(4, 4, 5), plain_conv(Conv2dSame))
-    with pytest.raises(ValueError, match="1 is a Conv2dSame whose class or weight is its own"):
+    with pytest.raises(ValueError, match="1 is a Conv2dSame that cannot be resized"):
         windowed(network, kernel_size=7, layers=["1"])
     assert windows_of(windowed(network, kernel_size=5, layers=["1"]))["1"] == "hamming"
     narrow = nn.Sequential(nn.Conv2d(4, 4, 5, padding=2), nn.Conv2d(4, 4, 5))
     with pytest.raises(
-        ValueError, match=r"layers: 1 has too little padding to become \(3, 3\); all"
+        ValueError, match=r"layers: 1 has too little padding to become \(3, 3\); set all"
     ):
         windowed(narrow, kernel_size=3)
     part = windowed(narrow, kernel_size=3, allow_partial=True)
@@ -329,4 +339,4 @@ def test_only_plain_convolutions_are_resized():
 def test_windows_of_others_are_recognised():
     network = nn.Sequential(plain_conv(TheirWindow), plain_conv(StdConv2d), plain_conv(Conv2dSame))
     nn.init.zeros_(network[0].weight)
-    assert windows_of(network) == {"0": "hann", "1": OWN_WINDOW, "2": "none"}
+    assert windows_of(network) == {"0": "hann", "1": OTHER_WINDOW, "2": "none"}

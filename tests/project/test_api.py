@@ -1,5 +1,6 @@
-"""The suite from Python: evaluate, compare, windowed; a user's own attack; the README's words."""
+"""The suite from Python: evaluate, compare, windowed; a custom attack; the snippets of the docs."""
 
+import doctest
 import functools
 import re
 import subprocess
@@ -20,7 +21,9 @@ from robust_ham.errors import RequestError
 from robust_ham.models import checkpoints
 from robust_ham.models.checkpoints import ZOO
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXT = "\n".join(page.read_text() for page in PAGES)
 
 
 @pytest.fixture(scope="module")
@@ -66,23 +69,23 @@ def test_one_network_uint8_images_and_another_attack():
         ({"attack": "math:nothing"}, "attack math:nothing: no such function"),
     ],
 )
-def test_what_evaluate_refuses(change, message):
+def test_evaluate_refuses(change, message):
     images, labels = fashion_images(4)
-    words = {"images": images, "labels": labels} | change
+    arguments = {"images": images, "labels": labels} | change
     with pytest.raises((ValueError, RequestError), match=message):
-        evaluate(zoo_model(3, "none"), progress=False, **words)
+        evaluate(zoo_model(3, "none"), progress=False, **arguments)
 
 
 def fast_gradient(model, images, labels, eps=8 / 255, *, norm="linf"):
-    """As people write them: options by place, without annotations."""
+    """A typical custom attack: positional options, without annotations."""
     moved = images.clone().requires_grad_(True)
     loss = nn.functional.cross_entropy(model(moved), labels)
     (gradient,) = torch.autograd.grad(loss, moved)
     return (images + eps * gradient.sign()).clamp(0, 1)
 
 
-def rows_of(*words, **options):
-    return evaluate(*words, progress=False, **options)
+def rows_of(*arguments, **options):
+    return evaluate(*arguments, progress=False, **options)
 
 
 def test_a_function_is_an_attack():
@@ -135,13 +138,19 @@ IMAGES, LABELS = fashion_images(4)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"images": IMAGES * 255}, r"expected pixels in \[0, 1\], got 0 … 255: divide by 255, or"),
+        (
+            {"images": IMAGES * 255},
+            r"pixels in \[0, 1\], got 0 … 255: divide by 255, or pass",
+        ),
         ({"images": (IMAGES - 0.5) / 0.5}, "got -1 … 1: normalise inside the model"),
         ({"images": (IMAGES * 255).int()}, r"expected uint8 or floats in \[0, 1\], got int32"),
         ({"images": IMAGES > 0.5}, "expected uint8 or floats .* got bool"),
         ({"images": [[1], [2, 3]]}, "images: expected an array of numbers: "),
         ({"images": "abc"}, "images: expected an array of numbers: "),
-        ({"images": IMAGES.permute(0, 2, 3, 1)}, r"model: RuntimeError for an image \(28, 28, 1\)"),
+        (
+            {"images": IMAGES.permute(0, 2, 3, 1)},
+            r"model: failed on .* shape \(28, 28, 1\): RuntimeError.*; expected images \(N",
+        ),
         ({"labels": LABELS + 0.5}, "labels: expected whole numbers, got float32 such as"),
         ({"labels": LABELS > 3}, "labels: expected whole numbers, got bool"),
         ({"labels": [0, 1, -1, 2]}, r"labels: expected 0 … 9, .* got -1 \(image 2\)$"),
@@ -154,28 +163,34 @@ IMAGES, LABELS = fashion_images(4)
         ({"models": {}}, "expected at least one model"),
         ({"attack": 3}, "attack: expected a name or a function, got int"),
         ({"attack": lambda x, y: x}, "expected a function of model, images and labels"),
-        ({"attack": max}, "attack own:max: expected a function written in Python"),
+        ({"attack": max}, "attack custom:max: expected a function written in Python"),
         ({"attack": lambda m, x, y, budget=1: x, "budget": 1}, "its option budget has the name"),
-        ({"budget": 0.3}, "budget: a key of configurations, not an option of deepfool: every"),
+        (
+            {"budget": 0.3},
+            "budget: a key of configurations, not an option of deepfool; pass",
+        ),
         ({"budgets": [0.3]}, "budgets: a key of configurations"),
         ({"num_images": 2}, "num_images: a key of configurations, not an option of deepfool$"),
         ({"seeds": [2]}, "seeds: a key of configurations"),
         ({"kind": "minimum_norm"}, "kind: a key of configurations"),
         ({"steps": True}, "steps: expected int, got True"),
         ({"attack": "band_deepfool", "band": "x"}, "band: expected a whole number"),
-        ({"attack": fast_gradient, "eps": 8}, "eps: expected at most 1, .* got 8; 8/255?"),
-        ({"attack": fast_gradient, "epsilon": 0.1}, r"unknown option of own:.* \(eps, norm\)"),
+        (
+            {"attack": fast_gradient, "eps": 8},
+            "eps: expected at most 1, .* got 8; did you mean 8/255?",
+        ),
+        ({"attack": fast_gradient, "epsilon": 0.1}, r"unknown option of custom:.* \(eps, norm\)"),
         ({"attack": "foolbox:LinfPGD", "epsilon": 8}, "epsilon: expected at most 1, .* 8/255?"),
     ],
 )
-def test_what_a_user_hands_over_is_checked(change, message):
-    words = {"models": zoo_model(3, "none"), "images": IMAGES, "labels": LABELS} | change
+def test_arguments_of_evaluate_are_checked(change, message):
+    arguments = {"models": zoo_model(3, "none"), "images": IMAGES, "labels": LABELS} | change
     with pytest.raises((ValueError, RequestError), match=message) as error:
-        evaluate(progress=False, **words)
+        evaluate(progress=False, **arguments)
     assert "\n" not in str(error.value)
 
 
-def test_what_is_handed_over_is_never_changed():
+def test_arguments_are_never_changed():
     images, labels = IMAGES.numpy().copy(), LABELS.numpy().copy()
     rows_of(zoo_model(3, "none"), images, labels, lambda m, x, y: x.mul_(0))
     assert (images == IMAGES.numpy()).all()
@@ -185,14 +200,14 @@ def test_what_is_handed_over_is_never_changed():
 
 
 def test_compare_is_the_statistics_of_a_study(attacked):
-    found = compare(arm(attacked, "hamming"), arm(attacked, "none"), budget=0.5)
+    comparison = compare(arm(attacked, "hamming"), arm(attacked, "none"), budget=0.5)
     areas = {w: arm(attacked, w)["l2"].clip(upper=0.5).mean() for w in ("none", "hamming")}
-    assert found.effect == pytest.approx(areas["hamming"] / areas["none"])
-    assert (found.num_networks, found.num_images) == (3, 40)
-    assert found.verdict == "worse"
-    assert found.high < 0.95
-    assert str(found).startswith("robust_area 0.")
-    assert ": worse (×0." in str(found)
+    assert comparison.effect == pytest.approx(areas["hamming"] / areas["none"])
+    assert (comparison.num_networks, comparison.num_images) == (3, 40)
+    assert comparison.verdict == "worse"
+    assert comparison.high < 0.95
+    assert str(comparison).startswith("robust_area 0.")
+    assert ": worse (×0." in str(comparison)
 
 
 def test_compare_of_equals_and_of_one(attacked):
@@ -210,9 +225,9 @@ def test_compare_of_equals_and_of_one(attacked):
     assert (clean.other, clean.baseline) == pytest.approx(tuple(expected))
 
 
-def test_what_compare_refuses(attacked):
+def test_compare_refuses(attacked):
     rows = arm(attacked, "none")
-    with pytest.raises(ValueError, match="as many networks, got 3 and 2"):
+    with pytest.raises(ValueError, match="equal numbers of networks, got 3 and 2"):
         compare(rows, rows[rows["model_id"] != "k5-none-s1"])
     with pytest.raises(ValueError, match="the same images"):
         compare(rows, rows.assign(sample_id=rows["sample_id"] + 1))
@@ -222,7 +237,7 @@ def test_what_compare_refuses(attacked):
     assert compare(hashed, hashed).effect == compare(hashed, rows).effect == 1
     with pytest.raises(ValueError, match="not the same images: the sha256 of image 0 differs"):
         compare(hashed, hashed.assign(sha256=[f"{i + 1:064x}" for i in rows["sample_id"]]))
-    with pytest.raises(ValueError, match="metric: expected one of robust_area"):
+    with pytest.raises(ValueError, match="metric: expected one of clean_accuracy, robust_area"):
         compare(rows, rows, "area")
     spatial = rows.assign(l2=np.nan, linf=np.nan)
     for metric, budget in (("robust_area", None), ("robust_accuracy", 0.5)):
@@ -234,9 +249,9 @@ def test_what_compare_refuses(attacked):
 def test_one_image_says_nothing_of_others(attacked):
     one = attacked[attacked["sample_id"] == attacked["sample_id"].iloc[0]]
     for metric in ("robust_area", "clean_accuracy", "robust_accuracy"):
-        found = compare(arm(one, "hamming"), arm(one, "none"), metric)
-        assert found.verdict == "undecided"
-        assert "one image" in found.note or "figure is 0" in found.note
+        comparison = compare(arm(one, "hamming"), arm(one, "none"), metric)
+        assert comparison.verdict == "undecided"
+        assert "one image" in comparison.note or "figure is 0" in comparison.note
 
 
 def test_batches_have_images():
@@ -256,9 +271,9 @@ def test_the_package_itself_needs_no_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-# --- a user's own attack -------------------------------------------------------------------------
+# --- custom attacks -----------------------------------------------------------------------------
 
-OWN = """
+CUSTOM = """
 import torch
 
 def to_grey(model, images, labels, *, strength: float = 1.0):
@@ -271,7 +286,7 @@ def needs(model, images, labels, *, radius):
     return images
 """
 RUN = """
-name: own
+name: custom
 models:
   - {architecture: cnn, depth: 3, widths: [16, 32], first_kernel: same, kernel_size: 3, source: zoo}
 attacks: {grey: {attack: "our_attack:to_grey", strength: 0.9}}
@@ -280,15 +295,15 @@ evaluation: {num_images: 20, gate: false}
 
 
 @pytest.fixture
-def own(tmp_path, monkeypatch):
-    (tmp_path / "our_attack.py").write_text(OWN)
+def custom_attack(tmp_path, monkeypatch):
+    (tmp_path / "our_attack.py").write_text(CUSTOM)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "our_attack", raising=False)
     return tmp_path
 
 
-def test_an_attack_of_ones_own(own):
+def test_a_custom_attack(custom_attack):
     images, labels = fashion_images(20)
     rows = evaluate(
         zoo_model(3, "none"), images, labels, "our_attack:to_grey", strength=0.9, progress=False
@@ -301,30 +316,30 @@ def test_an_attack_of_ones_own(own):
         evaluate(zoo_model(3, "none"), images, labels, "our_attack:nothing", progress=False)
 
 
-def test_it_runs_from_a_config_and_again_when_its_code_changes(own, run_cli, monkeypatch):
-    (own / "own.yaml").write_text(RUN)
-    code, printed, errors = run_cli("run", "own.yaml")
+def test_it_runs_from_a_config_and_again_when_its_code_changes(custom_attack, run_cli, monkeypatch):
+    (custom_attack / "custom.yaml").write_text(RUN)
+    code, printed, errors = run_cli("run", "custom.yaml")
     assert (code, errors) == (0, "")
     assert "k3-none-s0/grey: done" in printed
-    assert "/grey: already there" in run_cli("run", "own.yaml")[1]
-    (own / "our_attack.py").write_text(OWN.replace("0.5 - images", "0.4 - images"))
+    assert "/grey: already there" in run_cli("run", "custom.yaml")[1]
+    (custom_attack / "our_attack.py").write_text(CUSTOM.replace("0.5 - images", "0.4 - images"))
     monkeypatch.delitem(sys.modules, "our_attack")
-    assert "/grey: done" in run_cli("run", "own.yaml")[1]
-    code, _, errors = run_cli("run", "own.yaml", "-o", "attacks.grey.strengh=1")
+    assert "/grey: done" in run_cli("run", "custom.yaml")[1]
+    code, _, errors = run_cli("run", "custom.yaml", "-o", "attacks.grey.strengh=1")
     assert code == 2
     assert "attacks.grey.strengh: unknown option of our_attack:to_grey (strength)" in errors
-    code, _, errors = run_cli("run", "own.yaml", "-o", "attacks.other.attack=our_attack:needs")
+    code, _, errors = run_cli("run", "custom.yaml", "-o", "attacks.other.attack=our_attack:needs")
     assert (code, errors) == (
         2,
         "robust-ham: attacks.other.radius: our_attack:needs has no default\n",
     )
 
 
-# --- the README's words --------------------------------------------------------------------------
+# --- README and docs -----------------------------------------------------------------------------
 
 
 def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+    return re.findall(rf"```{language}\n(.*?)```", TEXT, re.DOTALL)
 
 
 def test_the_python_of_the_readme_runs(monkeypatch, capsys):
@@ -335,15 +350,15 @@ def test_the_python_of_the_readme_runs(monkeypatch, capsys):
         "model": zoo_model(3, "none"),
     }
     monkeypatch.setattr("torchvision.models.resnet50", nn_resnet)
-    made = {}
+    defined = {}
     for block in blocks("python"):
-        exec(block, made := made | known)
-    assert len(made["hamming_rows"]) == 3 * 20
+        exec(block, defined := defined | known)
+    assert len(defined["hamming_rows"]) == 3 * 20
     assert capsys.readouterr().out.startswith("robust_area 0.")  # what compare says
-    assert made["outcome"].fooled.shape == (8,)
-    assert made["worst"].margins.shape == (8, 775)
-    assert made["to_grey"](None, images, labels, strength=1.0).eq(0.5).all()
-    kernels = [m.kernel_size for n, m in made["plain"].named_modules() if n.endswith("conv2")]
+    assert defined["outcome"].fooled.shape == (8,)
+    assert defined["worst"].margins.shape == (8, 775)
+    assert defined["to_grey"](None, images, labels, strength=1.0).eq(0.5).all()
+    kernels = [m.kernel_size for n, m in defined["plain"].named_modules() if n.endswith("conv2")]
     assert set(kernels) == {(7, 7)}
 
 
@@ -390,7 +405,17 @@ def test_images_of_nan_are_not_blamed_on_the_labels():
     ],
     ids=["sparse", "meta", "expanded", "broadcast"],
 )
-def test_tensors_without_values_of_their_own_are_refused(images, message):
+def test_tensors_without_values_are_refused(images, message):
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
     with pytest.raises((ValueError, RequestError), match=message):
         evaluate(model, images, torch.zeros(2, dtype=torch.long), "deepfool")
+
+
+@pytest.mark.parametrize("name", robust_ham.__all__)
+def test_the_examples_of_the_api_reference_run(name):
+    function = getattr(robust_ham, name)
+    assert all(word in function.__doc__ for word in ("Args:", "Returns:", "Raises:", "Example:"))
+    (example,) = doctest.DocTestFinder(recurse=False).find(function, name, globs={})
+    report = []
+    doctest.DocTestRunner().run(example, out=report.append)
+    assert not report, "".join(report)

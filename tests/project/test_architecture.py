@@ -1,4 +1,4 @@
-"""The house: imports point down, without cycles; only the command line prints."""
+"""Imports point down the list of packages, without cycles; only the command line prints."""
 
 import ast
 import graphlib
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-ORDER = (  # each may import what stands after it
+ORDER = (  # each may import the ones after it
     "__main__ cli api experiments runs report analysis evaluation training models data storage "
     "config regular_files memory progress errors"
 ).split()
@@ -22,7 +22,7 @@ FILES = {
 
 
 def imports(path):
-    """Modules named by import statements, those for type checkers left out."""
+    """Yield the modules that a file imports, except for type checkers only."""
     tree = ast.parse(path.read_text())
     skipped = {
         id(node)
@@ -45,12 +45,12 @@ def imports(path):
 
 
 def broken_rules(module, imported):
-    """What an import breaks, in words; empty if it may stand."""
+    """Describe the rule that an import breaks; empty if it breaks none."""
     package, *rest = module.split(".")
     target, *inner = imported.split(".")
     if package == "attacks":
         return "attacks imports robust_ham" if target == "robust_ham" else ""
-    here = rest[0] if rest else "__main__"  # robust_ham itself imports on first use
+    here = rest[0] if rest else "__main__"  # robust_ham.__init__ imports lazily
     if here in WITHOUT_TORCH and NEEDS_TORCH & {target, ".".join([target, *inner[:1]])}:
         return f"{here} must stay without torch"
     if target == "robust_ham" and inner and ORDER.index(inner[0]) < ORDER.index(here):
@@ -64,7 +64,7 @@ def test_imports_point_down(module):
         assert not broken_rules(module, imported), f"{module} imports {imported}"
 
 
-def test_no_file_imports_itself_in_a_circle():
+def test_no_import_cycle():
     arrows = {name: {m for m in imports(path) if m in FILES} for name, path in FILES.items()}
     list(graphlib.TopologicalSorter(arrows).static_order())
 
@@ -78,7 +78,7 @@ def test_no_file_imports_itself_in_a_circle():
         ("attacks.deepfool", "robust_ham.errors"),
     ],
 )
-def test_a_wrong_arrow_is_refused(module, imported):
+def test_a_forbidden_import_is_found(module, imported):
     assert broken_rules(module, imported)
 
 
@@ -92,5 +92,5 @@ def test_only_the_command_line_prints(module):
 @pytest.mark.parametrize(
     "package", sorted(name for name, path in FILES.items() if path.name == "__init__.py")
 )
-def test_a_package_says_what_lives_in_it(package):
+def test_a_package_has_a_docstring(package):
     assert ast.get_docstring(ast.parse(FILES[package].read_text()))

@@ -1,4 +1,4 @@
-"""The notebooks of `examples/` run, and what they print is what they show."""
+"""The notebooks of `examples/` run and print the output that is stored in them."""
 
 import re
 
@@ -9,10 +9,10 @@ NUMBER = re.compile(r"[-+]?\d+\.?\d*(?:e[-+]?\d+)?")
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.ipynb")), ids=lambda path: path.stem)
-def test_notebooks_print_what_they_show(path, capsys):
-    place = {}
+def test_notebooks_print_their_stored_output(path, capsys):
+    namespace = {}
     for source, expected in code_cells(path):
-        exec(source, place)
+        exec(source, namespace)
         printed = capsys.readouterr().out
         assert NUMBER.sub("N", printed) == NUMBER.sub("N", expected)
         numbers = [float(number) for number in NUMBER.findall(expected)]

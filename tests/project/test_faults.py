@@ -27,17 +27,18 @@ from faulty_runs import (
     run_in_child,
     run_until_killed,
 )
-from test_data import write_idx
+from image_files import write_idx
 
 from robust_ham.analysis.run import Run
 from robust_ham.config.experiment import DatasetConfig
 from robust_ham.config.files import parse_config
 from robust_ham.data.datasets import load_split
 from robust_ham.errors import RequestError
-from robust_ham.progress import unseen
-from robust_ham.runs.attempt import Attempt, run_job, run_key
+from robust_ham.progress import no_progress
+from robust_ham.runs.attempt import Attempt, run_job
 from robust_ham.runs.plan.context import Context
 from robust_ham.runs.plan.job import list_jobs
+from robust_ham.runs.plan.keys import run_key
 from robust_ham.runs.plan.plan import make_plan
 from robust_ham.runs.runner import inline
 from robust_ham.runs.status import PROCESS, read_status
@@ -239,7 +240,7 @@ def test_a_table_that_is_kept_is_believed_at_any_moment(tmp_path, monkeypatch):
         write_kept(state, state.transfer, new)
         assert results(state.root).items() >= whole.items()
     run.transfer.write_text("key\nx\n")
-    with pytest.raises(RequestError, match="not as it was written"):
+    with pytest.raises(RequestError, match="has changed since it was written"):
         check(run, run.transfer, run.transfer)
 
 
@@ -251,7 +252,7 @@ def test_a_receipt_of_a_shard_that_is_missing_does_not_stop_a_run(whole, data, t
     rows = job.result(run)
     rows.unlink()
     run.receipt(rows).unlink()
-    run_job(context, job, unseen)
+    run_job(context, job, no_progress)
     shutil.rmtree(run.root / "shards")
     run_here(run.root, data)
     assert results(run.root) == whole[1]
@@ -275,7 +276,7 @@ def test_a_job_that_another_process_is_at_is_waited_for_without_a_bar(data, tmp_
                 threading.Timer(1, lock.release).start()
 
     run_here(folder.root, data, monitor=Watching())
-    assert noted.count("1 jobs wait for another process") == 1
+    assert noted.count("waiting for another process: 1 job left") == 1
     assert begun.count(job.name) == 1
 
 
@@ -290,7 +291,7 @@ def test_a_model_without_its_receipt_does_not_stop_the_others(whole, data, tmp_p
         (model / "training.csv").unlink()
     context = Context(make_plan(parse_config(CONFIG), data), folder, torch.device("cpu"))
     other = try_lock(folder.lock(f"{PROCESS}other"))
-    files.write_text(folder.locks / "asked.key", run_key(context))
+    files.write_text(folder.shared_key, run_key(context))
     before = model.stat().st_ino
     monitor = run_here(folder.root, data)
     other.release()
@@ -336,7 +337,7 @@ def test_another_configuration_is_refused_while_one_is_run(data, tmp_path, child
         os.kill(process.pid, signal.SIGSTOP)
         assert len(read_status(folder).running) <= 1
         assert read_status(folder).num_processes == 1
-        with pytest.raises(RequestError, match="another process runs another configuration there"):
+        with pytest.raises(RequestError, match="another process is running another configuration"):
             run_here(folder, data, CONFIG.replace("steps: 10", "steps: 11"))
         other = write_data(tmp_path / "other", first=50)
         with pytest.raises(RequestError, match="or other data"):
@@ -394,7 +395,7 @@ def test_a_damaged_file_is_made_anew(whole, data, tmp_path, damage):
         assert results(folder) == expected, name
         part = name.partition("/")[0]
         if part in ("models", "predictions", "samples", "gallery", "adversarials", "grids"):
-            assert monitor.notes[0].startswith(f"{name} is not as it was written"), name
+            assert monitor.notes[0].startswith(f"{name} has changed since it was written"), name
             assert "done" in monitor.outcomes.values()
 
 

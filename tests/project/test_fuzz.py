@@ -22,28 +22,30 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from conftest import SPEC
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from image_files import mnist_like, png
 from PIL import Image
 from safetensors.torch import save
-from test_checkpoints import SPEC
 from test_curves import CARD, CONFIG, six_rows
-from test_data import mnist_like, png
-from test_foreign_tables import BENCH, INFO
-from test_foreign_tables import TABLE as FOREIGN
+from test_import_tables import BENCH, INFO
+from test_import_tables import TABLE as FOREIGN
 
-from robust_ham.analysis.curves import budget_curves, summarise
+from robust_ham.analysis.curves import budget_curves
 from robust_ham.analysis.importing.convert import COLUMNS, write_run_folder
-from robust_ham.analysis.run import HISTORY_COLUMNS, KERNEL_MEASURES, Run
+from robust_ham.analysis.read_tables import HISTORY_COLUMNS, KERNEL_MEASURES
+from robust_ham.analysis.run import Run, load_gallery
+from robust_ham.analysis.summary import summarise
 from robust_ham.config.experiment import DatasetConfig
-from robust_ham.config.files import config_folder, load_config, parse_config
+from robust_ham.config.files import load_config, parse_config, shipped_configs
 from robust_ham.data.datasets import load_split
 from robust_ham.data.formats.images import open_image
 from robust_ham.errors import RequestError
-from robust_ham.models import checkpoints
+from robust_ham.models import checkpoints, factories
 from robust_ham.models.build import build
-from robust_ham.models.importing import networks
-from robust_ham.report.figures.gallery import gallery_figure, load_gallery
+from robust_ham.models.importing import state_dicts
+from robust_ham.report.figures.gallery import gallery_figure
 from robust_ham.report.page import _failures, _manifest
 from robust_ham.storage.array_files import read_arrays
 from robust_ham.storage.parquet_tables import write_table
@@ -204,9 +206,7 @@ def test_what_is_written_elsewhere_is_seen(tmp_path):
 
 # --- configurations ------------------------------------------------------------------------------
 
-SHIPPED = [
-    (config_folder() / f"{name}.yaml").read_text() for name in ("quickstart", "cifar10_controls")
-]
+SHIPPED = [shipped_configs()[name].read_text() for name in ("quickstart", "cifar10_controls")]
 CONFIGS = [yaml.safe_load(text) for text in (CONFIG, *SHIPPED)]
 
 
@@ -366,8 +366,8 @@ def test_model_cards(folder, content):
 
 
 def check_weights(path):
-    refused_in_one_line(checkpoints.load_weights, build(SPEC, 1, 10), path)
-    refused_in_one_line(networks.read_network, path)
+    refused_in_one_line(factories.load_weights, build(SPEC, 1, 10), path)
+    refused_in_one_line(state_dicts.read_network, path)
 
 
 _length = struct.unpack("<Q", WEIGHTS[:8])[0]

@@ -17,7 +17,7 @@ from test_faults import write_data
 from robust_ham.analysis.statistics import wilcoxon
 from robust_ham.analysis.tables import write_tables
 from robust_ham.report.formats import Table
-from robust_ham.report.paged import rows_as_json, shorten_pictures
+from robust_ham.report.paged import rows_as_json, shorten_svgs
 from robust_ham.runs import attempt
 from robust_ham.runs.runner import run_plan
 from robust_ham.runs.status import read_status
@@ -136,7 +136,7 @@ def test_pictures_are_shortened_without_mixing_them():
         '<text style="fill: blue" transform="rotate(-0 1 2)">0</text></svg>'
     )
     page = f'<head></head><p style="fill: red">"#m0123456789"</p>{picture}{picture}'
-    assert shorten_pictures(page) == (
+    assert shorten_svgs(page) == (
         "<head><style>\n.z0 { fill: red }\n.z1 { fill: blue }\n</style>\n</head>"
         '<p style="fill: red">"#m0123456789"</p>'
         + "".join(

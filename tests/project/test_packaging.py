@@ -1,4 +1,4 @@
-"""The wheel holds everything, and works outside of the checkout as the editable install does."""
+"""The wheel is complete and works outside the checkout."""
 
 import os
 import subprocess
@@ -17,15 +17,16 @@ USE = """
 import sys
 sys.argv = ["robust-ham", "run", "smoke", "--dry-run"]
 import attacks, robust_ham, robust_ham.runs.plan.plan
-from robust_ham.config_files import config_folder
-from robust_ham.data import PACKAGED
+from robust_ham.config.files import config_folder
+from robust_ham.data.datasets import PACKAGED
+from robust_ham.models.checkpoints import ZOO
 assert attacks.__file__.startswith({target!r}), attacks.__file__
 assert robust_ham.__file__.startswith({target!r})
 assert str(config_folder()) == {target!r} + "/robust_ham/configs"
-assert len(list((robust_ham.models.checkpoints.ZOO / "fashion_mnist").iterdir())) == 30
+assert len(list((ZOO / "fashion_mnist").iterdir())) == 30
 assert (PACKAGED / "fashion_mnist" / "LICENSE").is_file()
 from robust_ham.cli import main
-main()
+main.main()
 """
 
 
@@ -42,13 +43,13 @@ def wheel(tmp_path_factory):
     return next(folder.glob("*.whl"))
 
 
-def test_the_wheel_works_outside_of_the_checkout(wheel, tmp_path):
+def test_the_wheel_works_outside_the_checkout(wheel, tmp_path):
     target = tmp_path / "site"
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(target)
     code = USE.format(target=str(target))
     command = [sys.executable, "-c", code]
-    found = subprocess.run(
+    done = subprocess.run(
         command,
         cwd=tmp_path,
         env={"PYTHONPATH": str(target), "PATH": "/usr/bin:/bin"},
@@ -56,11 +57,11 @@ def test_the_wheel_works_outside_of_the_checkout(wheel, tmp_path):
         text=True,
         check=False,
     )
-    assert (found.returncode, found.stderr) == (0, "")
-    assert "6 jobs: 2 models, 2 attacks" in found.stdout
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "6 jobs: 2 models, 2 attacks" in done.stdout
 
 
-def test_the_wheel_holds_nothing_foreign(wheel):
+def test_the_wheel_contains_our_files_only(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         assert {name.split("/")[0] for name in names} == {
@@ -74,7 +75,7 @@ def test_the_wheel_holds_nothing_foreign(wheel):
         assert not any("__pycache__" in name for name in names)
 
 
-# --- in a stranger's folder ----------------------------------------------------------------------
+# --- in an untrusted folder ----------------------------------------------------------------------
 
 BARE = "import sys; print(*sys.modules)"
 HOSTILE = "import sys; sys.stderr.write(f'imported {__name__}'); sys.exit(99)"
@@ -84,13 +85,13 @@ PACKAGES = (
 
 
 @pytest.fixture(scope="module")
-def stranger(tmp_path_factory):
-    """A folder of modules called as ours, but for those that ``python -m`` has imported before."""
-    bare, folder = tmp_path_factory.mktemp("bare"), tmp_path_factory.mktemp("stranger")
+def untrusted_folder(tmp_path_factory):
+    """A folder of modules named like ours, except those that ``python -m`` imports first."""
+    bare, folder = tmp_path_factory.mktemp("bare"), tmp_path_factory.mktemp("untrusted_folder")
     (bare / "bare.py").write_text(BARE)
     command = [sys.executable, "-m", "bare"]
-    found = subprocess.run(command, cwd=bare, check=True, capture_output=True, text=True).stdout
-    for name in {*sys.stdlib_module_names, *PACKAGES.split()} - {*found.split()}:
+    done = subprocess.run(command, cwd=bare, check=True, capture_output=True, text=True).stdout
+    for name in {*sys.stdlib_module_names, *PACKAGES.split()} - {*done.split()}:
         (folder / f"{name}.py").write_text(HOSTILE)
     return folder
 
@@ -104,35 +105,37 @@ def stranger(tmp_path_factory):
     ],
     ids=["module", "options", "script"],
 )
-def test_nothing_is_imported_from_the_current_folder(words, shown, stranger):
-    found = subprocess.run(
-        [sys.executable, *words], cwd=stranger, capture_output=True, text=True, check=False
+def test_nothing_is_imported_from_the_current_folder(words, shown, untrusted_folder):
+    done = subprocess.run(
+        [sys.executable, *words], cwd=untrusted_folder, capture_output=True, text=True, check=False
     )
-    assert (found.returncode, found.stderr) == (0, "")
-    assert shown in found.stdout
+    assert (done.returncode, done.stderr) == (0, "")
+    assert shown in done.stdout
 
 
-def test_an_attack_of_ones_own_is_found_in_the_current_folder(tmp_path):
-    (tmp_path / "own_code_here.py").write_text("def attack(model, images, labels): return images")
+def test_a_custom_attack_is_found_in_the_current_folder(tmp_path):
+    (tmp_path / "custom_attack_here.py").write_text(
+        "def attack(model, images, labels): return images"
+    )
     (tmp_path / "torch.py").write_text(HOSTILE)
     command = [sys.executable, "-m", "robust_ham", "run", "smoke", "--dry-run"]
-    command += ["-o", "attacks.own={attack: 'own_code_here:attack'}"]
-    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert (found.returncode, found.stderr) == (0, "")
-    assert "cnn2-w8-k5-hamming-s0/own" in found.stdout
+    command += ["-o", "attacks.custom={attack: 'custom_attack_here:attack'}"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "cnn2-w8-k5-hamming-s0/custom" in done.stdout
 
 
-def test_the_package_of_the_current_folder_is_used_where_it_is_none_other(wheel, tmp_path):
-    """In a checkout without installing it."""
+def test_the_package_in_the_current_folder_is_used_if_no_other_is_installed(wheel, tmp_path):
+    """As in a checkout that is not installed."""
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path)
     command = [sys.executable, "-m", "robust_ham", "list", "windows"]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    found = subprocess.run(
+    done = subprocess.run(
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
-    assert (found.returncode, found.stderr) == (0, "")
-    assert "hamming" in found.stdout
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "hamming" in done.stdout
 
 
 # --- lower bounds --------------------------------------------------------------------------------

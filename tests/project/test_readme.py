@@ -1,8 +1,11 @@
-"""The README keeps what it promises: its commands parse or run, its files, tests and keys exist."""
+"""README and docs: every command parses or runs, every file, test, link and key exists."""
 
+import importlib.util
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,18 +18,30 @@ from robust_ham.experiments.explain import EXPERIMENTS
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-COMMANDS = [
-    shlex.split(line, comments=True)
-    for line in re.findall(r"^ {4,}(?:\.venv/bin/)?(robust-ham .*)$", README, re.MULTILINE)
-] + [shlex.split(line) for line in re.findall(r"`(robust-ham (?:run|explain) [\w-]+)`", README)]
-PLACES = {"CONFIG", "NAME", "my_experiment.yaml"}
+PAGES = {path: path.read_text() for path in [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]}
+TEXT = "\n".join(PAGES.values())
+SHELL = [
+    line.removeprefix("    ")
+    for text in PAGES.values()
+    for block in re.findall(r"^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    for line in block.splitlines()
+]
+COMMANDS = [shlex.split(line, comments=True) for line in SHELL if line.startswith("robust-ham ")]
+COMMANDS += [
+    shlex.split(line) for line in re.findall(r"`(robust-ham (?:run|explain) [\w-]+)`", TEXT)
+]
+OTHER_COMMANDS = {"make", "git", "pip", "torchrun"}
+PLACEHOLDERS = {"CONFIG", "NAME", "my_experiment.yaml"}
 VERBS = [shlex.split(line) for line in re.findall(r"^\| `(robust-ham [^`]+)`", README, re.M)]
-"""Of the table of commands."""
-ELSEWHERE = {"run", "bench", "explain", "import"}
-"""Verbs that tests of their own run: test_cli, test_bench, test_explain, test_import."""
+"""From the table of commands."""
+TESTED_ELSEWHERE = {"run", "bench", "explain", "import"}
+TABLES = {
+    ROOT / "docs/faults.md": 15,
+}
+"""Page to the smallest number of tests that it must name."""
 
 
-def group_commands():
+def verbs_of_app():
     return typer.main.get_command(app).commands
 
 
@@ -35,21 +50,33 @@ def test_commands_exist(words):
     group = typer.main.get_command(app)
     context = group.make_context("robust-ham", list(words[1:]))
     name, command, rest = group.resolve_command(context, list(words[1:]))
-    with command.make_context(name, rest, parent=context) as made:
-        asked = made.params.get("config") or made.params.get("name")
-    if name == "run":
-        assert asked in shipped_configs() or asked in PLACES
+    with command.make_context(name, rest, parent=context) as parsed:
+        target = parsed.params.get("config") or parsed.params.get("name")
+    if name in ("run", "bench"):
+        assert target in shipped_configs() or target in PLACEHOLDERS
     if name == "explain":
-        assert asked in EXPERIMENTS or asked in PLACES
+        assert target in EXPERIMENTS or target in PLACEHOLDERS
 
 
 def test_there_are_commands_to_test():
-    assert len(COMMANDS) > 25
-    assert {"run", "report", "import", "explain"} <= {words[1] for words in COMMANDS}
+    assert len(COMMANDS) > 35
+    assert {"run", "report", "import", "explain", "bench"} <= {words[1] for words in COMMANDS}
+
+
+def test_other_commands_are_known():
+    others = [words for line in SHELL if (words := shlex.split(line, comments=True))]
+    assert {words[0] for words in others} - {"robust-ham"} == OTHER_COMMANDS
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert {words[1] for words in others if words[0] == "make"} <= targets
+    assert set(re.findall(r"`make ([\w-]+)", TEXT)) <= targets
+    for words in others:
+        if words[0] == "torchrun":
+            inner = words[words.index("robust_ham") :]
+            test_commands_exist(["robust-ham", *inner[1:]])
 
 
 def yaml_blocks():
-    return re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    return re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
 
 
 @pytest.mark.parametrize("block", yaml_blocks())
@@ -83,8 +110,8 @@ def test_the_own_experiment_runs_as_written(run_cli, tmp_path, monkeypatch):
         assert code in (0, 4), (words, errors)  # 4: a network of one epoch may not be trusted
     assert Path("results/my_experiment/report.html").is_file()
     assert {p.suffix for p in Path("results/my_experiment/export").iterdir()} >= {".pdf", ".tex"}
-    verbs = [words for words in VERBS if words[1] not in ELSEWHERE]
-    assert {words[1] for words in verbs} == {*group_commands()} - ELSEWHERE
+    verbs = [words for words in VERBS if words[1] not in TESTED_ELSEWHERE]
+    assert {words[1] for words in verbs} == {*verbs_of_app()} - TESTED_ELSEWHERE
     for words in verbs:
         places = ["results/my_experiment" if "DIR" in word else word for word in words[1:]]
         if words[1] == "compare":
@@ -94,22 +121,66 @@ def test_the_own_experiment_runs_as_written(run_cli, tmp_path, monkeypatch):
         assert code == 0, (words, errors)
 
 
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 150
+    assert "git clone --depth 1" in README
+
+
 def test_the_tests_it_names_exist():
-    code = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
-    names = set(re.findall(r"`(test_\w+)`", README))
-    assert len(names) > 15
+    code = "".join(path.read_text() for path in ROOT.glob("tests/**/test_*.py"))
+    names = set(re.findall(r"`(test_\w+)`", TEXT))
+    assert len(names) > 25
     assert [name for name in names if f"def {name}(" not in code] == []
 
 
-def test_the_files_it_links_exist():
-    links = re.findall(r"\]\(((?!http)[^)]+)\)", README)
-    assert len(links) > 15
-    assert [link for link in links if not (ROOT / link).exists()] == []
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_the_files_it_links_exist(page):
+    links = re.findall(r"\]\(((?!http)[^)]+)\)", PAGES[page])
+    for link in links:
+        path, _, heading = link.partition("#")
+        target = (page.parent / path).resolve()
+        assert target.exists(), link
+        if heading:
+            text = target.read_text()
+            headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+            assert heading in {re.sub(r"[^\w]+", "-", h.lower()).strip("-") for h in headings}
+
+
+def test_pages_name_files_that_exist():
+    named = set(re.findall(r"`((?:robust_ham|attacks|tests|configs)/[\w/.]+)`", TEXT))
+    assert len(named) > 3
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_every_page_is_on_the_site():
+    index = (ROOT / "docs/index.md").read_text()
+    entries = re.findall(r"^[\w]+$", index, re.MULTILINE)
+    assert {*entries} == {p.stem for p in ROOT.glob("docs/*.md")} - {"index"} | {"compare_windows"}
+    links = set(re.findall(r"\(docs/(\w+)\.md\)", README))
+    assert links == {*entries} - {"api", "compare_windows", "zoo"}
+
+
+@pytest.mark.skipif(
+    not all(map(importlib.util.find_spec, ("sphinx", "myst_nb", "furo"))),
+    reason="needs the extra `docs`; `make docs` runs the same build",
+)
+def test_the_site_builds_without_a_warning(tmp_path):
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "docs"]
+    built = subprocess.run(
+        [*command, str(tmp_path / "html")], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (built.returncode, built.stderr) == (0, "")
+    api = (tmp_path / "html/api.html").read_text()
+    for name in ("robust_ham.evaluate", "robust_ham.compare", "attacks.deepfool"):
+        assert f'id="{name}"' in api
+    notebook = (tmp_path / "html/compare_windows.html").read_text()
+    assert "load_images" in notebook
+    assert "cell_output" in notebook
 
 
 def test_contributing_names_files_that_exist():
     text = (ROOT / "CONTRIBUTING.md").read_text()
-    found = re.findall(r"`((?:robust_ham|attacks|tests|configs)/[\w/.]+)`", text)
-    files = [name for name in found if "my_attack" not in name and "NAME" not in name]
+    named = re.findall(r"`((?:robust_ham|attacks|tests|configs|tools|docs)/[\w/.]+)`", text)
+    files = [name for name in named if "my_attack" not in name and "NAME" not in name]
     assert len(files) > 20
     assert [name for name in files if not (ROOT / name).exists()] == []

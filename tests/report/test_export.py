@@ -1,4 +1,4 @@
-"""Figures and tables for papers: every one a file, of the width that was asked for."""
+"""Exported figures and tables: one file each, of the requested width."""
 
 import re
 import shutil
@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 from PIL import Image
-from test_report import folder  # noqa: F401
+from test_page import folder  # noqa: F401
 
 from robust_ham.analysis.tables import write_tables
 from robust_ham.report.export import export
@@ -21,7 +21,7 @@ TABLE = Table(
 
 
 def sizes(path):
-    """Width and height in inches of a figure."""
+    """Return the width and height of a figure file in inches."""
     if path.suffix == ".png":
         with Image.open(path) as image:
             return tuple(pixels / 160 for pixels in image.size)
@@ -29,25 +29,25 @@ def sizes(path):
         ".pdf": rb"/MediaBox \[ 0 0 ([0-9.]+) ([0-9.]+) \]",
         ".svg": rb'<svg [^>]*width="([0-9.]+)pt" height="([0-9.]+)pt"',
     }
-    found = re.search(pattern[path.suffix], path.read_bytes())
-    return tuple(float(points) / 72 for points in found.groups())
+    match = re.search(pattern[path.suffix], path.read_bytes())
+    return tuple(float(points) / 72 for points in match.groups())
 
 
 @pytest.mark.parametrize("form", ["pdf", "svg", "png"])
 def test_every_figure_of_the_page_is_a_file(folder, form):  # noqa: F811
-    made = export(write_tables(folder.root), form, 5.5)
-    names = {path.name for path in made}
+    files = export(write_tables(folder.root), form, 5.5)
+    names = {path.name for path in files}
     assert names >= {f"{n}.{form}" for n in ("robustness", "axes", "metrics-d", "gallery-d")}
     panels = {
         f"panel-{n}.{form}" for n in ("d-robust_area-kernel_size", "s-robust_accuracy-params")
     }
     assert names >= panels
-    assert {path.parent for path in made} == {folder.root / f"export{p}" for p in ("", "/panels")}
-    assert {path.suffix for path in made} == {f".{form}"}
-    assert [sizes(path)[0] for path in made] == pytest.approx([5.5] * len(made), abs=0.01)
+    assert {path.parent for path in files} == {folder.root / f"export{p}" for p in ("", "/panels")}
+    assert {path.suffix for path in files} == {f".{form}"}
+    assert [sizes(path)[0] for path in files] == pytest.approx([5.5] * len(files), abs=0.01)
 
 
-def test_exported_twice_every_byte_is_the_same(folder):  # noqa: F811
+def test_exporting_twice_changes_no_byte(folder):  # noqa: F811
     results = write_tables(folder.root)
     first = {path: path.read_bytes() for path in export(results, "pdf", 3.3)}
     assert {path: path.read_bytes() for path in export(results, "pdf", 3.3)} == first
@@ -57,8 +57,8 @@ def test_a_narrow_figure_stacks_its_panels(folder):  # noqa: F811
     results = write_tables(folder.root)
 
     def shape(width):
-        made = export(results, "svg", width)
-        return sizes(next(path for path in made if path.name == "robustness.svg"))
+        files = export(results, "svg", width)
+        return sizes(next(path for path in files if path.name == "robustness.svg"))
 
     (natural, low), (narrow, high) = shape(None), shape(3.3)
     assert natural > 6
@@ -68,18 +68,18 @@ def test_a_narrow_figure_stacks_its_panels(folder):  # noqa: F811
 
 def test_every_table_of_the_page_is_a_file(folder):  # noqa: F811
     results = write_tables(folder.root)
-    made = {path.name: path.read_text() for path in export(results, "latex")}
-    assert set(made) == {
+    texts = {path.name: path.read_text() for path in export(results, "latex")}
+    assert set(texts) == {
         "headline.tex",
         "answers.tex",
         "verdicts.tex",
         "models.tex",
     }  # no claims, no gate here
-    assert r"cnn2-w4-f7-k3-none-s0 & 3 & baseline & 0 & d & 6" in made["models.tex"]
-    assert made["models.tex"].count(" \\\\\n") == 1 + 8
-    made = {path.name: path.read_text() for path in export(results, "markdown")}
-    assert made["headline.md"].count("\n| cnn2-w4-f7 | 3 |") == 2
-    assert "\n| Hamming | 3 | equivalent: ×1.000 [1.000, 1.000] |" in made["answers.md"]
+    assert r"cnn2-w4-f7-k3-none-s0 & 3 & baseline & 0 & d & 6" in texts["models.tex"]
+    assert texts["models.tex"].count(" \\\\\n") == 1 + 8
+    texts = {path.name: path.read_text() for path in export(results, "markdown")}
+    assert texts["headline.md"].count("\n| cnn2-w4-f7 | 3 |") == 2
+    assert "\n| Hamming | 3 | equivalent: ×1.000 [1.000, 1.000] |" in texts["answers.md"]
 
 
 def test_latex_is_escaped():
@@ -101,7 +101,7 @@ def test_long_headings_and_prose_are_broken():
     assert r"\begin{tabular}{rr}" in latex(Table("t", "", ["a", "b"], []))
 
 
-@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex here")
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
 def test_latex_compiles(tmp_path):
     rows = [["‖x‖₂ ≤ 3°", "~^&%$#_{}\\ so " * 9], ["[1cm] é“中”", "*|"]]
     prose = Table("prose", "ρ² of – “all”", ["√x", "why"], rows)
@@ -134,16 +134,16 @@ def test_markdown_is_escaped():
             ["--export", "gif"],
             "--export: expected one of pdf, svg, png, latex, markdown, got 'gif'",
         ),
-        (["--width", "3"], "--width: for exported figures: add --export pdf|svg|png"),
+        (["--width", "3"], "--width: applies to exported figures: add --export pdf|svg|png"),
         (
             ["--export", "latex", "--width", "3"],
-            "--width: for figures (pdf, svg, png), not for lat",
+            "--width: applies to figures (pdf, svg, png), not to latex",
         ),
         (["--export", "pdf", "--width", "0"], "--width: expected 2 to 30 inches, got 0"),
         (["--export", "pdf", "--width", "nan"], "--width: expected 2 to 30 inches, got nan"),
     ],
 )
-def test_what_cannot_be_exported(run_cli, folder, words, message):  # noqa: F811
+def test_invalid_export_options_are_refused(run_cli, folder, words, message):  # noqa: F811
     code, _, errors = run_cli("report", folder.root, *words)
     assert code == 2
     assert message in errors
@@ -151,7 +151,7 @@ def test_what_cannot_be_exported(run_cli, folder, words, message):  # noqa: F811
     assert not folder.report.exists()
 
 
-def test_the_command_says_where_the_files_are(run_cli, folder):  # noqa: F811
+def test_the_command_prints_the_export_folder(run_cli, folder):  # noqa: F811
     code, printed, _ = run_cli("report", folder.root, "--export", "markdown")
     assert code == 0
     assert f"export: 4 files in {folder.root / 'export'}" in printed

@@ -1,4 +1,4 @@
-"""What might explain robustness: joined tables and their figures."""
+"""Tables and figures of possible explanations of robustness."""
 
 import shutil
 
@@ -14,7 +14,8 @@ from robust_ham.analysis.mechanism import (
     spectra,
     transfer_between_arms,
 )
-from robust_ham.analysis.run import KERNEL_MEASURES, Run
+from robust_ham.analysis.read_tables import KERNEL_MEASURES
+from robust_ham.analysis.run import Run
 from robust_ham.report.figures import mechanism
 from robust_ham.storage.files import read_json, write_csv, write_json, write_text
 from robust_ham.storage.run_folder import RunFolder
@@ -40,11 +41,11 @@ def run(tmp_path_factory):
     pairs = pd.DataFrame([(a, b) for a in names for b in names], columns=["source_id", "target_id"])
     same = [a[:-1] == b[:-1] for a, b in zip(pairs["source_id"], pairs["target_id"], strict=True)]
     pairs = pairs.assign(attack="d", budget=0.5, num_images=10, num_fooled=np.where(same, 8, 4))
-    own = pairs["source_id"] == pairs["target_id"]
-    pairs.loc[own, "num_fooled"] = 10
+    same_model = pairs["source_id"] == pairs["target_id"]
+    pairs.loc[same_model, "num_fooled"] = 10
     write_csv(run.folder.transfer, pairs)
-    asked = "transfer: {attack: d, budget: 0.5}\nevaluation: {keep_adversarials: true}\n"
-    write_text(run.folder.config, run.folder.config.read_text() + asked)
+    keys = "transfer: {attack: d, budget: 0.5}\nevaluation: {keep_adversarials: true}\n"
+    write_text(run.folder.config, run.folder.config.read_text() + keys)
     return Run(run.folder)
 
 
@@ -55,8 +56,8 @@ def test_robustness_beside_the_means_over_layers(run):
     first = table[table["model_id"] == run.specs[0].model_id].set_index("attack")
     assert first["effective_taps"].tolist() == [2.0] * 4
     assert first.loc["best", "robustness"] <= first.loc[["d", "t"], "robustness"].min()
-    held = run.samples[run.specs[0].model_id, "s"]["status"] == "survived"
-    assert first.loc["s", "robustness"] == pytest.approx(held.mean())
+    survived = run.samples[run.specs[0].model_id, "s"]["status"] == "survived"
+    assert first.loc["s", "robustness"] == pytest.approx(survived.mean())
 
 
 def test_spectra_are_in_units_of_white_noise(run):
@@ -65,15 +66,15 @@ def test_spectra_are_in_units_of_white_noise(run):
     assert arm["density"].tolist() == pytest.approx([2.0, 0.5, 1.0])
 
 
-def test_transfer_leaves_out_the_own_seed(run):
+def test_transfer_excludes_pairs_of_the_same_seed(run):
     table = transfer_between_arms(run)
     assert len(table) == 36
     assert set(table["num_pairs"]) == {2}
-    own = (table["source_window"] == table["target_window"]) & (
+    same_arm = (table["source_window"] == table["target_window"]) & (
         table["source_kernel_size"] == table["target_kernel_size"]
     )
-    assert table.loc[own, "fooled_rate"].tolist() == pytest.approx([0.8] * 6)
-    assert table.loc[~own, "fooled_rate"].tolist() == pytest.approx([0.4] * 30)
+    assert table.loc[same_arm, "fooled_rate"].tolist() == pytest.approx([0.8] * 6)
+    assert table.loc[~same_arm, "fooled_rate"].tolist() == pytest.approx([0.4] * 30)
 
 
 def test_the_figures_show_every_arm_and_axis(run):
@@ -93,7 +94,7 @@ def test_the_figures_show_every_arm_and_axis(run):
     assert mechanism.bands_figure(run, curves) is None
 
 
-def test_transfer_that_is_no_longer_asked_for_is_not_shown(run, tmp_path):
+def test_transfer_that_is_not_configured_is_not_shown(run, tmp_path):
     shutil.copytree(run.folder.root, tmp_path / "run")
     folder = RunFolder(tmp_path / "run")
     text = folder.config.read_text()

@@ -1,4 +1,4 @@
-"""The page: whole, offline, escaped, byte-stable."""
+"""The page: complete, offline, escaped, byte-stable."""
 
 import json
 import re
@@ -13,32 +13,33 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from test_curves import CARD, CONFIG, six_rows
 
+from robust_ham.analysis.mechanism import by_angle_and_shift, by_direction, spatial_grids
 from robust_ham.analysis.run import Run
-from robust_ham.analysis.spatial_grids import by_angle_and_shift, by_direction, spatial_grids
 from robust_ham.analysis.tables import write_tables
 from robust_ham.errors import RequestError
 from robust_ham.report.figures.heat_maps import turns
+from robust_ham.report.figures.labels import attack_titles
 from robust_ham.report.figures.panels import Panel, panel_figure
-from robust_ham.report.figures.robustness import attack_title
 from robust_ham.report.figures.rows import against, compares_networks, network_places
 from robust_ham.report.figures.style import figure_style, panel_grid, render
 from robust_ham.report.figures.ticks import log_ticks, readable
+from robust_ham.report.formats import plural
 from robust_ham.report.page import build_report
 from robust_ham.report.tables import headline_table
-from robust_ham.report.verdict_table import in_words, verdict_matrix
+from robust_ham.report.verdict_table import verdict_matrix, verdicts_in_words
 from robust_ham.storage.files import write_csv, write_json, write_text
 from robust_ham.storage.parquet_tables import read_table, write_table
 from robust_ham.storage.run_folder import RunFolder
 
 
 def make_run(path, config=CONFIG, size=6, **card):
-    """A run folder of invented tables, the same for every model; images are noise."""
+    """Write a run folder of synthetic tables, the same for every model; images are noise."""
     run = RunFolder(path)
     write_text(run.config, config)
     stream = np.random.default_rng(0)
     for spec in Run(run).config.model_specs():
-        about = CARD | {"params": 1000 * spec.kernel_size**2} | card
-        write_json(run.model(spec.model_id) / "model.json", about)
+        card_values = CARD | {"params": 1000 * spec.kernel_size**2} | card
+        write_json(run.model(spec.model_id) / "model.json", card_values)
         write_table(run.samples(spec.model_id, "d"), six_rows(), {})
         write_table(run.samples(spec.model_id, "s"), six_rows(spatial=True), {})
         gallery = {
@@ -65,8 +66,8 @@ def folder(tmp_path):
 
 
 def test_everything_is_written_and_nothing_points_outside(folder):
-    made = build_report(folder.root)
-    page = made.page.read_text()
+    report = build_report(folder.root)
+    page = report.page.read_text()
     names = {path.name for path in folder.figures.iterdir()}
     assert names >= {
         "robustness.svg",
@@ -83,19 +84,19 @@ def test_everything_is_written_and_nothing_points_outside(folder):
     assert len(cards) == 3 * page.count('<figure class="card">') == 3 * 2 * 4
     assert len(shown) + 2 * 4 == page.count("<figure")
     assert all("baseline: 0.317 at k = 3" in text for text in shown if "robust area" in text)
-    assert len(made.rows) == 2
+    assert len(report.rows) == 2
     assert folder.summary.is_file()
     assert folder.curves.is_file()
     assert folder.contrasts.is_file()
 
 
-def test_the_page_says_the_verdicts_in_words(folder):
+def test_verdicts_stand_in_sentences_and_badges(folder):
     page = build_report(folder.root).page.read_text()
-    assert "Windowed against baseline" in page
+    assert "Windowed networks compared with baseline networks" in page
     assert "×1.000 [1.000, 1.000]" in page  # the same distances in both arms
-    assert "Hamming is equivalent at k = 3." in page
+    assert "Hamming: equivalent at k = 3." in page
     assert page.count('<span class="verdict equivalent">equivalent</span>') == 2
-    assert "names no primary endpoint" in page
+    assert "Exploratory: no primary endpoint was set." in page
     text = folder.config.read_text() + "endpoints: [{metric: robust_area, attack: best}]\n"
     folder.config.write_text(text)
     page = build_report(folder.root).page.read_text()
@@ -103,14 +104,14 @@ def test_the_page_says_the_verdicts_in_words(folder):
     assert page.count('<span class="verdict ') == 1  # d alone is its own best
 
 
-def test_built_twice_every_byte_is_the_same(folder):
+def test_building_twice_changes_no_byte(folder):
     build_report(folder.root)
     before = {p: p.read_bytes() for p in folder.root.rglob("*") if p.is_file()}
     build_report(folder.root)
     assert {p: p.read_bytes() for p in folder.root.rglob("*") if p.is_file()} == before
 
 
-def test_what_a_user_sets_for_own_figures_changes_no_byte(folder):
+def test_the_users_matplotlib_settings_change_no_byte(folder):
     build_report(folder.root)
     before = {path: path.read_bytes() for path in folder.root.rglob("*") if path.is_file()}
     with mpl.rc_context():
@@ -120,7 +121,7 @@ def test_what_a_user_sets_for_own_figures_changes_no_byte(folder):
     assert {path: path.read_bytes() for path in before} == before
 
 
-def test_where_machines_lay_out_differently_in_the_last_digits_no_byte_changes(monkeypatch):
+def test_rounding_differences_of_the_layout_change_no_byte(monkeypatch):
     def drawn():
         with figure_style():
             figure, panels = panel_grid(2, 2, 3.2, 2.7)
@@ -148,7 +149,7 @@ def test_strings_are_escaped(folder):
     assert "&lt;script&gt;alert(1)&lt;/script&gt;: &lt;b&gt;bold&lt;/b&gt;" in page
 
 
-def test_an_unfinished_run_says_so(folder):
+def test_an_unfinished_run_is_marked_incomplete(folder):
     folder.samples(Run(folder).specs[0].model_id, "d").unlink()
     assert "Incomplete: 7 of 8 evaluations" in build_report(folder.root).page.read_text()
 
@@ -181,7 +182,7 @@ def test_damaged_files_are_named(folder):
     build_report(folder.root)
 
 
-def test_a_gallery_that_must_not_be_shown_is_left_out(folder):
+def test_a_disabled_gallery_is_left_out(folder):
     folder.config.write_text(CONFIG + "evaluation: {gallery: false}\n")
     assert "gallery-d" not in build_report(folder.root).page.read_text()
 
@@ -197,7 +198,7 @@ GRID = pd.DataFrame(
 )
 
 
-def test_a_heat_map_where_every_transform_was_tried(folder):
+def test_a_heat_map_of_a_full_grid(folder):
     ids = [spec.model_id for spec in Run(folder).specs]
     assert spatial_grids(Run(folder)).empty
     for model_id in ids:
@@ -212,7 +213,7 @@ def test_a_heat_map_where_every_transform_was_tried(folder):
     page = build_report(folder.root).page.read_text()
     assert (folder.figures / "grid-s.svg").is_file()
     assert "Hamming, k = 3 (cnn2-w4-f7): at most 100.0 %, at 30°, 0 px right and -3 px down" in page
-    folder.grid(ids[0], "s").unlink()  # an arm of which a seed has none is left out
+    folder.grid(ids[0], "s").unlink()  # an arm with a missing seed is left out
     assert set(spatial_grids(Run(folder))["window"]) == {"hamming"}
 
 
@@ -245,14 +246,15 @@ def test_ticks_of_counts_are_round_numbers(low, high, most, ticks):
     assert log_ticks(low, high, most) == pytest.approx(ticks)
 
 
-def test_attacks_of_one_kind_are_told_apart(folder):
+def test_attacks_with_the_same_name_get_their_id(folder):
     twice = CONFIG.replace("attacks:\n", "attacks:\n  again: {attack: deepfool, steps: 7}\n", 1)
     assert twice != CONFIG
     write_text(folder.config, twice)
     run = Run(folder)
-    assert attack_title(run, "d") == "DeepFool L2 (d)"
-    assert attack_title(run, "again") == "DeepFool L2 (again)"
-    assert "(" not in attack_title(run, "s")
+    titles = attack_titles(run)
+    assert titles["d"] == "DeepFool L2 (d)"
+    assert titles["again"] == "DeepFool L2 (again)"
+    assert "(" not in titles["s"]
 
 
 @pytest.mark.parametrize(
@@ -264,10 +266,10 @@ def test_attacks_of_one_kind_are_told_apart(folder):
         ([("cnn", ["none", "hamming", "hann", "blackman", "kaiser"], [3, 5, 7])], False),
         ([("deep", ["none"], [7]), ("shallow", ["none"], [7])], True),
         ([("deep", ["none"], [3, 5, 7]), ("shallow", ["none"], [7])], False),
-        ([("somebody's", ["none"], [0])], True),
+        ([("imported", ["none"], [0])], True),
     ],
 )
-def test_where_kernel_size_is_no_axis_networks_stand_below_each_other(groups, by_network):
+def test_networks_are_rows_where_kernel_size_is_not_an_axis(groups, by_network):
     specs = [
         SimpleNamespace(family=family, window=window, kernel_size=size)
         for family, windows, sizes in groups
@@ -280,26 +282,26 @@ def test_where_kernel_size_is_no_axis_networks_stand_below_each_other(groups, by
     assert against(run, "params") == "against parameters"
 
 
-def test_networks_stand_apart_and_their_windows_together():
+def test_rows_group_windows_by_network():
     arms = [("cnn", 7, "none"), ("cnn", 3, "none"), ("cnn", 7, "hamming")]
     curves = pd.DataFrame(arms * 2, columns=["family", "kernel_size", "window"])
     assert network_places(curves) == dict(zip(arms, (0, -3, -1), strict=True))
 
 
-def test_an_endpoint_without_any_comparison(tmp_path):
+def test_an_endpoint_without_a_comparison(tmp_path):
     alone = CONFIG.replace("window: [none, hamming]", "window: [none]")
     assert alone != CONFIG
     folder = make_run(tmp_path, alone + "endpoints: [{metric: robust_area, attack: d}]\n")
     assert build_report(folder.root).page.is_file()
 
 
-def test_seeds_and_images_of_each_figure_are_told(folder):
+def test_numbers_of_seeds_and_images_are_shown(folder):
     tables = write_tables(folder.root)
     table = headline_table(
         tables.run, tables.curves.assign(num_seeds=[5, *[1] * 99][: len(tables.curves)])
     )
     assert any(cell.endswith("(1 seed)") for row in table.rows for cell in row)
-    assert "the same for all" in build_report(folder.root).page.read_text()
+    assert "the same for every model and attack" in build_report(folder.root).page.read_text()
     path = folder.samples(tables.run.specs[0].model_id, "s")
     write_table(path, read_table(path).iloc[:3], {})
     assert "<small>at most; " in build_report(folder.root).page.read_text()
@@ -317,15 +319,15 @@ def test_the_label_of_a_panel_is_not_cut(folder):
     assert axes.get_tightbbox().x0 >= 0
 
 
-def test_counts_as_people_say_them():
+def test_large_counts_are_readable():
     counts = [950, 50e3, 100e3, 2e6, 2.5e9, 3e12]
     assert [readable(n) for n in counts] == ["950", "50 k", "100 k", "2 M", "2.5 G", "3 T"]
 
 
 def test_verdicts_in_sentences():
     def row(window, size, verdict, versus="same k"):
-        about = {"figure": "area", "window": window, "size": size}
-        return about | {"verdict": verdict, "versus": versus}
+        values = {"figure": "area", "window": window, "size": size}
+        return values | {"verdict": verdict, "versus": versus}
 
     one = [
         row("Hamming", "3", "worse"),
@@ -333,7 +335,15 @@ def test_verdicts_in_sentences():
         row("Hamming", "9", "worse"),
         row("Hamming", "9 against 3", "better", "interaction"),
     ]
-    assert in_words(one) == [("area", "Hamming is better at k = 7; worse at k = 3, 9.")]
+    assert verdicts_in_words(one) == [("area", "Hamming: better at k = 7; worse at k = 3, 9.")]
     two = [*one, row("Hann", "7", "undecided")]
-    assert in_words(two) == [("area", "4 windowed networks: 1 better, 2 worse, 1 undecided.")]
+    sentence = "4 windowed networks: 1 better, 2 worse, 1 with no clear difference."
+    assert verdicts_in_words(two) == [("area", sentence)]
     assert verdict_matrix(two).lines[-1] == ("Hann", "7", [two[-1]])
+    unclear = [row("Hamming", size, "undecided") for size in ("3", "7")]
+    assert verdicts_in_words(unclear) == [("area", "Hamming: no clear difference at k = 3, 7.")]
+
+
+def test_nouns_follow_their_number():
+    numbers = [plural(n, "model") for n in (0, 1, 2, 1905)]
+    assert numbers == ["0 models", "1 model", "2 models", "1\u202f905 models"]

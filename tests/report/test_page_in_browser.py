@@ -1,4 +1,4 @@
-"""The page in a browser: filter, sort, choices, paper, dark, without JavaScript."""
+"""The page in a browser: filter, sort, choices, print, dark mode, without JavaScript."""
 
 import re
 import shutil
@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import screenshots
 from test_curves import CONFIG
-from test_report import make_run
+from test_page import make_run
 
 from robust_ham.analysis.run import Run
 from robust_ham.report import page as page_module
@@ -38,7 +38,7 @@ def address(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def paged(address, tmp_path_factory):
-    """The same page as a run of more models would have it."""
+    """Build the same page as if it had too many models for plain tables."""
     folder = shutil.copytree(address.parent, tmp_path_factory.mktemp("paged") / "run")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(page_module, "MANY_MODELS", 20)
@@ -47,22 +47,22 @@ def paged(address, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    with screenshots.browser() as found:
-        yield found
+    with screenshots.browser() as chromium:
+        yield chromium
 
 
 @pytest.fixture
 def open_page(browser, address, paged):
-    """Opens the page; anything it complains of, or asks the network for, fails the test."""
-    complaints, contexts = [], []
+    """Open the page; any console message, error or network request fails the test."""
+    messages, contexts = [], []
 
     def opened(width=1280, address=address, **options):
         context = browser.new_context(viewport={"width": width, "height": 900}, **options)
         contexts.append(context)
         page = context.new_page()
-        page.on("console", lambda message: complaints.append(message.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("request", lambda request: complaints.append(request.url))
+        page.on("console", lambda message: messages.append(message.text))
+        page.on("pageerror", lambda error: messages.append(str(error)))
+        page.on("request", lambda request: messages.append(request.url))
         page.goto(address.as_uri())
         return page
 
@@ -70,8 +70,8 @@ def open_page(browser, address, paged):
     for context in contexts:
         context.close()
     pages = ("data:", address.as_uri(), paged.as_uri())
-    asked = [t for t in complaints if not (t.startswith(pages) or t.endswith("short.html"))]
-    assert asked == []
+    unexpected = [t for t in messages if not (t.startswith(pages) or t.endswith("short.html"))]
+    assert unexpected == []
 
 
 def shown(page, selector):
@@ -105,7 +105,7 @@ def test_attack_measure_and_axis_are_chosen(open_page):
     ]
     page.select_option("select[name=metric]", "rho_adv")
     assert panels.last.inner_text() == "DeepFool L2: ρ_adv against parameters"
-    page.select_option("select[name=attack] >> nth=0", "s")  # of which there is one measure alone
+    page.select_option("select[name=attack] >> nth=0", "s")  # has one measure only
     assert panels.count() == 2
     assert "grid: accuracy under attack against parameters" in panels.last.inner_text()
     assert page.input_value("select[name=metric]") == "robust_accuracy"
@@ -119,7 +119,7 @@ def test_the_table_is_filtered(open_page):
     page = open_page()
     rows, count = shown(page, "#all-models tbody tr"), page.locator("form[data-filter] output")
     assert count.inner_text() == "60 of 60 rows"
-    page.get_by_label("rows that hold").fill("HAMMING  -s1")
+    page.get_by_label("rows containing").fill("HAMMING  -s1")
     assert count.inner_text() == "10 of 60 rows"
     assert rows.count() == 10
     page.select_option("form[data-filter] select[name=attack]", "d")
@@ -140,13 +140,13 @@ def test_the_table_is_sorted(open_page):
 
     assert column("k")[:4] == ["3", "3", "3", "3"]
     page.locator("#all-models th button").nth(names.index("k")).click()
-    assert column("k") == [str(k) for k in (3, 5, 7, 9, 11) for _ in range(12)]  # not as words
+    assert column("k") == [str(k) for k in (3, 5, 7, 9, 11) for _ in range(12)]  # sorted as numbers
     page.locator("#all-models th button").nth(names.index("k")).click()
     assert column("k") == [str(k) for k in (11, 9, 7, 5, 3) for _ in range(12)]
     heading.locator("button").click()
     assert heading.get_attribute("aria-sort") == "ascending"
     area = column("robust area")
-    assert area == ["0.317"] * 30 + ["–"] * 30  # what is missing comes last
+    assert area == ["0.317"] * 30 + ["–"] * 30  # missing values come last
 
 
 def test_it_reads_without_javascript(open_page):
@@ -157,7 +157,7 @@ def test_it_reads_without_javascript(open_page):
     assert shown(page, "#all-models tbody tr").count() == 60
 
 
-def test_paper_shows_everything_on_white(open_page):
+def test_printing_shows_everything_on_white(open_page):
     page = open_page(color_scheme="dark")
     paper = "getComputedStyle(document.body).backgroundColor"
     assert page.evaluate(paper) == "rgb(20, 22, 26)"
@@ -197,7 +197,7 @@ def test_the_table_of_many_models_is_paged(open_page, paged):
     for opened in (page, plain):
         opened.locator("#all-models th button", has_text="robust area").click()
     assert page.evaluate(cells) == plain.evaluate(cells)
-    form.get_by_label("rows that hold").fill("HAMMING  -s1")
+    form.get_by_label("rows containing").fill("HAMMING  -s1")
     assert output.inner_text() == "rows 1 to 10 of 10 (of 60 in all)"
     form.locator("select[name=attack]").select_option("d")
     form.locator("select[name=k]").select_option("11")

@@ -9,8 +9,9 @@ from robust_ham.analysis.curves import kernel_size_curves
 from robust_ham.analysis.run import Run
 from robust_ham.config.files import parse_config
 from robust_ham.errors import RequestError
-from robust_ham.runs.jobs.model import _epoch_like_twin, model_identity
+from robust_ham.runs.jobs.model import _epoch_like_twin
 from robust_ham.runs.plan.context import Context
+from robust_ham.runs.plan.keys import model_identity
 from robust_ham.runs.plan.plan import make_plan
 from robust_ham.runs.runner import run_plan
 from robust_ham.storage.files import read_json, write_csv

@@ -65,12 +65,21 @@ NETWORK = "factory: 'planned:network'"
             "models: planned-network-k7-none-s0 would be attacked untrained: give its weights: "
             "FILE, or pretrained: true if planned:network returns a trained network",
         ),
-        (f"{NETWORK}, source: train", "models.source: a factory's network is not trained here"),
-        (f"{NETWORK}, pretrained: true, source: train", "models.source: a factory's network"),
-        (f"{NETWORK}, pretrained: true, training: {{lr: 1}}", "models.training: not for a factory"),
-        (f"{NETWORK}, pretrained: true, init: compensated", "models.init: not for a factory"),
-        (f"{NETWORK}, pretrained: yes, weights: a.pth", "models.0.pretrained: not beside weights"),
-        (f"{NETWORK}, source: nowhere", "is not in nowhere"),
+        (f"{NETWORK}, source: train", "models.source: got train, but a factory's network"),
+        (f"{NETWORK}, pretrained: true, source: train", "models.source: got train"),
+        (
+            f"{NETWORK}, pretrained: true, training: {{lr: 1}}",
+            "models.training: not available",
+        ),
+        (
+            f"{NETWORK}, pretrained: true, init: compensated",
+            "models.init: not available",
+        ),
+        (
+            f"{NETWORK}, pretrained: yes, weights: a.pth",
+            "models.0.pretrained: not together with weights",
+        ),
+        (f"{NETWORK}, source: nowhere", "is not in nowhere: no such folder"),
         ("factory: 'planned:nothing'", "factory planned:nothing: no such function"),
     ],
 )
@@ -81,7 +90,7 @@ def test_a_factory_must_come_trained(group, message):
 def test_training_of_factories_alone_is_refused():
     models = f"[{{{NETWORK}, pretrained: true}}]"
     refused(
-        "training: no model of this configuration is trained here",
+        "training: this configuration trains no model",
         models,
         "{d: {attack: deepfool}}",
         "training.epochs=3",
@@ -105,7 +114,7 @@ def test_training_of_factories_alone_is_refused():
 )
 def test_a_kernel_is_no_larger_than_the_image(override, key, size):
     refused(
-        rf"models.{key}: expected at most 28, as images are 28×28, got {size}",
+        rf"models.{key}: expected at most 28, because images are 28×28, got {size}",
         ZOO,
         "{d: {attack: deepfool}}",
         override,

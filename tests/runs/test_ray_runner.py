@@ -14,7 +14,7 @@ import pytest
 import torch
 from faulty_runs import CONFIG, Listening, results, run_here
 from test_faults import write_data
-from test_remote import job_elsewhere
+from test_ray_worker import job_elsewhere
 
 from robust_ham.config.files import parse_config
 from robust_ham.errors import RequestError
@@ -102,7 +102,7 @@ def test_a_node_dies(cluster, data, expected, tmp_path):
     assert set(again.outcomes.values()) - {"done"} == {"already there"}
 
 
-class KillsTheDesk(Listening):
+class KillsTheServer(Listening):
     """Once the first model is trained; attacks on it then ask a new one for its files."""
 
     killed = ()
@@ -110,14 +110,14 @@ class KillsTheDesk(Listening):
     def job_ended(self, name, outcome, seconds):
         super().job_ended(name, outcome, seconds)
         if not self.killed:
-            self.killed = [p for p in processes_of_ray("ray::Desk") if p.kill() is None]
+            self.killed = [p for p in processes_of_ray("ray::JobServer") if p.kill() is None]
 
 
 def test_results_come_back_where_the_folder_is_not_shared(
     cluster, data, expected, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("robust_ham.runs.ray_runner.WorkerSetup.of", job_elsewhere)
-    monitor = KillsTheDesk()
+    monitor = KillsTheServer()
     run_here(tmp_path, data, executor=on_ray(data, cluster.address), monitor=monitor)
     assert len(monitor.killed) == 1
     assert results(tmp_path) == expected
@@ -137,7 +137,7 @@ def test_a_worker_is_killed(cluster, data, tmp_path, monkeypatch):
 
 
 def test_a_job_that_fits_nowhere_is_told_and_ctrl_c_stops(cluster, data, tmp_path, monkeypatch):
-    monkeypatch.setattr(signals, "_asked", None)
+    monkeypatch.setattr(signals, "_exit_code", None)
     before = signal.getsignal(signal.SIGINT)
     monitor = Listening()
     large = CONFIG.replace("threads: 1", "threads: 64")
@@ -203,13 +203,13 @@ def test_addresses(address):
     assert callable(on_ray(None, address))
 
 
-NOT_RAY = "what answers there is not Ray's head"
+NOT_RAY = "the server there is not a Ray head"
 
 
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
-        (b"", "no answer, or not one of Ray's"),
+        (b"", "no answer from a Ray head"),
         (b"HTTP/1.1 400 Bad Request\r\n\r\n", NOT_RAY),
         (b"SSH-2.0-OpenSSH_9.2\r\n", NOT_RAY),
         (b"\x00\x00\x06\x04\x00\x00\x00\x00\x00", ""),
@@ -240,7 +240,7 @@ def test_a_port_where_nothing_speaks_takes_seconds_and_a_line(data, tmp_path):
 
 
 def test_a_signal_stops_a_run_that_waits_for_an_address(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(signals, "_asked", None)
+    monkeypatch.setattr(signals, "_exit_code", None)
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     signals.listen()
     with server(b"") as (address, connections):

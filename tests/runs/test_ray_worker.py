@@ -11,14 +11,15 @@ from test_faults import write_data
 
 from robust_ham.config.files import parse_config
 from robust_ham.errors import RequestError
-from robust_ham.progress import unseen
-from robust_ham.runs.attempt import already_there, run_job, run_key
+from robust_ham.progress import no_progress
+from robust_ham.runs.attempt import already_there, run_job
 from robust_ham.runs.jobs.model import help_train
 from robust_ham.runs.plan.context import Context
+from robust_ham.runs.plan.keys import run_key
 from robust_ham.runs.plan.plan import make_plan
-from robust_ham.runs.ray_driver import Desk
+from robust_ham.runs.ray_driver import JobServer
 from robust_ham.runs.ray_runner import _Jobs
-from robust_ham.runs.ray_worker import run_there
+from robust_ham.runs.ray_worker import run_on_worker
 from robust_ham.runs.worker_setup import WorkerSetup
 from robust_ham.storage.receipts import read_signed, write_signed
 from robust_ham.storage.run_folder import RunFolder
@@ -55,8 +56,8 @@ def test_a_worker_with_other_data_is_refused(data, tmp_path):
     setup = job_elsewhere(context_of(tmp_path, data), data)
     other = write_data(tmp_path / "other", first=50)
     job = context_of(tmp_path, data).plan.jobs[0]
-    with pytest.raises(RequestError, match="has other data, code or precision than here"):
-        run_there(dataclasses.replace(setup, data_root=str(other)), job, dict, unseen)
+    with pytest.raises(RequestError, match="has other data, code or precision than the driver"):
+        run_on_worker(dataclasses.replace(setup, data_root=str(other)), job, dict, no_progress)
 
 
 @pytest.mark.parametrize("change", ["steps: 10", "epochs: 2", "threads: 1", "num_images: 12"])
@@ -66,7 +67,7 @@ def test_the_key_of_a_run_is_of_all_that_decides_it(data, tmp_path, monkeypatch,
     name, _, number = change.partition(": ")
     changed = CONFIG.replace(change, f"{name}: {int(number) - 1 or 2}")
     assert run_key(context_of(tmp_path, data, changed)) != key
-    for module in ("robust_ham.training.train.VERSION", "robust_ham.runs.jobs.attack.VERSION"):
+    for module in ("robust_ham.training.train.VERSION", "robust_ham.evaluation.evaluate.VERSION"):
         with monkeypatch.context() as patch:
             patch.setattr(module, 999)
             assert run_key(context_of(tmp_path, data)) != key
@@ -82,19 +83,19 @@ def test_what_is_there_is_not_made_elsewhere(whole, data, tmp_path):
     rows = attack.result(folder)
     folder.receipt(rows).unlink()
     assert already_there(context, attack) is None
-    run_job(context, attack, unseen)
+    run_job(context, attack, no_progress)
     assert not folder.receipt(rows).exists()  # the other shard is missing
     assert already_there(context, attack) is not None
-    run_job(context, context.plan.jobs[2], unseen)
+    run_job(context, context.plan.jobs[2], no_progress)
     assert rows.read_bytes() == (whole / rows.relative_to(folder.root)).read_bytes()
 
     folder.receipt(folder.predictions(model.name)).unlink()
     steps = []
-    desk = Desk(str(folder.root))
-    attempt, files = run_there(
+    server = JobServer(str(folder.root))
+    attempt, files = run_on_worker(
         job_elsewhere(context, data),
         model,
-        lambda: desk.models([model.name]),
+        lambda: server.models([model.name]),
         lambda done, total: steps.append(done),
     )
     assert (attempt.outcome, steps) == ("done", [])  # it was not trained

@@ -88,7 +88,7 @@ def test_missing_and_damaged_images_are_named(finished, tmp_path):
     content = path.read_bytes()
     try:
         path.write_bytes(content[: len(content) // 2])
-        with pytest.raises(RequestError, match=r"deepfool_l2\.npz is not as it was written"):
+        with pytest.raises(RequestError, match=r"deepfool_l2\.npz has changed since"):
             transfer.rescaled(finished, asked, name)
         path.unlink()
         with pytest.raises(RequestError, match=r"deepfool_l2\.npz: no such file"):

@@ -48,11 +48,11 @@ def folder(whole, tmp_path):
 def test_status_of_a_finished_run(run_cli, folder):
     code, printed, _ = run_cli("status", folder)
     assert code == 0
-    assert printed == f"{folder}: 10 of 10 jobs done, 0 at work, 0 failed, 0 left\n"
+    assert printed == f"{folder}: 10 of 10 jobs done, 0 running, 0 failed, 0 left\n"
     content = json.loads(run_cli("status", folder, "--json")[1])
     assert content["num_jobs"] == len(content["done"]) == 10
     assert content["seconds_left"] == 0
-    assert "0 at work" in run_cli("status", folder, "--watch")[1]
+    assert "0 running" in run_cli("status", folder, "--watch")[1]
 
 
 def test_status_of_a_run_that_goes_on(run_cli, folder):
@@ -77,7 +77,7 @@ def test_status_of_a_run_that_goes_on(run_cli, folder):
         assert found.seconds_left == pytest.approx(models.sum() + 4 * deepfool + 3 * shift)
         printed = run_cli("status", folder)[1]
         assert f"  {MODEL}/shift/1of2: failed: the loss is nan\\x1b[2J\n" in printed
-        assert f"  {MODEL}/deepfool_l2/1of2: at work on " in printed
+        assert f"  {MODEL}/deepfool_l2/1of2: running on " in printed
     finally:
         lock.release()
 
@@ -90,13 +90,13 @@ def test_status_of_what_is_no_run(run_cli, tmp_path):
 def test_a_run_is_verified(run_cli, folder, data):
     code, printed, errors = run_cli("verify", folder, "--data-root", data)
     assert (code, errors) == (0, "")
-    assert "stored adversarial images are judged as before: ok (48 checked)" in printed
-    assert "attacks give the same rows once more: ok (3 checked)" in printed
+    assert "stored adversarial images score as before: ok (48 checked)" in printed
+    assert "rerun attacks give the same rows: ok (3 checked)" in printed
     assert printed.count(": ok (") == 8
     files = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
     covered = sorted(set(files) - {"timings.csv", "SHA256SUMS"})
-    assert f"files are as they were written: ok ({len(covered)} checked)\n" in printed
-    assert "  no checksum on record: timings.csv\n" in printed
+    assert f"files match their checksums: ok ({len(covered)} checked)\n" in printed
+    assert "  no checksum: timings.csv\n" in printed
     lines = [line.split("  ") for line in (folder / "SHA256SUMS").read_text().splitlines()]
     assert [name for _, name in lines] == covered
     assert all(hashlib.sha256((folder / n).read_bytes()).hexdigest() == d for d, n in lines)
@@ -109,9 +109,12 @@ def test_what_was_not_passed_on_is_said(run_cli, folder, data):
         path.unlink()
     code, printed, _ = run_cli("verify", folder, "--data-root", data)
     assert code == 0
-    assert ", 12 not here)" in printed
-    assert "not here: 4 in adversarials/, 4 in gallery/, 2 in margins/, 2 in models/\n" in printed
-    assert "attacks give the same rows once more: ok (0 checked)" in printed
+    assert ", 12 not in this copy)" in printed
+    assert (
+        "not in this copy: 4 in adversarials/, 4 in gallery/, 2 in margins/, 2 in models/\n"
+        in printed
+    )
+    assert "rerun attacks give the same rows: ok (0 checked)" in printed
 
 
 def flip(path):
@@ -170,7 +173,7 @@ def test_a_changed_file_is_found(folder, name):
     path = folder / name
     assert path.is_file(), sorted(p.name for p in path.parent.iterdir())
     flip(path)
-    fault = f"{name} is not as it was written (SHA-256 differs)"
+    fault = f"{name} has changed since it was written (SHA-256 differs)"
     assert check_files(RunFolder(folder)).faults == [fault]
     path.unlink()
     missing = check_files(RunFolder(folder))
@@ -195,7 +198,7 @@ def test_a_changed_file_is_found(folder, name):
 )
 def test_an_added_file_is_found(folder, name):
     plant(folder, name)
-    fault = f"{name} has no checksum on record: it was added later"
+    fault = f"{name} has no checksum: it was added later"
     assert fault in check_files(RunFolder(folder)).faults
 
 
@@ -212,7 +215,10 @@ def test_what_file_managers_leave_is_not_an_added_file(folder, name):
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
-        (lambda f: flip(f / "gallery" / MODEL / "shift.npz"), "shift.npz is not as it was written"),
+        (
+            lambda f: flip(f / "gallery" / MODEL / "shift.npz"),
+            "shift.npz has changed since it was written",
+        ),
         (lambda f: (f / "gallery" / MODEL / "shift.npz").unlink(), "shift.npz is missing"),
         (lambda f: (f / "models" / MODEL / "training.csv").unlink(), "training.csv is missing"),
         (lambda f: (f / f"receipts/models/{MODEL}.json").write_text("{"), "models/.* is damaged"),
@@ -233,19 +239,16 @@ def test_faults_of_files(folder, harm, message):
     ("harm", "message"),
     [
         (lambda f: (f / f"receipts/models/{MODEL}.json").unlink(), f"{MODEL} is not finished"),
-        (
-            lambda f: flip(f / f"samples/{MODEL}/shift.parquet"),
-            "shift.parquet is not as it was wri",
-        ),
-        (lambda f: (f / "summary.csv").write_text("n\n1\n"), "summary.csv is not what config.yaml"),
+        (lambda f: flip(f / f"samples/{MODEL}/shift.parquet"), "shift.parquet has changed since"),
+        (lambda f: (f / "summary.csv").write_text("n\n1\n"), "summary.csv does not follow from"),
         (lambda f: (f / "curves.csv").unlink(), "curves.csv is missing"),
-        (lambda f: set_key(f, "budget: 0.25", "budget: 0.2"), "summary.csv is not what config.y"),
+        (lambda f: set_key(f, "budget: 0.25", "budget: 0.2"), "summary.csv does not follow from"),
         (lambda f: set_key(f, "budget: 0.5", "budget: 0.4"), "no rows of deepfool_l2 at a budget"),
         (lambda f: set_key(f, "schema: 1", "schema: x"), "config.yaml: schema: "),
-        (lambda f: set_key(f, "lr: 0.2", "lr: 0.3"), f"{MODEL} was made from something else"),
-        (lambda f: set_key(f, "name: faults", "name: other"), "manifest.json: name is not that of"),
+        (lambda f: set_key(f, "lr: 0.2", "lr: 0.3"), f"{MODEL} was computed from other"),
+        (lambda f: set_key(f, "name: faults", "name: other"), "manifest.json: name does not match"),
         (lambda f: edit_timings(f, f"{MODEL},", f"{MODEL},-"), f"timings.csv: {MODEL}: expected s"),
-        (lambda f: edit_timings(f, "job,", "job,"), "timings.csv: expected the columns"),
+        (lambda f: edit_timings(f, "cell,", "job,"), "timings.csv: expected the columns"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -261,7 +264,7 @@ def test_forged_results_are_found(run_cli, folder, data, forge):
     forge(folder)
     code, _, errors = run_cli("verify", folder, "--data-root", data, "--cells", "4")
     assert code == 3
-    assert "have another status or distance" in errors
+    assert "have a different status or distance" in errors
 
 
 def age(folder):
@@ -279,14 +282,14 @@ def test_older_folders_say_what_has_no_checksum(run_cli, folder, data):
     assert (code, errors) == (0, "")
     figures = len(list((folder / "figures").iterdir()))
     assert (
-        "  no checksum on record: checkpoints.csv, claims.csv, config.yaml, contrasts.csv, "
+        "  no checksum: checkpoints.csv, claims.csv, config.yaml, contrasts.csv, "
         f"curves.csv, {figures} in figures/, inputs.parquet, manifest.json, mechanisms.csv, "
         "report.html, summary.csv, timings.csv\n"
     ) in printed
     write_page(write_tables(folder))  # they record what they write
     code, printed, errors = run_cli("verify", folder, "--data-root", data, "--cells", "0")
     assert (code, errors) == (0, "")
-    assert "no checksum on record: inputs.parquet, manifest.json, timings.csv\n" in printed
+    assert "no checksum: inputs.parquet, manifest.json, timings.csv\n" in printed
     flip(folder / "figures" / "robustness.png")
     assert len(check_files(RunFolder(folder)).faults) == 1
 
@@ -307,13 +310,13 @@ def test_faults_of_older_folders(run_cli, folder, data):
     assert errors.splitlines() == [
         f"robust-ham: {line}"
         for line in (
-            f"samples/{MODEL}/x.parquet has no checksum on record: it was added later",
+            f"samples/{MODEL}/x.parquet has no checksum: it was added later",
             f"failures.jsonl says that {MODEL}/shift/1of2 failed, but it is finished",
             f"{folder}/samples/{MODEL}/deepfool_l2.parquet: {MODEL}/deepfool_l2: image "
             f"{rows['sample_id'][3]}: label: expected that of inputs.parquet, got "
             f"{rows['label'][3] - 1}",
-            f"inputs.parquet: label of image {rows['sample_id'][3]} is not that of the data",
-            "manifest.json: dataset is not that of the configuration and data",
+            f"inputs.parquet: label of image {rows['sample_id'][3]} does not match the data",
+            "manifest.json: dataset does not match the configuration and data",
         )
     ]
 
@@ -322,7 +325,7 @@ def test_a_fault_counts_where_the_data_are_not_here(run_cli, folder, tmp_path):
     set_key(folder, "name: fashion_mnist", "name: nothing")
     code, _, errors = run_cli("verify", folder, "--data-root", tmp_path)
     assert code == 3
-    assert "config.yaml is not as it was written" in errors
+    assert "config.yaml has changed since it was written" in errors
     assert "nothing (test): not found" in errors
 
 
@@ -330,7 +333,7 @@ def test_a_second_run_keeps_what_is_on_record(run_cli, folder, data):
     run_here(folder, data)
     code, printed, _ = run_cli("verify", folder, "--data-root", data, "--cells", "0")
     assert code == 0
-    assert "  no checksum on record: timings.csv\n" in printed
+    assert "  no checksum: timings.csv\n" in printed
 
 
 def test_a_report_keeps_the_checksums_of_what_it_does_not_write(run_cli, folder):
@@ -339,15 +342,15 @@ def test_a_report_keeps_the_checksums_of_what_it_does_not_write(run_cli, folder)
     (folder / "summary.csv").write_text("")
     write_tables(folder)
     assert check_files(RunFolder(folder)).faults == [
-        f"adversarials/{MODEL}/shift.npz is not as it was written (SHA-256 differs)",
-        "figures/planted.svg has no checksum on record: it was added later",
+        f"adversarials/{MODEL}/shift.npz has changed since it was written (SHA-256 differs)",
+        "figures/planted.svg has no checksum: it was added later",
     ]
     for name in ("inputs.parquet", "manifest.json"):
         whole = (folder / name).read_bytes()
         flip(folder / name)
         code, _, errors = run_cli("report", folder)
         assert code == 2
-        assert f"{folder}: {name} is not as it was written (SHA-256 differs)" in errors
+        assert f"{folder}: {name} has changed since it was written (SHA-256 differs)" in errors
         (folder / name).write_bytes(whole)
 
 
@@ -355,7 +358,7 @@ def test_other_data_are_told(run_cli, folder, tmp_path):
     other = write_data(tmp_path / "other", first=40)
     code, _, errors = run_cli("verify", folder, "--data-root", other, "--cells", "0")
     assert code == 3
-    assert f"{MODEL} was made from something else than it would be now" in errors
+    assert f"{MODEL} was computed from other data, options or code" in errors
 
 
 def test_rows_may_differ_as_the_contract_allows():
@@ -366,7 +369,7 @@ def test_rows_may_differ_as_the_contract_allows():
     one.loc[3, "status"] = two.loc[[3, 4], "status"] = "survived"
     assert differ(rows, one) is None
     assert "2 of 1000" in differ(rows, two)
-    assert differ(rows, rows.assign(sample_id=1)) == "other images"
+    assert differ(rows, rows.assign(sample_id=1)) == "different images"
 
 
 def test_the_config_of_a_run_is_complete(folder):

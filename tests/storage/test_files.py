@@ -10,13 +10,13 @@ import pytest
 from robust_ham.storage.files import (
     content_key,
     read_json,
-    remove_leftovers,
     write_json,
     write_text,
     writing,
     writing_folder,
 )
 from robust_ham.storage.parquet_tables import read_metadata, read_table, write_table
+from robust_ham.storage.temporary_files import remove_leftovers
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):

@@ -12,14 +12,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from image_files import mnist_like, write_parquet
 from memory_bombs import BOMBS, PICKLES, make_all
 from PIL import Image
-from test_data import mnist_like, write_parquet
 
 from robust_ham.config.experiment import DatasetConfig
 from robust_ham.data.datasets import load_split
-from robust_ham.data.formats.images import fit
-from robust_ham.models.importing.networks import read_network
+from robust_ham.data.formats.images import resize_and_crop
+from robust_ham.models.importing.state_dicts import read_network
 from robust_ham.storage.parquet_tables import read_table
 
 ROOT = Path(__file__).parents[2]
@@ -30,7 +30,7 @@ EXPECTED = {
     "columns.parquet": SHARE + "1.4 GB",
     "lists.parquet": "l2: expected numbers or text, got list",
     "image": "mine: 1,000 decoded images: " + SHARE + "80.1 GB",
-    "bytes": "test.parquet row 0: not an image",
+    "bytes": "test.parquet row 0: not a readable image",
     "folders": "test: 20 decoded images: " + SHARE + "1.6 GB",
     "long": "^$",
     "idx": "ubyte.gz: expected at most 10,000,000 images, got 1,000,000,000",
@@ -39,20 +39,20 @@ EXPECTED = {
     "wide.csv": "expected at most 1,000 columns, got 50,000,001",
     "deep.json": "not a JSON file",
     "a.npz": SHARE + "10.0 GB",
-    "old.pth": "refused, for it calls builtins.bytearray with something else than text",
+    "old.pth": "it calls builtins.bytearray with an argument that is not text",
     "a.safetensors": SHARE + "1.0 TB",
-    "bytearray.pth": "refused, for it calls builtins.bytearray with something else than text",
-    "python2_bytearray.pth": "refused, for it calls builtins.bytearray with something else",
-    "new_tensor.pth": "refused, for it calls torch.FloatTensor, which no weights need",
-    "call_storage.pth": "refused, for it calls torch.FloatStorage, which no weights need",
-    "too_large_tensor.pth": "a tensor that is larger than what is stored of it",
-    "too_large_storage.pth": "it asks for 4,000,000,000 bytes of storage that are not there",
-    "expanded_tensor.pth": "weight: expected at most the bytes of the file, got 4,000,000,000",
-    "quantized_tensor.pth": "a tensor that is larger than what is stored of it",
-    "encoded.pth": "refused, for it calls _codecs.encode with something else than text",
-    "many_sets.pth": "expected at most 2,000,000 opcodes",
+    "bytearray.pth": "it calls builtins.bytearray with an argument that is not text",
+    "python2_bytearray.pth": "it calls builtins.bytearray with an argument that is not",
+    "new_tensor.pth": "refused, because it calls torch.FloatTensor, which weights do not need",
+    "call_storage.pth": "refused, because it calls torch.FloatStorage, which weights do not need",
+    "too_large_tensor.pth": "a tensor that is larger than its storage",
+    "too_large_storage.pth": "it requests 4,000,000,000 bytes of storage, more than it contains",
+    "expanded_tensor.pth": "weight: has 4,000,000,000 bytes, more than the file",
+    "quantized_tensor.pth": "a tensor that is larger than its storage",
+    "encoded.pth": "it calls _codecs.encode with an argument that is not text",
+    "many_sets.pth": "its pickle has more than 2,000,000 opcodes",
     "long_text.pth": "damaged",
-    "copied_lists.pth": "its pickle copies the same values again and again",
+    "copied_lists.pth": "its pickle copies the same values repeatedly",
 }
 
 
@@ -107,9 +107,9 @@ def test_a_long_image_is_cropped_as_a_short_one_is(monkeypatch):
 
     pixels = np.random.default_rng(0).integers(0, 256, (40, 900, 3), np.uint8)
     image = Image.fromarray(pixels)
-    whole = np.asarray(fit(image, 28, 32), np.int64)
+    whole = np.asarray(resize_and_crop(image, 28, 32), np.int64)
     monkeypatch.setattr(images, "_LARGE_PIXELS", 0)
-    assert np.abs(np.asarray(fit(image, 28, 32)) - whole).max() <= 1
+    assert np.abs(np.asarray(resize_and_crop(image, 28, 32)) - whole).max() <= 1
 
 
 @pytest.mark.parametrize("is_zip", [True, False])

@@ -56,7 +56,7 @@ STRANGERS = {
 }
 
 
-REFUSED = "mine: expected an empty folder or one that|another version of robust-ham made"
+REFUSED = "mine: expected an empty folder or one made by|another version of robust-ham made"
 
 
 def write_files(folder, files):
@@ -99,7 +99,7 @@ def test_every_verb_refuses_before_it_writes(run_cli, config, tmp_path, monkeypa
     before = everything(tmp_path)
     code, _, errors = run_cli(*words[verb])
     assert (code, errors.count("\n")) == (2, 1)
-    assert "expected an empty folder or one that `robust-ham" in errors
+    assert "expected an empty folder or one made by `robust-ham" in errors
     assert everything(tmp_path) == before
 
 
@@ -199,13 +199,16 @@ def test_the_file_that_is_run_is_never_written(run_cli, config, tmp_path, monkey
         assert own.read_text() == f"# mine\n{resolved}"
         code, _, errors = run_cli("run", name, "-o", "training.epochs=2", "--out", folder)
         assert (code, errors.count("\n")) == (2, 1)
-        assert "config.yaml: would be written over" in errors
+        assert "config.yaml: is the record of this run" in errors
     assert own.read_text() == f"# mine\n{resolved}"
     assert not (folder / "superseded").exists()
     before = results(folder)
     _, printed, _ = run_cli("run", config, *TRAINING, "--out", folder)
     assert own.read_text() == resolved  # another file asks for the same
-    assert f"{own}: was edited, and is kept as {folder / 'superseded/config.yaml.1'}" in printed
+    assert (
+        f"{own}: was edited; the edited file is now {folder / 'superseded/config.yaml.1'}"
+        in printed
+    )
     assert (folder / "superseded" / "config.yaml.1").read_text() == f"# mine\n{resolved}"
     assert results(folder) == before | {"config.yaml": resolved.encode()}
 

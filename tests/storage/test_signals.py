@@ -21,7 +21,7 @@ from robust_ham.storage.signals import Stopped
 def _own_handlers(monkeypatch):
     before = {number: signal.getsignal(number) for number in signals.SIGNALS}
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where the tests run under nohup
-    monkeypatch.setattr(signals, "_asked", None)
+    monkeypatch.setattr(signals, "_exit_code", None)
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     signals.listen()
     yield
@@ -63,8 +63,12 @@ def test_a_signal_that_was_swallowed_stops_at_the_next_check():
 
 # --- many signals --------------------------------------------------------------------------------
 
-SETUP = "import os, signal, sys\nfrom robust_ham import cli, stopping\n"
-LINE = "robust-ham: stopped; nothing finished is lost, the same command goes on\n"
+SETUP = """
+import os, signal, sys
+from robust_ham.cli import main as cli
+from robust_ham.storage import signals
+"""
+LINE = "robust-ham: Stopped. Finished jobs are kept; rerun the same command to resume.\n"
 
 
 def ended(program):
@@ -77,21 +81,23 @@ def ended(program):
 @pytest.mark.parametrize(
     "moment",
     [
-        pytest.param("stopping.hold(); flood(); cli.main()", id="before the command line"),
+        pytest.param("signals.hold(); flood(); cli.main()", id="before the command line"),
         pytest.param("cli.app = lambda *_, **__: flood(); cli.main()", id="at work"),
         pytest.param("cli.app = lambda *_, **__: fail(flood); cli.main()", id="while it cleans up"),
         pytest.param("cli.app = lambda *_, **__: convert(); cli.main()", id="as another error"),
         pytest.param("cli.app = lambda *_, **__: write(); cli.main()", id="while it writes"),
         pytest.param("cli.app = lambda *_, **__: destroy(); cli.main()", id="in a destructor"),
-        pytest.param("cli._explain = lambda e: flood(); cli.main()", id="while an error is shown"),
-        pytest.param("cli._complain = last; cli.app = flood; cli.main()", id="at the last line"),
+        pytest.param(
+            "cli.report_error = lambda e: flood(); cli.main()", id="while an error is shown"
+        ),
+        pytest.param("cli.complain = last; cli.app = flood; cli.main()", id="at the last line"),
     ],
 )
 def test_a_flood_of_signals_ends_in_one_line(moment):
     program = f"""
     def flood(*_, **__):
         for _ in range(300):
-            for number in stopping.SIGNALS:
+            for number in signals.SIGNALS:
                 os.kill(os.getpid(), number)
 
     def fail(clean_up):
@@ -107,7 +113,7 @@ def test_a_flood_of_signals_ends_in_one_line(moment):
             raise RuntimeError("a library's own error")
 
     def write():
-        with stopping.uninterrupted():
+        with signals.uninterrupted():
             flood()
 
     class Destroyed:
@@ -116,9 +122,9 @@ def test_a_flood_of_signals_ends_in_one_line(moment):
 
     def destroy():
         Destroyed()
-        stopping.check()
+        signals.check()
 
-    complain = cli._complain
+    complain = cli.complain
     def last(line):
         flood()
         complain(line)
@@ -146,9 +152,9 @@ def test_signals_after_the_work_change_nothing():
 def test_a_signal_seconds_after_the_first_ends_a_process_that_hangs():
     program = """
     import time
-    stopping.PATIENCE_SECONDS = 0.2
+    signals.PATIENCE_SECONDS = 0.2
     def hang(*_, **__):
-        with stopping.uninterrupted():
+        with signals.uninterrupted():
             for _ in range(100):
                 os.kill(os.getpid(), signal.SIGHUP)
                 time.sleep(0.05)

@@ -7,15 +7,15 @@ import socket
 
 import numpy as np
 import pytest
+from image_files import assert_refused, mnist_like, write_folders, write_idx
 from test_curves import CONFIG  # noqa: F401
-from test_data import assert_refused, mnist_like, write_folders, write_idx
-from test_report import folder  # noqa: F401
+from test_page import folder  # noqa: F401
 
 from robust_ham.analysis.run import Run
 from robust_ham.config.experiment import DatasetConfig
 from robust_ham.data.datasets import load_split
 from robust_ham.errors import RequestError
-from robust_ham.models.importing.networks import read_network
+from robust_ham.models.importing.state_dicts import read_network
 from robust_ham.storage import locks
 from robust_ham.storage.files import file_hash, read_json
 from robust_ham.storage.ownership import claim
@@ -53,7 +53,7 @@ def places(run):
     return [
         *(run.config, run.manifest, run.failures, run.checksums, run.inputs, run.log, run.timings),
         *(run.summary, run.gate, run.kernels, run.transfer, run.report),
-        *(run.figures / "x.svg", run.lock("start"), run.lock(model_id), run.locks / "asked.key"),
+        *(run.figures / "x.svg", run.lock("start"), run.lock(model_id), run.shared_key),
         *(model / "model.json", model / "training.csv", model / "model.safetensors"),
         *(run.samples(model_id, "d"), run.predictions(model_id), run.gallery(model_id, "d")),
         *(run.grid(model_id, "s"), run.spectrum(model_id, "d"), run.unfinished(model_id)),

@@ -8,14 +8,14 @@ from conftest import TINY_RUN
 from faulty_runs import NUM_JOBS, Listening, results, run_here
 from test_faults import data, whole  # noqa: F401 - fixtures
 
-from robust_ham.cli import main
+from robust_ham.cli import run as run_verb
 from robust_ham.runs import runner
 from robust_ham.storage import files
 from robust_ham.storage.locks import try_lock
 from robust_ham.storage.run_folder import RunFolder
 from robust_ham.storage.working_folder import check_unmoved, make_folder, working_in
 
-MOVED = "renamed, removed or replaced during the work in it"
+MOVED = "renamed, removed or replaced during the run"
 
 
 def rename(folder):
@@ -164,7 +164,9 @@ def test_what_the_end_of_a_run_makes_again_may_go(whole, data, tmp_path, name): 
 def test_the_command_ends_with_one_line(run_cli, tmp_path, monkeypatch, harm, when):
     (tmp_path / "tiny.yaml").write_text(TINY_RUN)
     folder = tmp_path / "run"
-    place, name = (runner, "write_kernels") if when == "before the tables" else (main, "_report")
+    place, name = (
+        (runner, "write_kernels") if when == "before the tables" else (run_verb, "write_report")
+    )
     real = getattr(place, name)
 
     def harmed(*words):
@@ -186,13 +188,13 @@ def test_a_report_whose_folder_goes_away_ends(run_cli, whole, tmp_path, monkeypa
     shutil.copytree(whole[0], folder)
     from robust_ham.report import page
 
-    real = page.draw_pictures
+    real = page.draw_figures
 
     def draw(tables):
         folder.rename(tmp_path / "renamed")
         return real(tables)
 
-    monkeypatch.setattr(page, "draw_pictures", draw)
+    monkeypatch.setattr(page, "draw_figures", draw)
     code, _, errors = run_cli("report", folder)
     assert (code, errors.count("\n")) == (1, 1)
     assert MOVED in errors

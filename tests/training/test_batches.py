@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_training import squares
+from test_train import squares
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
@@ -184,7 +184,7 @@ def test_a_damaged_file_is_named_in_one_line(folder):
     batches = make_batches(files_of(folder), TrainingConfig(augment=()), 0, CPU)
     with pytest.raises(RequestError) as raised:
         list(batches.epoch(0))
-    assert str(raised.value) == f"{damaged}: not an image that can be read"
+    assert str(raised.value) == f"{damaged}: not a readable image"
 
 
 def test_statistics_of_files_are_those_of_the_same_images_in_memory(folder):
@@ -204,7 +204,7 @@ def test_a_hash_of_files_tells_what_was_used(folder):
 
 
 def test_more_files_asked_for_than_found_are_refused(folder):
-    with pytest.raises(RequestError, match=r"dataset\.num_train: asked for 19, found 18 in"):
+    with pytest.raises(RequestError, match=r"num_train: expected at most 18 images .* got 19"):
         files_of(folder, num_train=19)
     with pytest.raises(RequestError, match=r"no class folders in .*/train"):
         files_of(folder.parent)

@@ -1,1 +1,1 @@
-"""Statements of the reference works, and how a run's tables answer them."""
+"""Statements of the reference works as assertions, and their answers; no torch."""

@@ -1,7 +1,7 @@
-"""How a run, or an experiment, answers what the reference works state: ``claims.csv``.
+"""``claims.csv``: answers of a run or an experiment to the claims of the reference works.
 
-No answer without its evidence: every row has an effect with its interval, the number of seeds and
-the scope, or says that the claim was not run.
+Each row has an effect with its interval, the number of seeds and the scope, or the answer "not
+run".
 """
 
 from __future__ import annotations
@@ -13,8 +13,13 @@ from typing import Any
 
 import pandas as pd
 
-from robust_ham.analysis.claims.evidence import Answer, Evidence, evidence_of, of_all
-from robust_ham.analysis.claims.experiment_evidence import evidence_in_table
+from robust_ham.analysis.claims.evidence import (
+    Answer,
+    Evidence,
+    combine_answers,
+    evidence_in_table,
+    evidence_of,
+)
 from robust_ham.analysis.claims.schema import Claim, ColumnPart, ExponentPart, Part, claims
 from robust_ham.analysis.run import Run
 
@@ -25,55 +30,59 @@ COLUMNS = (
 
 
 def answer_claims(run: Run) -> pd.DataFrame:
-    """``claims.csv`` of a run: a row per piece of evidence, one for each claim not run."""
+    """Answer all claims from a run: a row per piece of evidence, or one if not run."""
 
-    def find(claim: Claim, part: Part) -> list[Evidence]:
+    def find_evidence(claim: Claim, part: Part) -> list[Evidence]:
         return evidence_of(run, part) if _applies(run, claim) else []
 
-    return _table(claims(), find, _scope(run))
+    return _table(claims(), find_evidence, _scope(run))
 
 
 def answer_experiment(name: str, table: pd.DataFrame) -> pd.DataFrame:
-    """``claims.csv`` of an explanatory experiment: the claims that its table answers."""
+    """Answer the claims that refer to an explanatory experiment, from its table."""
 
-    def find(claim: Claim, part: Part) -> list[Evidence]:
+    def find_evidence(_: Claim, part: Part) -> list[Evidence]:
         if isinstance(part, ColumnPart | ExponentPart) and part.experiment == name:
             return evidence_in_table(table, part)
         return []
 
-    asked = [c for c in claims() if any(getattr(p, "experiment", "") == name for p in c.parts)]
-    return _table(asked, find, f"experiment {name}")
+    answered = [c for c in claims() if any(getattr(p, "experiment", "") == name for p in c.parts)]
+    return _table(answered, find_evidence, f"experiment {name}")
 
 
 def _table(
-    asked: list[Claim], find: Callable[[Claim, Part], list[Evidence]], scope: str
+    answered: list[Claim],
+    find_evidence: Callable[[Claim, Part], list[Evidence]],
+    scope: str,
 ) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
-    for claim in asked:
-        found = [find(claim, part) for part in claim.parts]
-        answers = [[evidence.part_answer for evidence in part] for part in found]
+    for claim in answered:
+        parts = [find_evidence(claim, part) for part in claim.parts]
+        answers = [[evidence.part_answer for evidence in part] for part in parts]
         about = {
             "claim": claim.id,
             "statement": claim.statement,
             "source": claim.source,
             "answer": _combined(answers),
         }
-        told = [about | asdict(evidence) | {"scope": scope} for part in found for evidence in part]
-        rows += told or [about]
+        with_evidence = [
+            about | asdict(evidence) | {"scope": scope} for part in parts for evidence in part
+        ]
+        rows += with_evidence or [about]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def _combined(parts: list[list[Answer]]) -> Answer:
-    """A claim holds if all of it does; one contradiction is enough."""
+    """Combine the answers of a claim's parts: all must be supported, one can contradict."""
     answers = [answer for part in parts for answer in part]
     if not answers:
         return "not run"
-    together = of_all(answers)
-    return "undecided" if together == "supported" and not all(parts) else together
+    combined = combine_answers(answers)
+    return "undecided" if combined == "supported" and not all(parts) else combined
 
 
 def _applies(run: Run, claim: Claim) -> bool:
-    """Whether the run is of the data that the claim speaks of."""
+    """Return whether the claim is about the run's data."""
     data = run.config.dataset
     known = {"dataset": Path(data.name).name, "image_size": data.image_size}
     if claim.unless and all(known[key] == value for key, value in claim.unless.items()):
@@ -82,7 +91,7 @@ def _applies(run: Run, claim: Claim) -> bool:
 
 
 def _scope(run: Run) -> str:
-    """What a run can speak of: data, networks, training."""
+    """Describe the run's data, networks and training."""
     config = run.config
     size = f" at {config.dataset.image_size}" if config.dataset.image_size else ""
     families = ", ".join(dict.fromkeys(spec.family for spec in run.specs))

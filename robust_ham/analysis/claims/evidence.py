@@ -1,17 +1,29 @@
-"""What a run's tables say of one part of a claim."""
+"""Evidence of a run or an experiment's table on one part of a claim."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
+from scipy import stats
 
-from robust_ham.analysis.claims.arms import attack_id_of, pairs_of
-from robust_ham.analysis.claims.schema import ArmsPart, CorrelationPart, Expected, ImagesPart, Part
-from robust_ham.analysis.contrasts import Comparison, Measure, compare, measure_of_card, measures
-from robust_ham.analysis.curves import area_values, arms_of, stacked
-from robust_ham.analysis.run import HISTORY_COLUMNS, Run
+from robust_ham.analysis.arms import arms_of, stack
+from robust_ham.analysis.claims.schema import (
+    ArmsPart,
+    ColumnPart,
+    CorrelationPart,
+    Expected,
+    ExponentPart,
+    ImagesPart,
+    Part,
+)
+from robust_ham.analysis.claims.selection import attack_id_of, pairs_of
+from robust_ham.analysis.contrasts import Comparison, Measure, compare_arms, measure_of
+from robust_ham.analysis.metrics import METRICS
+from robust_ham.analysis.read_tables import HISTORY_COLUMNS
+from robust_ham.analysis.run import Run
 from robust_ham.analysis.statistics import Interval, Values, crossed, over_seeds, rank_correlation
 from robust_ham.analysis.verdicts import ONE_SEED, Margins, Verdict, verdict
 
@@ -30,9 +42,9 @@ _ANSWERS: dict[Expected, dict[Verdict, Answer]] = {
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the tables say of one part: an effect with its interval, and the answer it gives.
+    """An effect with its interval, and the answer it gives to one part of a claim.
 
-    None: a number that the data cannot give. ``num_seeds`` None: no seeds are in it.
+    None: not known. ``num_seeds`` None: not about seeds.
     """
 
     part: str
@@ -47,7 +59,7 @@ class Evidence:
     note: str = ""
 
 
-def judged(
+def make_evidence(
     part: str,
     answer: Answer,
     expected: str,
@@ -57,7 +69,7 @@ def judged(
     num_images: int | None = None,
     note: str = "",
 ) -> Evidence:
-    """Evidence whose effect and interval are those numbers of ``interval`` that are finite."""
+    """Build evidence from an interval, with None for ends that are not finite."""
     effect, low, high = (value if np.isfinite(value) else None for value in interval)
     return Evidence(part, answer, expected, effect, low, high, scale, num_seeds, num_images, note)
 
@@ -65,12 +77,12 @@ def judged(
 def answer_of(
     interval: Interval, expected: Expected, null: float, margins: Margins | None
 ) -> Answer:
-    """What an interval says of an expectation."""
+    """Answer an expectation from an interval."""
     return _ANSWERS[expected].get(verdict(interval, null, margins), "undecided")
 
 
 def evidence_of(run: Run, part: Part) -> list[Evidence]:
-    """All evidence that a run has on a part; none: the run has nothing to say."""
+    """Collect a run's evidence on a part; empty: the run has none."""
     if isinstance(part, ArmsPart):
         return _every_epoch(run, part) if part.every_epoch else _arms(run, part)
     if isinstance(part, CorrelationPart):
@@ -87,7 +99,7 @@ def _arms(run: Run, part: ArmsPart) -> list[Evidence]:
         measure = replace(measure, margins=(-part.margin, part.margin))
     return [
         Evidence(
-            part=_words(part, comparison),
+            part=_describe(part, comparison),
             part_answer=_ANSWERS[part.expect].get(row["verdict"], "undecided"),
             expected=part.expect,
             effect=row["effect"],
@@ -98,27 +110,27 @@ def _arms(run: Run, part: ArmsPart) -> list[Evidence]:
             num_images=row["num_images"],
             note=row["note"],
         )
-        for comparison, row in compare(run, pairs_of(run, part), measure)
+        for comparison, row in compare_arms(run, pairs_of(run, part), measure)
     ]
 
 
 def _measure(run: Run, part: ArmsPart) -> Measure | None:
-    """What the part compares by; None: the run has no such attack."""
-    cards = {"effective_width_learned", "train_loss", "validation_loss", "validation_accuracy"}
-    if part.metric in cards:
-        return measure_of_card(part.metric)
+    """Build the measure of a part; None: the run has no such attack."""
     attack_id = attack_id_of(run, part.attack) if part.attack is not None else ""
     if attack_id is None:
         return None
-    budget = None
-    if part.metric == "robust_accuracy" and run.attacks[attack_id].has_budget:
+    metric, budget = METRICS[part.metric], None
+    if bool(attack_id) == (metric.model_values is not None):
+        return None
+    if attack_id and not metric.applies_to(run.attacks[attack_id]):
+        return None
+    if attack_id and metric.values_at is not None and run.attacks[attack_id].has_budget:
         budget = run.attacks[attack_id].main_budget
-    wanted = (part.metric, attack_id, budget)
-    return next((m for m in measures(run) if (m.metric, m.attack, m.budget) == wanted), None)
+    return replace(measure_of(run, metric, attack_id, budget), lower_is_better=False)
 
 
-def _words(part: ArmsPart, comparison: Comparison) -> str:
-    """The comparison in words: what is compared, of which network, against which."""
+def _describe(part: ArmsPart, comparison: Comparison) -> str:
+    """Describe a comparison: metric, kernel sizes, windows, networks."""
     one, other = comparison.spec, comparison.baseline[0]
     metric = part.metric.replace("_", " ")
     if part.attack is not None:
@@ -132,15 +144,15 @@ def _words(part: ArmsPart, comparison: Comparison) -> str:
 
 
 def _every_epoch(run: Run, part: ArmsPart) -> list[Evidence]:
-    """Per comparison the epoch that speaks least for the claim, intervals over all epochs at once.
+    """Return, per comparison, the epoch that supports the claim least; intervals are simultaneous.
 
-    Both arms' ``training.csv`` are needed; with one seed nothing is decided.
+    Both arms need ``training.csv``; with one seed the answer is undecided.
     """
-    group, found = pairs_of(run, part), []
-    assert part.metric in HISTORY_COLUMNS, "a claim of every epoch is of a column of training.csv"
+    group, evidence = pairs_of(run, part), []
+    assert part.metric in HISTORY_COLUMNS, "every_epoch needs a column of training.csv"
     for comparison in group:
         curves = [
-            stacked([_per_epoch(run, spec.model_id, part.metric) for spec in arm])
+            stack([_per_epoch(run, spec.model_id, part.metric) for spec in arm])
             for arm in (comparison.windowed, comparison.baseline)
         ]
         one, other = curves
@@ -152,10 +164,10 @@ def _every_epoch(run: Run, part: ArmsPart) -> list[Evidence]:
         sign = -1 if part.expect == "lower" else 1
         least = min(intervals, key=lambda i: sign * i.estimate)
         place = f"epoch {intervals.index(least) + 1} of {len(effects)}"
-        found.append(
-            judged(
-                f"{_words(part, comparison)}, {place}",
-                of_all([answer_of(i, part.expect, 0.0, None) for i in intervals]),
+        evidence.append(
+            make_evidence(
+                f"{_describe(part, comparison)}, {place}",
+                combine_answers([answer_of(i, part.expect, 0.0, None) for i in intervals]),
                 f"{part.expect} at every epoch",
                 least,
                 "difference",
@@ -163,7 +175,7 @@ def _every_epoch(run: Run, part: ArmsPart) -> list[Evidence]:
                 note=ONE_SEED if len(one) == 1 else "",
             )
         )
-    return found
+    return evidence
 
 
 def _per_epoch(run: Run, model_id: str, column: str) -> Values | None:
@@ -171,23 +183,27 @@ def _per_epoch(run: Run, model_id: str, column: str) -> Values | None:
     return None if history is None else history[column].to_numpy(dtype=np.float64)
 
 
-def of_all(answers: list[Answer]) -> Answer:
-    """What several answers to one question say together; one contradiction is enough."""
+def combine_answers(answers: list[Answer]) -> Answer:
+    """Combine answers: all must be supported, one can contradict."""
     if "contradicted" in answers:
         return "contradicted"
     return "supported" if set(answers) == {"supported"} else "undecided"
 
 
 def _correlation(run: Run, part: CorrelationPart) -> list[Evidence]:
-    """Rank correlation over arms, means over seeds; arms that the gate fails are left out."""
+    """Correlate ranks over arms, averaged over seeds, without arms that the gate fails."""
     attack_id = attack_id_of(run, part.attack)
     if attack_id is None:
         return []
-    pairs, num_seeds = [], []
+    metric, pairs, num_seeds = METRICS[part.to], [], []
     for arm in arms_of(run).values():
         sizes = [run.cards[spec.model_id].get(part.correlate) for spec in arm]
         tables = [run.samples.get((spec.model_id, attack_id)) for spec in arm]
-        areas = [area_values(t, run.attacks[attack_id]).mean() for t in tables if t is not None]
+        areas = [
+            metric.image_values(table, run.attacks[attack_id]).mean()
+            for table in tables
+            if table is not None
+        ]
         trusted = "fail" not in {run.badge(spec.model_id, attack_id) for spec in arm}
         if None not in sizes and len(areas) == len(arm) and trusted:
             pairs.append((np.mean(np.array(sizes, dtype=np.float64)), np.mean(areas)))
@@ -198,7 +214,7 @@ def _correlation(run: Run, part: CorrelationPart) -> list[Evidence]:
     few = len(pairs) < _FEW_ARMS or min(num_seeds) == 1
     names = (name.replace("_", " ") for name in (part.correlate, part.to, part.attack.name))
     return [
-        judged(
+        make_evidence(
             "rank correlation of {} with {} ({})".format(*names) + f" over {len(pairs)} arms",
             "undecided" if few else answer_of(interval, part.expect, 0.0, None),
             f"{part.expect} than 0",
@@ -213,19 +229,85 @@ def _correlation(run: Run, part: CorrelationPart) -> list[Evidence]:
 
 
 def _images(run: Run, part: ImagesPart) -> list[Evidence]:
-    """The attacked images beside themselves before subsampling, paired: t interval over images."""
+    """Compare the attacked images with themselves before subsampling: paired t interval."""
     shares = run.high_frequencies
     if shares is None or len(shares) < 2:
         return []
     difference = shares["high_frequency"] - shares["high_frequency_original"]
     interval = crossed(difference.to_numpy(dtype=np.float64)[None]).interval()
     return [
-        judged(
+        make_evidence(
             "high frequency share of the images, used against original",
             answer_of(interval, part.expect, 0.0, None),
             part.expect,
             interval,
             "difference",
             num_images=len(difference),
+        )
+    ]
+
+
+# --- experiments ------------------------------------------------------------------------------
+
+
+def evidence_in_table(table: pd.DataFrame, part: ColumnPart | ExponentPart) -> list[Evidence]:
+    """Collect the evidence of an experiment's table on a part."""
+    return _column(table, part) if isinstance(part, ColumnPart) else _exponent(table, part)
+
+
+def _select(table: pd.DataFrame, values: dict[str, Any]) -> pd.DataFrame:
+    """Select rows with the given values; ``last``: the largest."""
+    for column, value in values.items():
+        wanted = table[column].max() if value == "last" else value
+        table = table[table[column] == wanted]
+    return table
+
+
+def _column(table: pd.DataFrame, part: ColumnPart) -> list[Evidence]:
+    groups = list(_select(table, part.at).groupby(part.per, sort=True))
+    evidence = []
+    for value, group in groups:
+        one, other = (
+            _select(group, keys).set_index("seed")[part.column]
+            for keys in (part.compare, part.against)
+        )
+        both = (one - other).dropna()
+        if both.empty:
+            continue
+        effect = over_seeds(both.to_numpy(dtype=np.float64))
+        interval = effect.interval(1 - 0.05 / len(groups))
+        windows = " against ".join(str(keys["window"]) for keys in (part.compare, part.against))
+        windows = windows.replace("none", "baseline")
+        at = f"{part.per.replace('_', ' ')} {value}"
+        answer = answer_of(interval, part.expect, 0.0, None)
+        description = f"{part.column.replace('_', ' ')}, {at}, {windows}"
+        evidence.append(
+            make_evidence(
+                description, answer, part.expect, interval, "difference", num_seeds=len(both)
+            )
+        )
+    return evidence
+
+
+def _exponent(table: pd.DataFrame, part: ExponentPart) -> list[Evidence]:
+    """Fit a straight line to logarithms; return its slope with a t interval."""
+    selected = _select(table, part.at)
+    if len(selected) < 3:
+        return []
+    x, y = (np.log(selected[name].to_numpy(dtype=np.float64)) for name in (part.of, part.exponent))
+    line = stats.linregress(x, y)
+    half = float(stats.t.ppf(0.975, len(x) - 2) * line.stderr)
+    slope = float(line.slope)
+    interval = Interval(slope, slope - half, slope + half)
+    margins = (part.value - part.margin, part.value + part.margin)
+    which = ", ".join(str(value) for value in part.at.values())
+    return [
+        make_evidence(
+            f"exponent of {part.exponent} in {part.of.replace('_', ' ')}, {which}",
+            answer_of(interval, part.expect, part.value, margins),
+            f"{part.value:g} ± {part.margin:g}",
+            interval,
+            "exponent",
+            note=f"{len(selected)} points",
         )
     ]

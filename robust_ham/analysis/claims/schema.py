@@ -1,41 +1,42 @@
-"""What the reference works state, as assertions over tables: ``claims.yaml``, read and checked."""
+"""Schema of ``claims.yaml``: claims of the reference works as assertions over tables."""
 
 from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
+from robust_ham.analysis.metrics import METRICS
 from robust_ham.config.fields import Section
 from robust_ham.regular_files import read_text
 
 CLAIMS_FILE = Path(__file__).with_name("claims.yaml")
 
+
+def _check_metric(metric: str) -> str:
+    if metric not in METRICS:
+        raise ValueError(f"expected one of {', '.join(METRICS)}, got {metric!r}")
+    return metric
+
+
+MetricId = Annotated[str, AfterValidator(_check_metric)]
 Expected = Literal["higher", "lower", "equal", "not higher", "not lower"]
 
 
 class AttackChoice(Section):
-    """Which attack of a run, whatever its id: by function and norm; best: of all of that norm."""
+    """An attack of a run by function and norm; ``best``: the best attack of that norm."""
 
     name: str
     norm: Literal["l2", "linf"] = "l2"
 
 
 class ArmsPart(Section):
-    """Two arms compared by a figure: they differ in the named keys and in nothing else."""
+    """Compare two arms by a metric; they differ in the named keys alone."""
 
-    metric: Literal[
-        "clean_accuracy",
-        "validation_accuracy",
-        "train_loss",
-        "validation_loss",
-        "effective_width_learned",
-        "robust_area",
-        "robust_accuracy",
-    ]
+    metric: MetricId
     attack: AttackChoice | None = None
     every_epoch: bool = False
     compare: dict[str, Any]
@@ -47,23 +48,23 @@ class ArmsPart(Section):
 
 
 class CorrelationPart(Section):
-    """Rank correlation over a run's arms of a number on the cards with a figure of robustness."""
+    """Correlate, over a run's arms, a number on the cards with a metric."""
 
     correlate: Literal["effective_width_learned", "effective_width", "params"]
-    to: Literal["robust_area"]
+    to: MetricId
     attack: AttackChoice
     expect: Literal["higher", "lower"]
 
 
 class ImagesPart(Section):
-    """A figure of the attacked images themselves, beside that before subsampling."""
+    """Compare the attacked images with themselves before subsampling."""
 
     images: Literal["high_frequency"]
     expect: Literal["higher", "lower"]
 
 
 class ColumnPart(Section):
-    """A column of an experiment's table, paired by seed."""
+    """Compare a column of an experiment's table, paired by seed."""
 
     experiment: str
     column: str
@@ -75,7 +76,7 @@ class ColumnPart(Section):
 
 
 class ExponentPart(Section):
-    """The exponent of a power law in an experiment's table."""
+    """Compare the exponent of a power law in an experiment's table with a value."""
 
     experiment: str
     exponent: str
@@ -90,7 +91,7 @@ Part = ArmsPart | CorrelationPart | ImagesPart | ColumnPart | ExponentPart
 
 
 class Claim(Section):
-    """A statement, who makes it, and the parts that answer it."""
+    """A statement, its source, and the parts that answer it."""
 
     id: str
     statement: str
@@ -102,13 +103,13 @@ class Claim(Section):
 
 class _Claims(Section):
     schema_version: Literal[1] = Field(alias="schema")
-    arms: dict[str, Any]  # what several claims refer to
+    arms: dict[str, Any]  # shared by several claims
     data: dict[str, Any]
     claims: list[Claim]
 
 
 @cache
 def claims() -> list[Claim]:
-    """All statements of ``claims.yaml``."""
+    """Read all claims of ``claims.yaml``."""
     text = read_text(CLAIMS_FILE, 1_000_000, follow_links=True)
     return _Claims.model_validate(yaml.safe_load(text)).claims

@@ -1,1 +1,1 @@
-"""Per-image tables of other libraries -> a run folder."""
+"""Import third-party per-image tables as run folders; no torch."""

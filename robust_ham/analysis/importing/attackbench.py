@@ -1,10 +1,10 @@
-"""AttackBench's results (arXiv 2404.19460) as rows of a per-image table.
+"""Read AttackBench's results (arXiv 2404.19460) as rows of a per-image table.
 
-A result is a folder with ``config.json`` (which model, which attack) and ``info.json`` (what came
-of every image), or, since its API of 2025, one ``results.json`` whose ``metadata`` name both.
-Distances are those of the images that the attack returned, clipped to [0, 1] as AttackBench does
-before it judges them (``distances``); ``best_optim_distances``, the least that the attack passed on
-its way, give ``best_distance``, from which its optimality is computed.
+A result is a folder with ``config.json`` (model and attack) and ``info.json`` (one outcome per
+image), or, since its API of 2025, one ``results.json`` whose ``metadata`` name both. ``distances``
+are those of the images that the attack returned, clipped to [0, 1] as in AttackBench;
+``best_optim_distances``, the least that the attack passed, become ``best_distance``, from which
+optimality is computed.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from robust_ham.storage.files import MAX_CSV_BYTES, parse_json
 
 NORMS = ("l2", "linf")
 _ASIDE = re.compile(r"\d+|batch_size_\d+")
-"""Folders between a result and its names."""
+"""Names of folders between a result and the folders of its attack and model."""
 
 
 @dataclass(frozen=True)
 class BenchResult:
-    """One attack on one model: what it was, and the columns of its rows, as text."""
+    """One attack on one model, as columns of text."""
 
     columns: dict[str, list[str]]
     settings: dict[str, Any]
-    """Of the attack; empty where the file does not tell."""
+    """Of the attack; empty if not known."""
 
 
 @dataclass(frozen=True)
 class _Names:
-    """What a result says of itself."""
+    """Names and settings of a result."""
 
     model: str
     attack: str
@@ -46,10 +46,10 @@ class _Names:
 
 
 def read_result(path: Path) -> BenchResult:
-    """One result, from its ``info.json`` or ``results.json``.
+    """Read one result from its ``info.json`` or ``results.json``.
 
     Raises:
-        RequestError: damaged, targeted, of another norm than l2 and linf, or not such a result.
+        RequestError: damaged, targeted, in another norm than l2 and linf, or not such a result.
     """
     info = _read(path)
     names = _names_in_metadata(info, path) if "metadata" in info else _names_beside(path)
@@ -67,7 +67,7 @@ def read_result(path: Path) -> BenchResult:
     invalid = [f and not math.isfinite(d) for f, d in zip(fooled, known[norm], strict=True)]
 
     def ends(values: list[float]) -> list[str]:
-        """0 where wrong without attack, inf where the attack failed."""
+        """Return 0 if the clean image is misclassified, inf if the attack failed."""
         held = [f and not i for f, i in zip(fooled, invalid, strict=True)]
         rows = zip(values, held, wrong, strict=True)
         return [repr(value) if h else "0" if w else "inf" for value, h, w in rows]
@@ -84,8 +84,8 @@ def read_result(path: Path) -> BenchResult:
         values = _numbers(best, norm, count, path)
         columns["best_distance"] = ends([math.inf if math.isnan(v) else v for v in values])
     for name, key in _PER_IMAGE.items():
-        found = info.get(key)
-        if isinstance(found, list) and len(found) == count:  # else of whole batches
+        numbers = info.get(key)
+        if isinstance(numbers, list) and len(numbers) == count:  # else one value per batch
             columns[name] = [repr(value) for value in _numbers(info, key, count, path)]
     same = {"model": names.model, "attack": f"{names.attack}_{norm}", "norm": norm}
     same["dataset"] = names.dataset
@@ -101,7 +101,7 @@ _PER_IMAGE = {
 
 
 def _names_beside(path: Path) -> _Names:
-    """From ``config.json``; folders tell what it does not."""
+    """Read names from ``config.json``, or else from the folders."""
     config_path = path.parent / "config.json"
     config = _read(config_path)
     attack, model = (_section(config, name, config_path) for name in ("attack", "model"))
@@ -142,12 +142,12 @@ def _norm(section: dict[str, Any], path: Path, key: str) -> str:
     return str(norm)
 
 
-def _crashed(info: dict[str, Any], names: _Names, untouched: list[bool], path: Path) -> list[bool]:
-    """Images of batches in which the attack ended with an error and came back untouched.
+def _crashed(info: dict[str, Any], names: _Names, unchanged: list[bool], path: Path) -> list[bool]:
+    """Return which images are unchanged because the attack failed with an error on their batch.
 
-    Where the size of a batch is not known, these are all images that came back untouched.
+    If the batch size is not known, these are all unchanged images.
     """
-    count, failures = len(untouched), info.get("batch_failures")
+    count, failures = len(unchanged), info.get("batch_failures")
     if failures is None:
         return [False] * count
     if not isinstance(failures, list) or any(type(value) is not bool for value in failures):
@@ -157,11 +157,11 @@ def _crashed(info: dict[str, Any], names: _Names, untouched: list[bool], path: P
     if all(failures):
         raise RequestError(
             f"{path}: batch_failures: {names.attack} crashed in every batch of {names.model}: "
-            "it says nothing of robustness"
+            "no result to report"
         )
     size = names.batch_size
     if size is None:
-        return untouched
+        return unchanged
     if len(failures) != -(-count // size):
         raise RequestError(
             f"{path}: batch_failures: expected {-(-count // size)} batches of {size} for {count} "
@@ -171,7 +171,7 @@ def _crashed(info: dict[str, Any], names: _Names, untouched: list[bool], path: P
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A JSON object; Python's NaN and Infinity are let through, as AttackBench writes them."""
+    """Read a JSON object; NaN and Infinity are allowed, as AttackBench writes them."""
     if not path.exists():
         raise RequestError(f"{path}: no such file")
     try:
@@ -180,15 +180,15 @@ def _read(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError):
         raise RequestError(f"{path}: not a JSON file") from None
     if not isinstance(content, dict):
-        raise RequestError(f"{path}: expected a JSON object of AttackBench's")
+        raise RequestError(f"{path}: expected a JSON object, as AttackBench writes it")
     return content
 
 
 def _section(content: dict[str, Any], key: str, path: Path) -> dict[str, Any]:
-    found = content.get(key)
-    if not isinstance(found, dict):
+    value = content.get(key)
+    if not isinstance(value, dict):
         raise RequestError(f"{path}: {key}: expected a JSON object, as AttackBench writes it")
-    return found
+    return value
 
 
 def _text(section: dict[str, Any], key: str) -> str:
@@ -197,26 +197,26 @@ def _text(section: dict[str, Any], key: str) -> str:
 
 
 def _hashes(info: dict[str, Any], path: Path) -> list[str]:
-    found = info.get("hashes")
-    texts = isinstance(found, list) and all(isinstance(value, str) for value in found)
-    if not found or not texts or not all(re.fullmatch("[0-9a-f]{1,128}", h) for h in found):
-        raise RequestError(f"{path}: hashes: expected the SHA-512 of every image")
-    return list(found)
+    hashes = info.get("hashes")
+    texts = isinstance(hashes, list) and all(isinstance(value, str) for value in hashes)
+    if not hashes or not texts or not all(re.fullmatch("[0-9a-f]{1,128}", h) for h in hashes):
+        raise RequestError(f"{path}: hashes: expected the SHA-512 of each image")
+    return list(hashes)
 
 
 def _flags(info: dict[str, Any], key: str, count: int, path: Path) -> list[bool]:
-    found = info.get(key)
-    if not isinstance(found, list) or [type(value) for value in found] != [bool] * count:
+    values = info.get(key)
+    if not isinstance(values, list) or [type(value) for value in values] != [bool] * count:
         raise RequestError(f"{path}: {key}: expected true or false for each of {count} images")
-    return found
+    return values
 
 
 def _numbers(section: dict[str, Any], key: str, count: int, path: Path) -> list[float]:
-    found = section.get(key)
-    numbers = isinstance(found, list) and all(type(value) in (int, float) for value in found)
-    if not isinstance(found, list) or not numbers or len(found) != count:
+    values = section.get(key)
+    numbers = isinstance(values, list) and all(type(value) in (int, float) for value in values)
+    if not isinstance(values, list) or not numbers or len(values) != count:
         raise RequestError(f"{path}: {key}: expected a number for each of {count} images")
     try:
-        return [float(value) for value in found]
+        return [float(value) for value in values]
     except OverflowError:
         raise RequestError(f"{path}: {key}: a number is too large") from None

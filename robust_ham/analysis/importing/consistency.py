@@ -1,6 +1,6 @@
-"""Rows that contradict each other: what one image is, and what came of it, told in two ways.
+"""Check imported rows for contradictions about an image or its outcome.
 
-Every refusal names the model, the attack and the image.
+Every message names the model, the attack and the image.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from robust_ham.analysis.statistics import Values
 from robust_ham.errors import RequestError
 
 MODEL = ["model", "window", "kernel_size", "seed"]
-"""What tells models apart."""
+"""Columns that identify a model."""
 _ROUNDING = 1e-5
-"""Share by which distances in float32 may contradict each other."""
+"""Relative tolerance of distances in float32."""
 _SCALE = 255
 _LIKE_SCALE = (128, 512)
-"""Ratios of one attack's distances on two models, median, that only a scale explains."""
+"""Median ratios of one attack's distances on two models that only a scale of 255 explains."""
 _LIKE_SCALE_OF_ATTACKS = (200, 320)
-"""The same for two attacks on one model, whose distances may differ as much for good reasons ..."""
+"""The same for two attacks on one model, whose distances may differ as much otherwise ..."""
 _SPREAD = 1.5
-"""... but then by a factor that differs between images: most ratios are not this close to it."""
+"""... but by different factors: then fewer ratios are within this factor of the median."""
 _FEW = 5
-"""Fewer images say nothing of the spread; their ratios have to be 255 within a percent."""
+"""With fewer images the spread is unknown; all ratios must be 255 within 1 %."""
 
 
 def refuse(
     table: pd.DataFrame, name: str, bad: NDArray[np.bool_] | pd.Series[bool], expected: str
 ) -> None:
-    """Name the first bad row, if there is one.
+    """Raise for the first bad row.
 
     Raises:
-        RequestError: there is.
+        RequestError: there is a bad row.
     """
     if np.any(bad):
         row = table.iloc[int(np.argmax(bad))]
@@ -48,17 +48,17 @@ def refuse(
         )
 
 
-def check_distances(table: pd.DataFrame, found: dict[str, Values]) -> None:
-    """Refuse distances that no perturbation of pixels in [0, 1] has.
+def check_distances(table: pd.DataFrame, distances: dict[str, Values]) -> None:
+    """Refuse distances that are impossible for pixels in [0, 1].
 
     Args:
         table: rows of text.
-        found: norm to distances, (n,); NaN where a row does not tell.
+        distances: norm to distances, (n,); NaN: not known.
 
     Raises:
         RequestError: L∞ above 1, L∞ above L2, or 0–255 beside 0–1.
     """
-    l2, linf = (found[norm] for norm in NORMS)
+    l2, linf = (distances[norm] for norm in NORMS)
     finite = np.isfinite(l2) & np.isfinite(linf)
     with np.errstate(invalid="ignore"):
         longer = finite & (linf > l2 * (1 + _ROUNDING))
@@ -66,15 +66,15 @@ def check_distances(table: pd.DataFrame, found: dict[str, Values]) -> None:
     refuse(table, "linf", outside, "at most 1, for pixels in [0, 1]")
     refuse(table, "linf", longer, "at most the l2 of the row")
     for norm in NORMS:
-        _check_scale(table, norm, found[norm])
+        _check_scale(table, norm, distances[norm])
 
 
 def _check_scale(table: pd.DataFrame, norm: str, distances: Values) -> None:
-    """Refuse distances of pixels in 0–255 beside those of pixels in [0, 1].
+    """Refuse a mixture of distances for pixels in 0–255 and in [0, 1].
 
-    One attack on two models, or two attacks on one model, compared on the images that are fooled in
-    both. Sound attacks may lie far apart (salt and pepper has an L∞ near 1, DDN one of 0.003), so
-    that between attacks the ratio also has to be much the same for all images.
+    This compares one attack on two models, or two attacks on one model, on images fooled in both.
+    Distances of valid attacks may differ as much (L∞ is near 1 for salt and pepper, 0.003 for DDN),
+    so between attacks the ratio must also be similar for all images.
     """
     fooled = np.isfinite(distances) & (distances > 0)
     rows = table[fooled].assign(distance=distances[fooled])
@@ -101,7 +101,7 @@ def _check_scale(table: pd.DataFrame, norm: str, distances: Values) -> None:
 
 
 def _is_scale(factors: Values, *, between_attacks: bool) -> bool:
-    """Whether ratios of distances, one per image, look like 0–255 beside 0–1."""
+    """Return whether ratios of distances, one per image, suggest a scale of 255."""
     if len(factors) == 0:
         return False
     low, median, high = np.quantile(factors, [0.1, 0.5, 0.9])
@@ -109,42 +109,46 @@ def _is_scale(factors: Values, *, between_attacks: bool) -> bool:
         return bool(_LIKE_SCALE[0] <= median <= _LIKE_SCALE[1])
     if len(factors) < _FEW:
         return bool(np.allclose(factors, _SCALE, rtol=0.01))
-    is_alike = median / _SPREAD <= low and high <= median * _SPREAD
-    return bool(is_alike and _LIKE_SCALE_OF_ATTACKS[0] <= median <= _LIKE_SCALE_OF_ATTACKS[1])
+    is_narrow = median / _SPREAD <= low and high <= median * _SPREAD
+    return bool(is_narrow and _LIKE_SCALE_OF_ATTACKS[0] <= median <= _LIKE_SCALE_OF_ATTACKS[1])
 
 
-def check_images(table: pd.DataFrame, rows: pd.DataFrame, right: Values) -> None:
-    """Refuse rows that tell one image in two ways.
+def check_images(table: pd.DataFrame, rows: pd.DataFrame, correct: Values) -> None:
+    """Refuse rows that disagree about an image.
 
     Args:
         table: rows of text.
-        rows: their values; ``label`` and ``clean_prediction`` NaN where a row does not tell.
-        right: whether the image is right without attack, (n,).
+        rows: their values; ``label`` and ``clean_prediction`` are NaN if not known.
+        correct: whether the clean image is correctly classified, (n,).
 
     Raises:
-        RequestError: a label or hash differs between rows of an image, or the prediction without
-            attack, or whether it is right, between rows of a model and image.
+        RequestError: rows of an image differ in label or hash, or rows of a model and image in the
+            clean prediction or in whether it is correct.
     """
     label = rows["label"].to_numpy(dtype=np.float64)
     clean = rows["clean_prediction"].to_numpy(dtype=np.float64)
     hashes = table["sha256"].to_numpy(dtype=object)
     hashes = np.where(hashes == "", np.nan, hashes)
-    image, seen = ["sample_id"], [*MODEL, "sample_id"]
+    image, model_and_image = ["sample_id"], [*MODEL, "sample_id"]
     _check_same(table, rows, image, "label", label, "the label")
     _check_same(table, rows, image, "sha256", hashes, "the hash")
-    _check_same(table, rows, seen, "clean_prediction", clean, "the prediction without attack")
-    first = pd.Series(right, index=rows.index).groupby([rows[k] for k in seen]).transform("first")
-    name = "correct" if (table["correct"] != "").any() else _shown_norm(table)
+    _check_same(table, rows, model_and_image, "clean_prediction", clean, "the clean prediction")
+    first = (
+        pd.Series(correct, index=rows.index)
+        .groupby([rows[k] for k in model_and_image])
+        .transform("first")
+    )
+    name = "correct" if (table["correct"] != "").any() else _first_norm(table)
     refuse(
         table,
         name,
-        (first != right).to_numpy(),
-        "the image right, or wrong, without attack as under this model's other attacks "
-        "(a distance of 0: wrong without attack; an attack that fails: inf)",
+        (first != correct).to_numpy(),
+        "the clean image correctly classified, or misclassified, as under this model's other "
+        "attacks (a distance of 0: misclassified; a failed attack: inf)",
     )
 
 
-def _shown_norm(table: pd.DataFrame) -> str:
+def _first_norm(table: pd.DataFrame) -> str:
     return next((norm for norm in NORMS if (table[norm] != "").any()), "correct")
 
 
@@ -154,16 +158,16 @@ def _check_same(
     keys: list[str],
     name: str,
     values: NDArray[np.generic],
-    what: str,
+    description: str,
 ) -> None:
-    """Refuse a row whose value is not that of the first row of the same keys that has one."""
+    """Refuse a row whose value differs from the first known value of the same keys."""
     known = pd.Series(values, index=rows.index)
     first = known.groupby([rows[key] for key in keys]).transform("first")
     bad = (known.notna() & (known != first)).to_numpy()
     if bad.any():
-        told = first.iloc[int(np.argmax(bad))]
-        shown = f"{told:g}" if isinstance(told, float) else told
-        refuse(table, name, bad, f"{what} of this image in other rows, {shown}")
+        value = first.iloc[int(np.argmax(bad))]
+        shown = f"{value:g}" if isinstance(value, float) else value
+        refuse(table, name, bad, f"{description} of this image in other rows, {shown}")
 
 
 def check_outcomes(
@@ -174,17 +178,19 @@ def check_outcomes(
     correct: Values,
     has_distance: NDArray[np.bool_],
 ) -> None:
-    """Refuse rows whose predictions contradict what came of the image.
+    """Refuse rows whose predictions contradict the outcome.
 
     Args:
-        table, rows: as above.
-        outcome: ``status`` of every row.
-        fooled, correct: what the row says in these columns; NaN: nothing.
-        has_distance: rows of attacks that have distances.
+        table: rows of text.
+        rows: their values.
+        outcome: ``status`` of each row.
+        fooled: column ``fooled``; NaN: empty.
+        correct: column ``correct``; NaN: empty.
+        has_distance: whether the row's attack has distances.
 
     Raises:
-        RequestError: a failed attack that looks like an image that is wrong without attack, or a
-            class seen after the attack that does not go with the outcome.
+        RequestError: a failed attack looks like a misclassified clean image, or the adversarial
+            prediction contradicts the outcome.
     """
     label, clean, after = (
         rows[name].to_numpy(dtype=np.float64)
@@ -192,9 +198,9 @@ def check_outcomes(
     )
     wrong = outcome == "already_wrong"
     truth = np.where(~np.isnan(label), label, np.where(wrong, math.nan, clean))
-    told_wrong = (correct == 0) | (~np.isnan(label) & ~np.isnan(clean) & (label != clean))
-    unproven = wrong & has_distance & ~told_wrong
-    failed = "inf where the attack fails; a distance of 0 means wrong without attack"
+    is_misclassified = (correct == 0) | (~np.isnan(label) & ~np.isnan(clean) & (label != clean))
+    unproven = wrong & has_distance & ~is_misclassified
+    failed = "inf for a failed attack; a distance of 0 means that the clean image is misclassified"
     norm = np.where(table["linf"] == "", "l2", "linf")
     for name in NORMS:
         here = unproven & (norm == name)

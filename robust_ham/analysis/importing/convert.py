@@ -1,8 +1,8 @@
-"""Somebody else's per-image tables as a run folder, so that ``report`` works on them.
+"""Convert third-party per-image tables to a run folder for ``report``.
 
-A table has a row per image, attack and model (``COLUMNS``); AttackBench's results are turned into
-such rows first. A folder appears whole or not at all, and the same tables make the same bytes.
-What a table does not say stays empty: nothing is made up.
+A table has a row per image, attack and model (``COLUMNS``); AttackBench's results are converted to
+such rows first. A folder appears complete or not at all, and equal tables give equal bytes.
+Missing values stay empty.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ import numpy as np
 import pandas as pd
 from pydantic import ValidationError
 
-from robust_ham.analysis.budgets import tolerance
 from robust_ham.analysis.importing.consistency import MODEL
 from robust_ham.analysis.importing.readers import COLUMNS, READERS, read_rows
-from robust_ham.analysis.importing.validate import KNOWN, checked_rows
+from robust_ham.analysis.importing.validate import KNOWN, validate_rows
+from robust_ham.analysis.metrics import tolerance
 from robust_ham.config.experiment import Config
 from robust_ham.config.fields import first_error
 from robust_ham.config.files import parse_config
@@ -41,46 +41,48 @@ log = logging.getLogger(__name__)
 __all__ = ["COLUMNS", "folders_to_report", "write_run_folder"]
 
 VERSION = 1
-"""Part of every receipt's key: raised when the same rows give other files."""
+"""Part of each receipt's key: raised when the same rows give different files."""
 
 _UNKNOWN = "clean_margin l2_relative angle dx dy margin".split()
-"""What our own rows say beside, and those of others do not."""
+"""Columns of a run's rows that imported tables lack."""
 _MAX_NAME = 40
 _QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
-"""Of the distances that fool: budgets, until somebody edits ``config.yaml``."""
+"""Quantiles of fooling distances that become the default budgets."""
 _PILE = 0.1
-"""Share of images at one distance that only an attack within a budget leaves there."""
+"""Share of images at one distance that indicates an attack within a budget."""
 
 
 def folders_to_report(paths: list[Path], out: Path | None) -> list[Path]:
-    """The run folders among ``paths``, or the one at ``out`` that its tables are turned into.
+    """Return ``paths`` if they are run folders; convert tables to the folder ``out``.
 
     Raises:
-        RequestError: folders and tables together, or a table that makes no sense.
+        RequestError: folders and tables together, or an invalid table.
     """
     tables = [path for path in paths if path.suffix.lower() in READERS and not path.is_dir()]
     if not tables:
         if out is not None:
-            raise RequestError(f"--out: for tables; {paths[0]} is reported where it is")
+            raise RequestError(
+                f"--out: only for tables; the report of {paths[0]} is written into it"
+            )
         return paths
     if len(tables) < len(paths):
-        raise RequestError(f"{tables[0]}: tables and run folders need a command each")
+        raise RequestError(f"{tables[0]}: report tables and run folders in separate commands")
     folder = out or Path("results") / _name(tables[0])
     write_run_folder(tables, folder)
     return [folder]
 
 
 def write_run_folder(paths: list[Path], folder: Path) -> None:
-    """Turn tables, taken together, into a run folder; nothing is done if that has been done.
+    """Convert tables, together, to a run folder; do nothing if it exists already.
 
     Raises:
-        RequestError: a table makes no sense, or the folder holds something else.
+        RequestError: a table is invalid, or the folder holds other content.
     """
-    rows = checked_rows(read_rows(paths))
+    rows = validate_rows(read_rows(paths))
     config = _configuration(rows, paths[0])
-    hashed = _Hashed()
-    rows.drop(columns=["file", "row"]).to_csv(hashed, index=False)
-    digest = hashed.digest.hexdigest()
+    writer = _HashWriter()
+    rows.drop(columns=["file", "row"]).to_csv(writer, index=False)
+    digest = writer.digest.hexdigest()
     key = content_key({"version": VERSION, "name": config.name, "rows": digest})
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         _check_same(RunFolder(folder), rows, key)
@@ -91,55 +93,55 @@ def write_run_folder(paths: list[Path], folder: Path) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
-        _check_same(RunFolder(folder), rows, key)  # another process was quicker
+        _check_same(RunFolder(folder), rows, key)  # another process created it first
 
 
-class _Hashed(io.TextIOBase):
-    """A text that is only hashed: it may be larger than the memory."""
+class _HashWriter(io.TextIOBase):
+    """Hash a text that may not fit into memory."""
 
     def __init__(self) -> None:
         self.digest = hashlib.sha256()
 
     def write(self, text: str) -> int:
-        """Add to the text."""
+        """Hash more text."""
         self.digest.update(text.encode(errors="replace"))
         return len(text)
 
 
 def _check_same(run: RunFolder, rows: pd.DataFrame, key: str) -> None:
-    """Leave a folder of the same tables as it is, configuration included.
+    """Accept an existing folder of the same tables, with its configuration unchanged.
 
     Raises:
-        RequestError: it is of something else, or damaged.
+        RequestError: it holds other content, or is damaged.
     """
     ids = rows[["model_id", "attack_id"]].drop_duplicates()
     models = [run.model(model_id) for model_id in ids["model_id"].unique()]
     samples = [run.samples(*pair) for pair in ids.itertuples(index=False)]
-    for made in (*models, *samples):
-        receipt = receipt_of(run, made)
+    for path in (*models, *samples):
+        receipt = receipt_of(run, path)
         if receipt is None or receipt.key != key:
             raise RequestError(
-                f"{run.root}: holds something else than these tables; remove it or name another "
-                "folder by --out"
+                f"{run.root}: holds other content than these tables; remove it or choose another "
+                "folder with --out"
             )
-        found = fault(run, receipt)
-        if found is not None:
-            raise RequestError(f"{run.root}: {found}; remove the folder and make it again")
+        damage = fault(run, receipt)
+        if damage is not None:
+            raise RequestError(f"{run.root}: {damage}; remove the folder and rerun the command")
 
 
 def _write(run: RunFolder, config: Config, rows: pd.DataFrame, key: str) -> None:
-    """All files of a run folder but those that ``report`` makes."""
+    """Write all files of a run folder except those of ``report``."""
     write_text(run.config, config.to_yaml())
     hashes = rows["sha256"].where(rows["sha256"] != "", None)
     images = rows[["sample_id", "sample"]].assign(sha256=hashes)
     named = images.groupby("sample_id", sort=False, as_index=False).first()
-    unlike = {
+    informative = {
         "sample": (named["sample_id"].astype(str) != named["sample"]).any(),
         "sha256": named["sha256"].notna().any(),
     }
-    told = [name for name, is_told in unlike.items() if is_told]
-    if told:
-        write_table(run.inputs, named[["sample_id", *told]], {"key": key})
+    present = [name for name, is_present in informative.items() if is_present]
+    if present:
+        write_table(run.inputs, named[["sample_id", *present]], {"key": key})
     columns = [*"model_id dataset split sample_id status l2 linf".split(), *KNOWN, *_UNKNOWN]
     if rows["best_distance"].notna().any():
         columns.append("best_distance")
@@ -149,7 +151,7 @@ def _write(run: RunFolder, config: Config, rows: pd.DataFrame, key: str) -> None
         sign(run, run.gate, key, [run.gate])
     filled = rows.assign(split="", **dict.fromkeys(_UNKNOWN, math.nan))
     for model_id, of_model in filled.groupby("model_id", sort=False):
-        card = run.model(str(model_id)) / "model.json"
+        card = run.card(str(model_id))
         about = {"architecture": "table", "name": of_model["model"].iloc[0]}
         write_json(card, {"model_id": model_id, "model": about})
         sign(run, card.parent, key, [card])
@@ -162,37 +164,37 @@ def _write(run: RunFolder, config: Config, rows: pd.DataFrame, key: str) -> None
 
 
 def _findings(rows: pd.DataFrame) -> pd.DataFrame:
-    """``gate.csv``: the attacks that returned no image for some that were right; they are logged.
+    """Return and log ``gate.csv``: attacks that returned no image for correctly classified images.
 
     Raises:
-        RequestError: an attack returned none for any.
+        RequestError: an attack returned no image at all.
     """
-    found = []
+    findings = []
     for (model_id, attack_id), table in rows.groupby(["model_id", "attack_id"], sort=False):
         right, lost = table["status"] != "already_wrong", table["status"] == "invalid"
         if not lost.any():
             continue
         crashed = int(table["crashed"].sum())
-        what = "crashed on" if crashed else "returned no image for"
-        reason = f"the attack {what} {crashed or int(lost.sum())} of {int(right.sum())} images"
+        failure = "crashed on" if crashed else "returned no image for"
+        reason = f"the attack {failure} {crashed or int(lost.sum())} of {int(right.sum())} images"
         if lost.sum() == right.sum():
             first = table.iloc[0]
             raise RequestError(
-                f"{first['file']}: model {first['model']}, attack {first['attack']}: {reason}: it "
-                "says nothing of robustness"
+                f"{first['file']}: model {first['model']}, attack {first['attack']}: {reason}: no "
+                "result to report"
             )
         severity = "fail" if crashed else "warn"
         reason += "; they count as survived"
-        found.append((model_id, attack_id, "images", severity, reason))
+        findings.append((model_id, attack_id, "images", severity, reason))
         log.warning("%s under %s: %s", model_id, attack_id, reason)
-    return pd.DataFrame(found, columns=["model_id", "attack", "check", "severity", "reason"])
+    return pd.DataFrame(findings, columns=["model_id", "attack", "check", "severity", "reason"])
 
 
 def _configuration(rows: pd.DataFrame, path: Path) -> Config:
-    """The configuration that describes all rows; they gain ``model_id`` and ``attack_id``.
+    """Build the configuration of all rows and add their ``model_id`` and ``attack_id``.
 
     Raises:
-        RequestError: there are too many models, or two of them would have one name.
+        RequestError: too many models, or two would get the same name.
     """
     families, attacks = (_safe_names(rows[name].unique()) for name in ("model", "attack"))
     groups: list[dict[str, Any]] = []
@@ -225,25 +227,25 @@ def _configuration(rows: pd.DataFrame, path: Path) -> Config:
 
 
 def _budgets(rows: pd.DataFrame, norm: str) -> dict[str, Any]:
-    """Quantiles of the distances of all attacks in a norm, to two digits: the same for each.
+    """Return quantiles of the distances of all attacks in a norm, to two digits.
 
-    An attack that works within a budget leaves many images just there; rounded down, that budget
-    would have them survive, so it stays as it is.
+    An attack within a budget leaves many images exactly there; such a budget is not rounded, as
+    rounded down it would make them robust.
     """
-    here = rows[(rows["norm"] == norm) & (rows["status"] == "fooled")]
-    if norm == "none" or here.empty:
+    fooled = rows[(rows["norm"] == norm) & (rows["status"] == "fooled")]
+    if norm == "none" or fooled.empty:
         return {}
-    distances = here[norm].to_numpy(dtype=np.float64)
+    distances = fooled[norm].to_numpy(dtype=np.float64)
     budgets = set[float]()
     for quantile in np.quantile(distances, _QUANTILES):
-        there = np.abs(distances - quantile) <= tolerance(quantile)
-        piled = there.sum() > 1 and there.mean() >= _PILE
+        at_quantile = np.abs(distances - quantile) <= tolerance(quantile)
+        piled = at_quantile.sum() > 1 and at_quantile.mean() >= _PILE
         budgets.add(float(f"{quantile:.7g}" if piled else f"{quantile:.2g}"))
     return {"budgets": sorted(budgets)}
 
 
 def _safe_names(names: Iterable[str]) -> dict[str, str]:
-    """Names of others to names that files can have: different ones stay different."""
+    """Map names to valid file names; different names stay different."""
     safe = {n: re.sub(r"[^A-Za-z0-9._-]+", "_", n).strip("._-")[:_MAX_NAME] or "_" for n in names}
     counts = Counter(name.lower() for name in safe.values())
     for name, short in safe.items():
@@ -251,10 +253,10 @@ def _safe_names(names: Iterable[str]) -> dict[str, str]:
             digest = hashlib.sha256(name.encode(errors="replace")).hexdigest()[:12]
             safe[name] = f"x{short}-{digest}" if short == "_" else f"{short}-{digest}"
     if len(set(safe.values())) < len(safe):
-        raise RequestError("two names of the table are too much alike to be file names")
+        raise RequestError("two names in the table are too similar to be file names")
     return safe
 
 
 def _name(path: Path) -> str:
-    """What a run made of a table is called."""
+    """Return the name of an imported run."""
     return "attackbench" if path.suffix.lower() == ".json" else path.stem

@@ -1,4 +1,4 @@
-"""Files of others to rows of text: CSV, parquet, and AttackBench's results."""
+"""Read third-party tables as rows of text: CSV, parquet and AttackBench's results."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ from robust_ham.storage.files import MAX_CSV_BYTES, reading
 from robust_ham.storage.parquet_tables import opened_parquet, read_table
 
 COLUMNS = {
-    "model": "name of the network; seeds, windows and kernel sizes of one have the same",
+    "model": "name of the network, the same for all its seeds, windows and kernel sizes",
     "attack": "name of the attack",
     "sample_id": "number or name of the image",
-    "l2": "L2 distance in pixel space; 0: wrong without attack; inf or empty: survived",
-    "linf": "the same in L∞; one of the two is enough",
-    "fooled": "true or false, in place of a distance, where an attack has none",
-    "correct": "whether the image is right without attack; needed beside fooled",
-    "invalid": "whether what the attack returned is no image; counts as survived",
-    "crashed": "whether the attack ended with an error on the image; counts as survived",
-    "norm": "l2 or linf: which distances count, where an attack has both (l2)",
+    "l2": "L2 distance in pixel space; 0: misclassified without attack; inf or empty: survived",
+    "linf": "the same in L∞; l2 or linf is enough",
+    "fooled": "true or false, for attacks without distances",
+    "correct": "whether the clean image is correctly classified; required with fooled",
+    "invalid": "whether the attack returned an invalid image; counts as survived",
+    "crashed": "whether the attack failed with an error; counts as survived",
+    "norm": "l2 or linf: norm of an attack that has both distances (l2)",
     "window": "window of the kernels (none)",
     "kernel_size": "k of the k×k convolutions, odd",
     "seed": "seed of the training (0)",
     "label": "class of the image",
-    "clean_prediction": "class seen without attack",
-    "adversarial_prediction": "class seen after it",
-    "forwards": "passes forward spent on the image",
-    "backwards": "passes backward",
+    "clean_prediction": "predicted class of the clean image",
+    "adversarial_prediction": "predicted class of the attacked image",
+    "forwards": "forward passes spent on the image",
+    "backwards": "backward passes",
     "dataset": "name of the data set, the same in all rows",
-    "sha256": "SHA-256 of the image's 8-bit pixels; decides which images are the same",
+    "sha256": "SHA-256 of the image's 8-bit pixels; identifies the image",
     "best_distance": "least distance at which the attack passed a fooling image, in its norm",
 }
-"""Column to what it holds; in brackets what is meant where it is empty or missing."""
+"""Column to its content; in brackets the default if it is empty or missing."""
 
 REQUIRED = ["model", "attack", "sample_id"]
 MAX_ROWS, _MAX_LENGTH = 2_000_000, 1_000
@@ -53,13 +53,13 @@ _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 
 
 def read_rows(paths: list[Path]) -> pd.DataFrame:
-    """The rows of all tables as text, in their order; empty where a table has no such column."""
+    """Read the rows of all tables as text, in order; missing columns are empty."""
     tables, repeats = [], dict[tuple[str, str], list[dict[str, Any]]]()
     for i, path in enumerate(paths):
         if not path.exists():
             raise RequestError(f"{path}: no such file")
         if path.resolve() in [other.resolve() for other in paths[:i]]:
-            raise RequestError(f"{path}: expected every table once")
+            raise RequestError(f"{path}: expected each table once")
         suffix = path.suffix.lower()
         table = READERS[suffix](path)
         if table.empty:
@@ -67,19 +67,19 @@ def read_rows(paths: list[Path]) -> pd.DataFrame:
         for name in table:
             _check_lengths(path, table[name])
         if suffix == ".json":
-            table = _named_repeat(path, table, repeats)
+            table = _name_repeat(path, table, repeats)
         tables.append(table.assign(file=printable(str(path)), row=range(1, len(table) + 1)))
     together = pd.concat(tables, ignore_index=True)
     if len(together) > MAX_ROWS:
         raise RequestError(f"{paths[0]}: expected at most {MAX_ROWS:,} rows, got {len(together):,}")
     rows = together.fillna("").reindex(columns=["file", "row", *COLUMNS], fill_value="")
-    # pandas makes floats of whole numbers where one is missing: 7.0 is image 7, v7.0 is a name
+    # pandas turns whole numbers into floats if one is missing: 7.0 is image 7, v7.0 is a name
     rows["sample_id"] = rows["sample_id"].str.replace(r"^(-?[0-9]+)\.0$", r"\1", regex=True)
     return rows
 
 
 def _check_lengths(path: Path, column: pd.Series[Any]) -> None:
-    """Refuse a text that is longer than any name; repeated a million times it fills the memory."""
+    """Refuse texts longer than any name, which could fill the memory."""
     lengths = column.map(len).to_numpy()
     if lengths.max() > _MAX_LENGTH:
         raise RequestError(
@@ -105,7 +105,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
 
 
 def _csv_columns(path: Path, lines: Any, count: int) -> list[list[str]]:  # noqa: ANN401
-    """The values of each column; equal ones are one object."""
+    """Return the values of each column; equal values share one object."""
     columns: list[list[str]] = [[] for _ in range(count)]
     known: dict[str, str] = {}
     for i, row in enumerate(lines):
@@ -131,10 +131,10 @@ def _read_parquet(path: Path) -> pd.DataFrame:
 
 
 def _as_texts(column: pd.Series[Any]) -> NDArray[np.object_]:
-    """The values of a column as text, (n,); equal ones are one object."""
+    """Convert a column to text, (n,); equal values share one object."""
     codes, values = pd.factorize(column)
     texts = np.array([*map(_as_text, values), ""], dtype=object)
-    return texts[codes]  # −1 where there is none
+    return texts[codes]  # −1: missing
 
 
 def _as_text(value: Any) -> str:  # noqa: ANN401
@@ -150,18 +150,18 @@ def _read_attackbench(path: Path) -> pd.DataFrame:
     return table
 
 
-def _named_repeat(
+def _name_repeat(
     path: Path, table: pd.DataFrame, before: dict[tuple[str, str], list[dict[str, Any]]]
 ) -> pd.DataFrame:
-    """A result of AttackBench; another of the same attack and model is a repeat: ``NAME_run2``.
+    """Name an AttackBench result that repeats an attack on a model: ``NAME_run2``.
 
     Args:
         path: of the result.
         table: its rows, all of one model and attack.
-        before: model and attack to the settings of the results before it; gains this one's.
+        before: model and attack to the settings of earlier results; gains this one's.
 
     Raises:
-        RequestError: the attack was set otherwise, so that it is no repeat.
+        RequestError: the settings differ, so it is not a repeat.
     """
     model, attack = table["model"].iloc[0], table["attack"].iloc[0]
     settings = table.attrs["settings"]
@@ -170,7 +170,8 @@ def _named_repeat(
         if settings.get(key) != earlier[0].get(key):
             raise RequestError(
                 f"{path}: attack.{key}: expected {earlier[0].get(key)!r:.60} as in the other "
-                f"results of {attack} on {model}, got {settings.get(key)!r:.60}; report them apart"
+                f"results of {attack} on {model}, got {settings.get(key)!r:.60}; report "
+                "them separately"
             )
     earlier.append(settings)
     return table if len(earlier) == 1 else table.assign(attack=f"{attack}_run{len(earlier)}")
@@ -184,16 +185,16 @@ READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
 
 
 def _check_columns(path: Path, columns: list[str]) -> None:
-    """Refuse a table that lacks a column, has one twice, or one that means nothing here."""
+    """Refuse a table with a missing, repeated or unknown column."""
     if columns and _INDEX.fullmatch(columns[0]):
         raise RequestError(
-            f"{path}: the first column, {columns[0]!r}, is an index without a name: "
+            f"{path}: the first column, {columns[0]!r}, is an unnamed index: "
             "write the table with index=False"
         )
-    wrong = [f"unknown column {name!r:.60}" for name in columns if name not in COLUMNS]
-    wrong += [f"no column {name}" for name in REQUIRED if name not in columns]
-    wrong += [f"two columns {name}" for name in COLUMNS if columns.count(name) > 1]
+    problems = [f"unknown column {name!r:.60}" for name in columns if name not in COLUMNS]
+    problems += [f"no column {name}" for name in REQUIRED if name not in columns]
+    problems += [f"two columns {name}" for name in COLUMNS if columns.count(name) > 1]
     if not {"l2", "linf", "fooled"} & set(columns):
-        wrong.append("no column l2, linf or fooled")
-    if wrong:
-        raise RequestError(f"{path}: {wrong[0]}; columns are {', '.join(COLUMNS)}")
+        problems.append("no column l2, linf or fooled")
+    if problems:
+        raise RequestError(f"{path}: {problems[0]}; known columns: {', '.join(COLUMNS)}")

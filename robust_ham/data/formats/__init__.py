@@ -1,4 +1,4 @@
-"""Readers of the layouts in which users have data sets; each returns a split, or None: not here."""
+"""Readers of each layout of data sets; they return None if a folder does not have it."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ log = logging.getLogger(__name__)
 
 
 def read_parquet_or_folders(folder: Path, config: DatasetConfig, split: SplitName) -> Split | None:
-    """``<split>-*.parquet`` as Hugging Face has it, or ``<split>/<class>/`` with image files.
+    """Read ``<split>-*.parquet`` (Hugging Face), or image files in ``<split>/<class>/``.
 
-    A test split without labels gives way to a validation split that has them.
+    If the test split has no labels, the validation split is read.
 
     Raises:
-        RequestError: another layout, or a damaged file.
+        RequestError: the folder has another layout, or a file is damaged.
     """
     if not folder.is_dir():
         return None
@@ -33,10 +33,10 @@ def read_parquet_or_folders(folder: Path, config: DatasetConfig, split: SplitNam
 
 
 def read_files(folder: Path, config: DatasetConfig) -> FileSplit | None:
-    """The training images as files under ``folder/train/<class>/``; None: not here.
+    """List the training images under ``folder/train/<class>/``; None if there are none.
 
     Raises:
-        RequestError: another layout.
+        RequestError: the folder has another layout.
     """
     files = next(find_split_files(folder, "train"), None)
     if not isinstance(files, Path):
@@ -45,12 +45,12 @@ def read_files(folder: Path, config: DatasetConfig) -> FileSplit | None:
 
 
 def describe_test_files(folder: Path) -> str | None:
-    """Where the test split is, or why it cannot be read; nothing is decoded. None: not here."""
+    """Return the folder of the test split, or why it is unreadable; None if there is none."""
     try:
-        found = next(find_split_files(folder, "test"), None)
+        files = next(find_split_files(folder, "test"), None)
     except RequestError as error:
         return str(error)
-    return None if found is None else str(folder)
+    return None if files is None else str(folder)
 
 
 def _labelled_files(folder: Path, config: DatasetConfig, split: SplitName) -> SplitFiles | None:
@@ -60,7 +60,7 @@ def _labelled_files(folder: Path, config: DatasetConfig, split: SplitName) -> Sp
             without_labels = without_labels or files
             continue
         if without_labels is not None:
-            line = f"{_first(without_labels)}: no labels; {_first(files)} is used"
+            line = f"{_first(without_labels)}: no labels; using {_first(files)}"
             log.warning("%s", printable(line))
         return files
     if without_labels is not None:
@@ -70,7 +70,7 @@ def _labelled_files(folder: Path, config: DatasetConfig, split: SplitName) -> Sp
         )
     if any(folder.iterdir()):
         raise RequestError(
-            f"{folder}: wrong layout: expected {split}-*.parquet or {split}/<class>/"
+            f"{folder}: expected {split}-*.parquet or class folders {split}/<class>/"
         )
     return None
 

@@ -1,4 +1,4 @@
-"""One folder per class, as ``torchvision.datasets.ImageFolder`` reads it."""
+"""Read one folder per class, as ``torchvision.datasets.ImageFolder`` does."""
 
 from __future__ import annotations
 
@@ -11,35 +11,37 @@ from pathlib import Path
 
 import torch
 
+from robust_ham.config.datasets import DATASETS
 from robust_ham.config.experiment import DatasetConfig
 from robust_ham.data.formats.class_names import are_other_labels, has_wnids, labels_of_folders
 from robust_ham.data.formats.images import Pixels, open_image, pixels_of, short_side
-from robust_ham.data.splits import KNOWN, FileSplit, Split, check_cut
+from robust_ham.data.label_checks import check_cut
+from robust_ham.data.splits import FileSplit, Split
 from robust_ham.errors import RequestError, printable
 from robust_ham.regular_files import is_regular
 
 log = logging.getLogger(__name__)
 
 _IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}
-"""Those of ``torchvision.datasets.folder.IMG_EXTENSIONS``, in upper case too."""
+"""As ``torchvision.datasets.folder.IMG_EXTENSIONS``; upper case is accepted, too."""
 _NOTE_SUFFIXES = {".txt", ".md", ".rst", ".csv", ".tsv", ".json", ".xml", ".yaml", ".yml", ".html"}
 _NOTE_NAMES = {
     *("thumbs.db", "desktop.ini", "icon\r"),
     *("readme", "license", "licence", "copying", "notice", "authors", "citation", "changelog"),
     *("md5sums", "sha1sums", "sha256sums"),
 }
-"""In lower case; files of other names without a suffix may be images."""
+"""In lower case. Other files without a suffix are refused: they may be images."""
 _NEVER_CLASSES = {
     *("__MACOSX", "__pycache__", "@eaDir", "lost+found"),
     *("$RECYCLE.BIN", "System Volume Information"),
 }
-"""Folders that archivers, Python and file systems leave behind."""
+"""Folders that archivers, Python and file systems create."""
 _DECODED_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
 class ClassFolders:
-    """Image files below ``<split>/<class>/``, the classes taking turns."""
+    """Image files below ``<split>/<class>/``, ordered so that classes take turns."""
 
     folder: Path
     files: list[Path]
@@ -50,22 +52,22 @@ class ClassFolders:
         """Decode all images, or the first ``limit``.
 
         Raises:
-            RequestError: an image cannot be read, or they are too large together.
+            RequestError: an image cannot be read, or the images do not fit into memory.
         """
         files, labels = self.files[:limit], torch.tensor(self.labels, dtype=torch.int64)
         if limit is not None:
             check_cut(labels, slice(limit), "num_test", str(self.folder))
         pixels = Pixels(self.folder, len(files))
-        with ThreadPoolExecutor() as pool:  # decoding leaves the interpreter free
+        with ThreadPoolExecutor() as pool:  # decoding releases the GIL
             bounds = [0, *range(1, len(files), _DECODED_AT_ONCE), len(files)]
-            for start, stop in itertools.pairwise(bounds):  # the first by itself: it tells the size
+            for start, stop in itertools.pairwise(bounds):  # the first alone: it sets the size
                 part = files[start:stop]
                 for image in pool.map(lambda file: pixels_of(open_image(file), config), part):
                     pixels.add(image)
         return Split(pixels.tensor(), labels[:limit], self.num_classes, str(self.folder))
 
     def as_files(self, config: DatasetConfig) -> FileSplit:
-        """The same images, left on the disk."""
+        """Return the same images as files, without decoding them."""
         size = config.image_size
         assert size is not None  # checked with the configuration
         return FileSplit(
@@ -79,17 +81,17 @@ class ClassFolders:
 
 
 def holds_images_only(folder: Path) -> bool:
-    """Whether images lie in the folder itself and none in class folders: they have no labels."""
+    """Whether a folder contains images but no class folders, so that they have no labels."""
     entries = _entries(folder)
     return any(_is_image(entry) for entry in entries) and not any(map(_is_class, entries))
 
 
 def find_class_folders(folder: Path, data_set: str) -> ClassFolders:
-    """The image files of a split and their labels; files are not opened.
+    """List the image files of a split and their labels, without opening them.
 
     Raises:
-        RequestError: fewer than two classes, a class without images, classes that are not those of
-            the training folder, or a file that is neither an image nor a note.
+        RequestError: there are fewer than two classes, a class has no images, the classes differ
+            from those of the training folder, or a file is neither an image nor a note.
     """
     left_out: list[Path] = []
     labels = labels_of_folders(data_set, _class_names(folder, left_out), folder)
@@ -101,15 +103,15 @@ def find_class_folders(folder: Path, data_set: str) -> ClassFolders:
             raise RequestError(f"{folder / name}: no image files")
         turns += [(turn, label, file) for turn, file in enumerate(images)]
     if len(labels) < 2:
-        raise RequestError(f"{folder}: expected at least 2 classes, got {', '.join(labels)} only")
+        raise RequestError(f"{folder}: expected at least 2 classes, got only {', '.join(labels)}")
     if left_out:
         examples = ", ".join(str(path.relative_to(folder)) for path in left_out[:3])
         _warn(
-            f"{folder}: {len(left_out)} files or folders that are hidden or notes are left out "
-            f"({examples})"
+            f"{folder}: ignored {len(left_out)} hidden files, notes or other folders, such as "
+            f"{examples}"
         )
     turns.sort()
-    num_classes = KNOWN[data_set].num_classes if data_set in KNOWN else len(labels)
+    num_classes = DATASETS[data_set].num_classes if data_set in DATASETS else len(labels)
     return ClassFolders(
         folder, [file for *_, file in turns], [label for _, label, _ in turns], num_classes
     )
@@ -121,25 +123,31 @@ def _class_names(folder: Path, left_out: list[Path]) -> list[str]:
         if _is_class(entry):
             names.append(entry.name)
         elif _is_image(entry):
-            raise RequestError(f"{entry.path}: an image outside of the class folders")
+            raise RequestError(
+                f"{entry.path}: an image outside of the class folders; move it into one"
+            )
         else:
             left_out.append(Path(entry.path))
     if not names:
-        raise RequestError(f"{folder}: wrong layout: expected one sub-folder per class")
+        raise RequestError(f"{folder}: expected one sub-folder per class")
     return names
 
 
 def _check_classes(folder: Path, labels: dict[str, int], data_set: str) -> None:
-    """Say how the classes differ from those of a known data set, or of the training folder."""
-    if data_set in KNOWN:
-        num_classes = KNOWN[data_set].num_classes
+    """Compare the classes with those of a named data set, or of the training folder.
+
+    Raises:
+        RequestError: they are another named data set's, or differ from the training folder's.
+    """
+    if data_set in DATASETS:
+        num_classes = DATASETS[data_set].num_classes
         if len(labels) < num_classes:
             _warn(f"{folder}: has {len(labels)} of the {num_classes} classes of {data_set}")
         return
     names, named_as = list(labels), folder.parent.name
-    if named_as in KNOWN and are_other_labels(labels, named_as):
+    if named_as in DATASETS and are_other_labels(labels, named_as):
         raise RequestError(
-            f"{folder}: class folders of {named_as}, whose labels are not their order: expected "
+            f"{folder}: class folders of {named_as}, whose labels are not in this order: expected "
             f"dataset.name: {named_as} and --data-root {folder.parents[1]}"
         )
     if has_wnids(names):
@@ -151,9 +159,9 @@ def _check_classes(folder: Path, labels: dict[str, int], data_set: str) -> None:
     if train == folder or not train.is_dir():
         return
     classes = {entry.name for entry in os.scandir(train) if _is_class(entry)}
-    foreign, missing = sorted(set(names) - classes), sorted(classes - set(names))
-    if foreign:
-        raise RequestError(f"{folder}: class {foreign[0]} is not in {train}")
+    extra, missing = sorted(set(names) - classes), sorted(classes - set(names))
+    if extra:
+        raise RequestError(f"{folder}: class {extra[0]} is not in {train}")
     if missing:
         raise RequestError(
             f"{folder}: class {missing[0]} of {train} is missing; expected the same classes in both"
@@ -173,7 +181,7 @@ def _is_hidden(entry: os.DirEntry[str]) -> bool:
 
 
 def _is_image(entry: os.DirEntry[str]) -> bool:
-    """Whether its name is that of an image."""
+    """Whether a file has the name of an image."""
     return _suffix(entry) in _IMAGE_SUFFIXES and not _is_hidden(entry)
 
 
@@ -190,10 +198,10 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _images_below(folder: Path, left_out: list[Path], above: tuple[Path, ...]) -> list[Path]:
-    """Image files at any depth, those of a folder before those of its sub-folders."""
+    """List image files at any depth; those of a folder come before those of its sub-folders."""
     above = (*above, folder.resolve())
     if above[-1] in above[:-1]:
-        raise RequestError(f"{folder}: a link to a folder above it")
+        raise RequestError(f"{folder}: a symbolic link to a folder above it; remove it")
     images, deeper = list[Path](), list[Path]()
     for entry in _entries(folder):
         path = folder / entry.name

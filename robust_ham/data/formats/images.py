@@ -1,4 +1,4 @@
-"""One image file to 8-bit grey or colour pixels, and many of them to one tensor."""
+"""Decode image files to 8-bit grey or colour pixels, and collect them in one tensor."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from robust_ham.config.datasets import DATASETS
 from robust_ham.config.experiment import DatasetConfig
-from robust_ham.data.splits import KNOWN
 from robust_ham.errors import RequestError
 from robust_ham.memory import check_memory
 from robust_ham.regular_files import read_bytes
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "PPM", "GIF", "TIFF")
-"""Image formats that are read; Pillow knows others that start programs (EPS)."""
+"""Accepted formats; others start programs in Pillow (EPS)."""
 _MAX_PIXELS = 89_000_000
-"""Of one image file, below what Pillow itself refuses."""
+"""Limit for one image, below Pillow's own."""
 _MAX_FILE_BYTES = 1 << 29
 _MAX_PPM_HEADER = 4_096
 _PPM_BREAK = rb"(?:\s|#[^\n]*\n)+"
 _PPM_HEADER = re.compile(rb"(?:P[14]|P[2356]%b\d+)%b\d+%b\d+\s" % ((_PPM_BREAK,) * 3), re.ASCII)
-"""Kind and two or three numbers, with comments between them."""
+"""Type and two or three numbers, separated by white space and comments."""
 _LARGE_PIXELS = 4_000_000
-"""Images of more are decoded one at a time, however many threads decode."""
+"""Larger images are decoded one at a time, even by several threads."""
 _decoding_large = threading.Lock()
 _COLOUR_MODES = {"RGB", "RGBA", "RGBX", "P", "PA", "LA", "CMYK", "YCbCr"}
-"""Pillow's names of 8-bit pixels that ``convert("RGB")`` maps without clipping."""
+"""Pillow's 8-bit modes that ``convert("RGB")`` maps without clipping."""
 _EXIF_ORIENTATION = 0x0112
 _TIFF_BITS, _TIFF_PHOTOMETRIC = 258, 262
 _TRANSPOSE = {
@@ -46,18 +46,18 @@ _TRANSPOSE = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What turns an image of this EXIF orientation upright."""
+"""EXIF orientation → transposition that turns the image upright."""
 
 
 def open_image(content: bytes | Path, where: str | None = None) -> Image.Image:
-    """An image file, decoded and upright: grey ("L") or colour ("RGB").
+    """Decode an image file: grey ("L") or colour ("RGB"), turned upright by its EXIF orientation.
 
-    Its EXIF orientation is applied. 16-bit pixels keep their high byte; transparency is dropped,
-    as ``torchvision.datasets.ImageFolder`` does. Of a stereo JPEG the first image is taken.
+    16-bit pixels keep their high byte. Transparency is dropped, as
+    ``torchvision.datasets.ImageFolder`` does. A stereo JPEG gives its first image.
 
     Raises:
-        RequestError: it cannot be read, has several frames, or pixels of no fixed range (floats,
-            32-bit integers); names ``where``, else the path.
+        RequestError: the image is unreadable, has several frames, or has pixels without a fixed
+            range (floats, 32-bit integers). The message names ``where``, or else the path.
     """
     where = where or str(content)
     if isinstance(content, Path):
@@ -81,15 +81,15 @@ def open_image(content: bytes | Path, where: str | None = None) -> Image.Image:
             return _upright(_to_8_bits(image, where), image)
     except RequestError:
         raise
-    except Exception:  # Pillow raises many kinds for a damaged file
-        raise RequestError(f"{where}: not an image that can be read") from None
+    except Exception:  # Pillow raises many types of errors for a damaged file
+        raise RequestError(f"{where}: not a readable image") from None
 
 
 def _check_header(content: bytes) -> None:
-    """Refuse a PPM whose header is long: Pillow reads it byte by byte.
+    """Refuse a PPM with a long header, which Pillow reads byte by byte.
 
     Raises:
-        ValueError: a header of thousands of characters.
+        ValueError: the header has thousands of characters.
     """
     start = content[:_MAX_PPM_HEADER]
     is_ppm = start[:1] == b"P" and start[1:2] in b"123456"
@@ -113,7 +113,7 @@ def _to_8_bits(image: Image.Image, where: str) -> Image.Image:
 
 
 def _is_16_bit_grey(image: Image.Image) -> bool:
-    """Whether pixels fill 0 … 65535; TIFF also keeps 12-bit, inverted and signed ones."""
+    """Whether pixels use 0 … 65535; TIFF also has 12-bit, inverted and signed ones."""
     if image.format == "TIFF":
         tags = getattr(image, "tag_v2", {})
         is_plain = tags.get(_TIFF_BITS) == (16,) and tags.get(_TIFF_PHOTOMETRIC) == 1
@@ -122,19 +122,19 @@ def _is_16_bit_grey(image: Image.Image) -> bool:
 
 
 def _upright(pixels: Image.Image, original: Image.Image) -> Image.Image:
-    """``pixels`` turned as the EXIF orientation of ``original`` says; damaged EXIF says nothing."""
+    """Apply the EXIF orientation of ``original`` to ``pixels``; damaged EXIF is ignored."""
     try:
         orientation = original.getexif().get(_EXIF_ORIENTATION)
-    except Exception:  # Pillow raises many kinds for damaged metadata
+    except Exception:  # Pillow raises many types of errors for damaged metadata
         return pixels
     return pixels.transpose(_TRANSPOSE[orientation]) if orientation in _TRANSPOSE else pixels
 
 
-def fit(image: Image.Image, size: int, short_side: int) -> Image.Image:
+def resize_and_crop(image: Image.Image, size: int, short_side: int) -> Image.Image:
     """Resize the short side to ``short_side`` pixels and keep the central ``size`` × ``size``.
 
-    Of an image so long that most of it would be resized in vain, only the square is computed: a
-    pixel may then differ by a grey level, as Pillow rounds its corners to float32.
+    Of a very long image, only the central square is resized. A pixel may then differ by a grey
+    level, because Pillow rounds the corners of the square to float32.
     """
     scale = short_side / min(image.size)
     width, height = (max(size, round(length * scale)) for length in image.size)
@@ -149,37 +149,37 @@ def fit(image: Image.Image, size: int, short_side: int) -> Image.Image:
 
 
 def short_side(name: str, size: int) -> int:
-    """Of an image before its central crop to ``size``: of ImageNet, 256 for 224."""
-    return round(size * 256 / 224) if name == "imagenet" else size
+    """Return the short side of an image before its central crop: 256 for ImageNet at 224."""
+    return round(size * DATASETS[name].resize_ratio) if name in DATASETS else size
 
 
 def pixels_of(image: Image.Image, config: DatasetConfig) -> NDArray[np.uint8]:
-    """An image as (H, W, C) uint8, C = 1 or 3, resized and cropped where image_size asks for it.
+    """Convert an image to uint8 (H, W, C), C = 1 or 3, resized and cropped to ``image_size``.
 
-    Small known data sets stay as they are: they are subsampled later.
+    Images of small named data sets keep their size: they are subsampled later.
     """
     size = config.image_size
-    known = KNOWN.get(config.name)
+    known = DATASETS.get(config.name)
     if size is not None and not (known and known.is_subsampled):
-        image = fit(image, size, short_side(config.name, size))
+        image = resize_and_crop(image, size, short_side(config.name, size))
     pixels = np.asarray(image)
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
 
 class Pixels:
-    """Decoded images of a split, in memory that is asked for once the first of them is known."""
+    """Collects the decoded images of a split; the first image sets their size."""
 
     def __init__(self, where: Path, count: int) -> None:
-        """``count``: how many images there will be."""
+        """``count`` is the number of images to come."""
         self.where, self.count, self.num_added = where, count, 0
         self.pixels = np.empty((0, 0, 0, 0), np.uint8)  # (N, C, H, W)
 
     def add(self, image: NDArray[np.uint8]) -> None:
-        """Keep one more, (H, W, C); grey images among colour ones get three channels.
+        """Add an image (H, W, C); a grey image among colour images gets three channels.
 
         Raises:
-            RequestError: it is of another size than the first, or all of them together will be too
-                large.
+            RequestError: its size differs from the first image's, or all images together exceed
+                the memory.
         """
         height, width, channels = image.shape
         if self.num_added == 0:
@@ -187,7 +187,7 @@ class Pixels:
         if (height, width) != self.pixels.shape[2:]:
             first, other = ("×".join(map(str, s)) for s in (self.pixels.shape[2:], (height, width)))
             raise RequestError(
-                f"{self.where}: images of different shapes ({first}, {other}); set "
+                f"{self.where}: images of different sizes ({first}, {other}); set "
                 "dataset.image_size to resize and crop them"
             )
         if channels > self.pixels.shape[1]:  # the first colour image
@@ -198,15 +198,15 @@ class Pixels:
 
     def _empty(self, *shape: int) -> NDArray[np.uint8]:
         num_bytes = self.count * math.prod(shape)
-        what = f"{self.where}: {self.count:,} decoded images"
-        hint = "dataset.image_size makes them smaller, dataset.stream leaves them on the disk"
+        description = f"{self.where}: {self.count:,} decoded images"
+        hint = "set dataset.image_size to shrink them, or dataset.stream to leave them on the disk"
         try:
-            check_memory(what, num_bytes, part=3)
+            check_memory(description, num_bytes, part=3)
         except RequestError as error:
             raise RequestError(f"{error}; {hint}") from None
         return np.empty((self.count, *shape), np.uint8)
 
     def tensor(self) -> Tensor:
-        """All of them, (N, C, H, W) uint8."""
+        """Return all images, (N, C, H, W) uint8."""
         assert self.num_added == self.count
         return torch.from_numpy(self.pixels)

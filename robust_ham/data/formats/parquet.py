@@ -1,4 +1,4 @@
-"""Parquet files with a column of image files and a column of labels, as on Hugging Face's hub."""
+"""Read parquet files with a column of images and a column of labels, as on Hugging Face."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
+from robust_ham.config.datasets import DATASETS
 from robust_ham.config.experiment import DatasetConfig
 from robust_ham.data.formats.class_names import check_class_names
 from robust_ham.data.formats.images import Pixels, open_image, pixels_of
-from robust_ham.data.splits import KNOWN, Split, check_labels
+from robust_ham.data.label_checks import check_labels
+from robust_ham.data.splits import Split
 from robust_ham.errors import RequestError
 from robust_ham.storage.parquet_tables import check_decoded, opened_parquet, value_type
 
@@ -27,10 +29,10 @@ _ROWS_AT_ONCE = 256
 
 
 def read_parquet(files: list[Path], config: DatasetConfig) -> Split:
-    """All rows of some files, in order.
+    """Read all rows of some files, in order.
 
     Raises:
-        RequestError: damaged, too large, of other columns, or labels that cannot be right.
+        RequestError: a file is damaged, too large, or has other columns, or labels are invalid.
     """
     folder = files[0].parent
     labels: list[NDArray[np.int64]] = []
@@ -62,10 +64,10 @@ def _num_rows(file: Path) -> int:
 
 
 def _class_names_of(files: list[Path], data_set: str) -> list[str]:
-    """Names of the classes in the order of their labels; empty where no file names them.
+    """Read the class names in the order of their labels; empty if no file has them.
 
     Raises:
-        RequestError: two files name other classes, or not those of a known data set.
+        RequestError: two files differ in them, or they are not those of a named data set.
     """
     named: tuple[Path, list[str]] | None = None
     for file in files:
@@ -74,17 +76,17 @@ def _class_names_of(files: list[Path], data_set: str) -> list[str]:
         names = _class_names(schema, _columns(schema, file, data_set)[1])
         check_class_names(data_set, names, file)
         if named and names and names != named[1]:
-            raise RequestError(f"{file}: names other classes than {named[0].name}")
+            raise RequestError(f"{file}: its class names differ from those of {named[0].name}")
         if names:
             named = named or (file, names)
     return named[1] if named else []
 
 
 def has_no_labels(files: list[Path], data_set: str) -> bool:
-    """Whether all labels are −1 or empty, as of test splits whose labels are kept secret.
+    """Whether all labels are −1 or empty, as in test splits with secret labels.
 
     Raises:
-        RequestError: damaged, or of other columns.
+        RequestError: a file is damaged or has other columns.
     """
     num_rows = 0
     for file in files:
@@ -114,7 +116,7 @@ def _opened(file: Path) -> Iterator[pq.ParquetFile]:
 
 
 def _rows(file: Path, data_set: str) -> Iterator[tuple[pa.Array, NDArray[np.int64]]]:
-    """Image files and labels of a parquet file, some rows at a time; equal images are one value."""
+    """Read image files and labels, some rows at a time; repeated images share memory."""
     with _opened(file) as table:
         schema = table.schema_arrow
         image, label = _columns(schema, file, data_set)
@@ -128,15 +130,15 @@ def _rows(file: Path, data_set: str) -> Iterator[tuple[pa.Array, NDArray[np.int6
         check_decoded(file, table, [content, label])
         for batch in table.iter_batches(_ROWS_AT_ONCE, columns=[content, label]):
             if batch[label].null_count:
-                raise RequestError(f"{file}: {label}: a row has none")
+                raise RequestError(f"{file}: {label}: expected a label in every row")
             cells = batch[image]
             contents = pc.struct_field(cells, "bytes") if pa.types.is_struct(kind) else cells
             yield contents, batch[label].to_numpy().astype(np.int64)
 
 
 def _columns(schema: pa.Schema, file: Path, data_set: str) -> tuple[str, str]:
-    """The column of images and the column of labels."""
-    known = KNOWN.get(data_set)
+    """Return the names of the column of images and the column of labels."""
+    known = DATASETS.get(data_set)
     ignored = known.ignored_labels if known else ()
     images = [column for column in _IMAGE_COLUMNS if column in schema.names]
     labels = [column for column in _LABEL_COLUMNS if column in schema.names]
@@ -155,7 +157,7 @@ def _columns(schema: pa.Schema, file: Path, data_set: str) -> tuple[str, str]:
 
 
 def _class_names(schema: pa.Schema, label: str) -> list[str]:
-    """Names of the classes in the order of their labels, where Hugging Face's metadata has them."""
+    """Read the class names in the order of their labels from Hugging Face's metadata."""
     try:
         info = json.loads((schema.metadata or {})[b"huggingface"])
         names = info["info"]["features"][label]["names"]
@@ -165,7 +167,7 @@ def _class_names(schema: pa.Schema, label: str) -> list[str]:
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:
-    """Whether a column holds bytes, or, as Hugging Face has it, ``{bytes, path}``."""
+    """Whether a column contains bytes, or ``{bytes, path}`` as on Hugging Face."""
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
         kind = kind.field("bytes").type
     kind = value_type(kind)

@@ -1,4 +1,4 @@
-"""Which files of a folder make up a split."""
+"""Find the files of a split in a folder."""
 
 from __future__ import annotations
 
@@ -14,41 +14,41 @@ _NAMES: dict[SplitName, tuple[tuple[str, ...], ...]] = {
     "train": (("train",),),
     "test": (("test",), ("validation", "valid", "val")),
 }
-"""Names of a split, preferred first; names in one group mean the same."""
+"""Names of a split, preferred first; names in a group are synonyms."""
 _SHARD = re.compile(r"(?:-(\d+)(?:-of-(\d+))?(?:-[0-9a-f]{8,})?)?\.parquet")
-"""What follows the split's name: nothing, ``-0``, ``-00000-of-00003``, with or without a hash."""
+"""After the name of a split: nothing, ``-0`` or ``-00000-of-00003``, perhaps with a hash."""
 
 SplitFiles = list[Path] | Path
-"""The parquet files of a split in the order of their names, or its folder of class folders."""
+"""The parquet files of a split, sorted by name, or its folder of class folders."""
 
 
 def find_split_files(folder: Path, split: SplitName) -> Iterator[SplitFiles]:
-    """The files of a split, preferred first: ``test``, then ``validation`` for the test split.
+    """Find the files of a split, preferred first: ``test``, then ``validation`` for the test split.
 
-    Parquet files lie in the folder itself, in ``data/``, or, where neither has a split, in the only
-    sub-folder that has; in each of these, perhaps in a folder per split.
+    Parquet files are searched in the folder, in ``data/``, or, if neither has a split, in the only
+    sub-folder that has one; in each of these, also in a folder per split.
 
     Raises:
-        RequestError: files of two kinds or generations, two sub-folders, or a shard is missing.
+        RequestError: a split is there twice, in two layouts or sub-folders, or a shard is missing.
     """
     places = _parquet_folders(folder)
     for names in _NAMES[split]:
-        found: list[SplitFiles] = []
+        candidates: list[SplitFiles] = []
         for name in names:
             for place in places:
-                found += [s for s in (_shards(place, name), _split_folder(place / name)) if s]
+                candidates += [s for s in (_shards(place, name), _split_folder(place / name)) if s]
             if (folder / name).is_dir() and not _split_folder(folder / name):
-                found.append(folder / name)
-        if len(found) > 1:
-            first, second = (_name(files, folder) for files in found[:2])
+                candidates.append(folder / name)
+        if len(candidates) > 1:
+            first, second = (_name(files, folder) for files in candidates[:2])
             raise RequestError(
-                f"{folder}: {first} and {second} both hold the {split} images; keep one of them"
+                f"{folder}: {first} and {second} both contain the {split} images; keep one of them"
             )
-        yield from found
+        yield from candidates
 
 
 def _parquet_folders(folder: Path) -> list[Path]:
-    """Where parquet files are looked for: Hugging Face has a folder per configuration, or data/."""
+    """List where to search parquet files; Hugging Face has data/ or a folder per configuration."""
     places = [folder, folder / "data"]
     if any(map(_holds_splits, places)):
         return places
@@ -61,13 +61,13 @@ def _parquet_folders(folder: Path) -> list[Path]:
     if len(others) > 1:
         first, second = (entry.name for entry in others[:2])
         raise RequestError(
-            f"{folder}: {first}/ and {second}/ both hold parquet files of splits; keep one of them"
+            f"{folder}: {first}/ and {second}/ both contain parquet files; keep one of them"
         )
     return places + others
 
 
 def _holds_splits(folder: Path) -> bool:
-    """Whether parquet files of any split lie in a folder, or in its folders of splits."""
+    """Whether a folder, or a folder of a split in it, contains parquet files of any split."""
     return any(
         any(folder.glob(f"{name}.parquet"))
         or any(folder.glob(f"{name}-*.parquet"))
@@ -79,7 +79,7 @@ def _holds_splits(folder: Path) -> bool:
 
 
 def _parquet_files(folder: Path) -> list[Path]:
-    """Parquet files of a folder of a split; none if it holds class folders."""
+    """List the parquet files in the folder of a split; none if it has class folders."""
     if not folder.is_dir():
         return []
     entries = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]
@@ -89,14 +89,16 @@ def _parquet_files(folder: Path) -> list[Path]:
 
 
 def _split_folder(folder: Path) -> list[Path]:
-    """The shards in the folder of a split: ``test/0000.parquet`` or ``test/test-….parquet``."""
+    """List the shards in a split's folder: ``test/0000.parquet`` or ``test/test-….parquet``."""
     files = _parquet_files(folder)
     numbered = [file for file in files if file.stem.isdecimal()]
     other = next((file for file in files if file not in numbered), None)
     if not numbered:
         return _shards(folder, folder.name) if files else []
     if other is not None:
-        raise RequestError(f"{folder}: {numbered[0].name} and {other.name}: expected one naming")
+        raise RequestError(
+            f"{folder}: {numbered[0].name} and {other.name} are named differently; keep one kind"
+        )
     _check_complete(folder, "", [_Shard(file, int(file.stem), None) for file in numbered])
     return numbered
 
@@ -109,7 +111,7 @@ def _name(files: SplitFiles, folder: Path) -> str:
 
 @dataclass(frozen=True)
 class _Shard:
-    """A parquet file, its number, and how many there are, where its name says so."""
+    """A parquet file, with its number and the total number if its name has them."""
 
     file: Path
     number: int | None
@@ -117,7 +119,7 @@ class _Shard:
 
 
 def _shards(folder: Path, name: str) -> list[Path]:
-    """All parquet files of the split ``name`` in ``folder``; ``name_small`` is another split."""
+    """List all parquet files of the split ``name``; ``name_small`` is another split."""
     shards = []
     for file in sorted(folder.glob(f"{name}*.parquet")):
         rest = file.name.removeprefix(name)
@@ -128,7 +130,7 @@ def _shards(folder: Path, name: str) -> list[Path]:
         elif rest.startswith("-"):
             raise RequestError(
                 f"{file}: expected {name}.parquet, {name}-0.parquet or "
-                f"{name}-00000-of-00001.parquet; rename it or move it to a folder of its own"
+                f"{name}-00000-of-00001.parquet; rename it, or move it to another folder"
             )
     if shards:
         _check_complete(folder, name, shards)
@@ -136,7 +138,7 @@ def _shards(folder: Path, name: str) -> list[Path]:
 
 
 def _check_complete(folder: Path, name: str, shards: list[_Shard]) -> None:
-    """Check that shards are of one generation, and that none is missing."""
+    """Check that shards are numbered consistently and that none is missing."""
     first = shards[0]
     file_of: dict[int | None, Path] = {}
     for shard in shards:
@@ -144,7 +146,7 @@ def _check_complete(folder: Path, name: str, shards: list[_Shard]) -> None:
         if not is_like_first or shard.number in file_of:
             other = file_of.get(shard.number, first.file)
             raise RequestError(
-                f"{folder}: {other.name} and {shard.file.name} are of two generations; remove one"
+                f"{folder}: {other.name} and {shard.file.name} are of two exports; remove one"
             )
         file_of[shard.number] = shard.file
     if first.number is None:

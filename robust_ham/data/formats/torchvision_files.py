@@ -1,4 +1,4 @@
-"""CIFAR in torchvision's layout, and what torchvision downloads."""
+"""Read CIFAR in torchvision's layout, and download data sets by torchvision."""
 
 from __future__ import annotations
 
@@ -6,27 +6,30 @@ from pathlib import Path
 
 import torch
 
+from robust_ham.config.datasets import DATASETS
 from robust_ham.config.experiment import DatasetConfig
-from robust_ham.data.splits import KNOWN, Split, SplitName
+from robust_ham.data.splits import Split, SplitName
 from robust_ham.errors import RequestError
 
 
 def read_cifar(root: Path, config: DatasetConfig, split: SplitName) -> Split | None:
-    """CIFAR as torchvision keeps it: its reader checks the MD5 of every file before opening it."""
-    if not (root / KNOWN[config.name].torchvision_folder).is_dir():
+    """Read CIFAR by torchvision, which checks the MD5 of every file before it opens it."""
+    if not (root / DATASETS[config.name].torchvision_folder).is_dir():
         return None
     try:
         return _torchvision(root, config, split, download=False)
     except (RuntimeError, OSError, ValueError):
-        folder = root / KNOWN[config.name].torchvision_folder
-        raise RequestError(f"{folder}: damaged or incomplete (MD5 of a file differs)") from None
+        folder = root / DATASETS[config.name].torchvision_folder
+        raise RequestError(
+            f"{folder}: damaged or incomplete (the MD5 of a file differs); download it again"
+        ) from None
 
 
 def download(root: Path, config: DatasetConfig, split: SplitName) -> Split:
-    """What torchvision downloads into ``root``.
+    """Download a data set into ``root`` by torchvision, and read a split of it.
 
     Raises:
-        RequestError: the download failed.
+        RequestError: the download fails.
     """
     root.mkdir(parents=True, exist_ok=True)
     try:
@@ -34,16 +37,16 @@ def download(root: Path, config: DatasetConfig, split: SplitName) -> Split:
     except (RuntimeError, OSError, ValueError) as error:
         raise RequestError(
             f"dataset {config.name}: download failed ({str(error).splitlines()[0][:100]}); "
-            "put it under --data-root"
+            "download it yourself and pass its folder as --data-root"
         ) from None
 
 
 def _torchvision(root: Path, config: DatasetConfig, split: SplitName, *, download: bool) -> Split:
     from torchvision import datasets
 
-    kind = getattr(datasets, str(KNOWN[config.name].torchvision_class))
-    found = kind(root=str(root), train=split == "train", download=download)
-    pixels = torch.as_tensor(found.data)
+    kind = getattr(datasets, str(DATASETS[config.name].torchvision_class))
+    dataset = kind(root=str(root), train=split == "train", download=download)
+    pixels = torch.as_tensor(dataset.data)
     pixels = pixels.permute(0, 3, 1, 2).contiguous() if pixels.ndim == 4 else pixels.unsqueeze(1)
-    labels = torch.as_tensor(found.targets, dtype=torch.int64)
-    return Split(pixels, labels, KNOWN[config.name].num_classes, str(root))
+    labels = torch.as_tensor(dataset.targets, dtype=torch.int64)
+    return Split(pixels, labels, DATASETS[config.name].num_classes, str(root))

@@ -1,1 +1,1 @@
-"""Our attacks beside those of other libraries: time, passes, memory."""
+"""Benchmark our attacks against those of other libraries: time, passes, memory."""

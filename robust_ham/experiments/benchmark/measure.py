@@ -1,7 +1,7 @@
-"""Our attacks beside the peers': same model, images and threads, one process, alternating order.
+"""Time our attacks and other libraries' on the same model, images and threads, in one process.
 
-Every round times each library once, in the opposite order of the round before; ratios are taken
-round by round.
+Every round times each library once, in the reverse order of the previous round; ratios are
+computed within each round.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from torch import Tensor, nn
 from attacks import ATTACKS, AttackOutcome
 from attacks.utils.model import attack_mode, chunks
 from attacks.utils.prepare import prepare
+from robust_ham.config.attacks import attack_facts
 from robust_ham.config.experiment import OURS
 from robust_ham.errors import RequestError
 from robust_ham.evaluation.evaluate import AttackedImages
-from robust_ham.evaluation.registry import attack_options, recipe_of
+from robust_ham.evaluation.options import attack_options, recipe_of
 from robust_ham.evaluation.scoring import judge
 from robust_ham.experiments.benchmark import peer_libraries
 from robust_ham.experiments.benchmark.peer_libraries import Options
@@ -59,47 +60,46 @@ def measure_all(
     say: Say = lambda line: None,
     source: Path | None = None,
 ) -> pd.DataFrame:
-    """Obtain the plan's models, compare each of its attacks on each, write ``bench.csv``.
+    """Obtain the plan's models, time each attack on each model, and write ``bench.csv``.
 
-    What has been measured before with the same key is not measured again. ``source`` is the file
-    that the plan's configuration was read from.
+    Measurements with the same key are reused. ``source``: file of the plan's configuration.
 
     Returns:
         A row per model, attack and library.
 
     Raises:
-        RequestError: a library is not known or not here, or a model failed.
+        RequestError: a library is unknown or not installed, or a model failed.
     """
     versions = peer_libraries.installed()
     for name in libraries:
         if name not in versions:
             hint = f"; {peer_libraries.INSTALL[name]}" if name in peer_libraries.INSTALL else ""
-            have = ", ".join(versions)
-            raise RequestError(f"--libraries: expected some of {have}, got {name!r}{hint}")
+            known = ", ".join(versions)
+            raise RequestError(f"--libraries: expected some of {known}, got {name!r}{hint}")
     chosen = [OURS, *(name for name in libraries if name != OURS)]
     if run_plan(plan, folder, device, monitor, source=source).num_failed:
         raise RequestError(f"a model failed: {RunFolder(folder).failures}")
     context = Context(plan, RunFolder(folder), device)
-    every: Rows = []
+    all_rows: Rows = []
     for spec in plan.config.model_specs():
         for attack_id in plan.config.attacks:
             path = folder / "bench" / spec.model_id / f"{attack_id}.json"
             key = _key(context, spec.model_id, attack_id, chosen, rounds)
-            rows = _measured_before(path, key)
+            rows = _stored_rows(path, key)
             if rows is None:
                 say(f"{spec.model_id} / {attack_id}")
                 model, _ = load_model(context, spec)
                 names = {"model_id": spec.model_id, "attack": attack_id}
-                found = compare(context, model, attack_id, chosen, rounds, say)
-                rows = [names | row for row in found]
+                measured = time_libraries(context, model, attack_id, chosen, rounds, say)
+                rows = [names | row for row in measured]
                 write_json(path, {"key": key, "rows": rows})
-            every += rows
-    table = pd.DataFrame(every)
+            all_rows += rows
+    table = pd.DataFrame(all_rows)
     write_csv(folder / "bench.csv", table)
     return table
 
 
-def compare(
+def time_libraries(
     context: Context,
     model: nn.Module,
     attack_id: str,
@@ -107,20 +107,19 @@ def compare(
     rounds: int,
     say: Say,
 ) -> Rows:
-    """One attack on one model by each library that has it: a row per library, ours first.
+    """Time one attack on one model in each library that has it: a row per library, ours first.
 
-    Only images that the model gets right are attacked, as libraries differ in what they do with
-    others.
+    Attack only correctly classified images, because libraries treat the others differently.
 
     Raises:
-        RequestError: the model gets none right.
+        RequestError: the model misclassifies all images.
     """
     config = context.plan.config.attacks[attack_id]
     options = attack_options(config, attack_id)
-    right = _right_images(model, context.plan.attacked, context.device)
-    if not right.sample_ids:
-        raise RequestError("evaluation: the model gets none of the images right")
-    images, labels = right.images.to(context.device), right.labels.to(context.device)
+    attacked = _correctly_classified(model, context.plan.attacked, context.device)
+    if not attacked.sample_ids:
+        raise RequestError("evaluation: the model misclassifies all images")
+    images, labels = attacked.images.to(context.device), attacked.labels.to(context.device)
     model.eval()
 
     def run(library: str, part: slice = slice(None)) -> Tensor:
@@ -134,22 +133,22 @@ def compare(
             try:
                 peer_libraries.load(name)
                 run(name, slice(WARM_UP_IMAGES))
-            except Exception as error:  # whatever a library raises on this model
+            except Exception as error:  # a library may raise anything
                 if name == OURS:
                     raise
-                say(f"{name} fails and is left out: {type(error).__name__}: {error}")
+                say(f"{name} failed and is left out: {type(error).__name__}: {error}")
             else:
                 chosen.append(name)
 
     seconds: dict[str, list[float]] = {name: [] for name in chosen}
-    found: dict[str, Tensor] = {}
+    adversarials: dict[str, Tensor] = {}
     pass_seconds = []
     for number in range(rounds):
         pass_seconds.append(_pass_seconds(model, images, labels))
         for name in chosen if number % 2 == 0 else reversed(chosen):
             signals.check()
             start = _now(context.device)
-            found[name] = run(name)
+            adversarials[name] = run(name)
             seconds[name].append(_now(context.device) - start)
             say(f"round {number + 1} of {rounds}: {name} {seconds[name][-1]:.2f} s")
 
@@ -159,16 +158,17 @@ def compare(
     }
     least = _least_passes(config.attack, options, passes[OURS], len(labels))
     floor = [f * least[0] + b * least[1] for f, b in pass_seconds] if least else None
-    fooled_by_us = _judged(model, right, found[OURS], context.device)["status"] == "fooled"
+    our_samples = _score(model, attacked, adversarials[OURS], context.device)
+    fooled_by_us = our_samples["status"] == "fooled"
     rows = []
     for name in chosen:
-        judged = _judged(model, right, found[name], context.device)
-        fooled = judged["status"] == "fooled"
+        samples = _score(model, attacked, adversarials[name], context.device)
+        fooled = samples["status"] == "fooled"
         row: dict[str, Any] = {"library": name, "version": peer_libraries.installed()[name]}
         row |= _times(seconds[name], seconds[OURS], floor, len(labels))
         row |= _spent(passes[name], least, len(labels))
         row |= {"fooled": fooled.mean(), "same_fooled": (fooled == fooled_by_us).mean()}
-        distances = judged[fooled & (not config.attack.startswith("spatial"))]
+        distances = samples[fooled & (config.facts.candidates is None)]
         for norm in ("l2", "linf"):
             row[f"median_{norm}"] = distances[norm].median()
             row[f"mean_{norm}"] = distances[norm].mean()
@@ -176,29 +176,29 @@ def compare(
     return rows
 
 
-def _right_images(
+def _correctly_classified(
     model: nn.Module, attacked: AttackedImages, device: torch.device
 ) -> AttackedImages:
-    """Those of the attacked images that the model classifies right."""
+    """Select the images that the model classifies correctly."""
     prediction = logits_of(model, attacked.images, device).argmax(1)
     rows = (prediction == attacked.labels).nonzero().squeeze(1)
     ids = [attacked.sample_ids[i] for i in rows.tolist()]
     return AttackedImages(attacked.images[rows], attacked.labels[rows], ids)
 
 
-def _judged(
-    model: nn.Module, attacked: AttackedImages, found: Tensor, device: torch.device
+def _score(
+    model: nn.Module, attacked: AttackedImages, adversarials: Tensor, device: torch.device
 ) -> pd.DataFrame:
-    """What a library returned, judged as any attack of ours is; it has told us no more."""
-    unknown = torch.zeros(len(found), dtype=torch.int64)
-    outcome = AttackOutcome(found, unknown.bool(), unknown, unknown)
+    """Score a library's images like those of our attacks; passes are unknown."""
+    unknown = torch.zeros(len(adversarials), dtype=torch.int64)
+    outcome = AttackOutcome(adversarials, unknown.bool(), unknown, unknown)
     return judge(model, attacked.images, attacked.labels, outcome, device)
 
 
 def _times(
     times: list[float], ours: list[float], floor: list[float] | None, count: int
 ) -> dict[str, Any]:
-    """Seconds, and their ratios to ours and to the floor, round by round."""
+    """Summarise seconds, and their ratios to ours and to the floor within each round."""
     row: dict[str, Any] = {"num_images": count, "rounds": len(times)}
     row |= _spread("seconds", times)
     row["images_per_second"] = count / row["seconds"]
@@ -209,7 +209,7 @@ def _times(
 
 
 def _spent(passes: Passes, least: tuple[int, int] | None, count: int) -> dict[str, Any]:
-    """Passes per image, the fewest possible, and memory."""
+    """Return passes per image, the fewest possible, and memory."""
     return {
         "forwards": passes.forwards / count,
         "backwards": passes.backwards / count,
@@ -220,7 +220,7 @@ def _spent(passes: Passes, least: tuple[int, int] | None, count: int) -> dict[st
 
 
 def _spread(name: str, values: list[float]) -> dict[str, float]:
-    """Median, lowest and highest."""
+    """Return median, lowest and highest."""
     return {
         name: statistics.median(values),
         f"{name}_low": min(values),
@@ -235,7 +235,7 @@ def _now(device: torch.device) -> float:
 
 
 def _pass_seconds(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Seconds of one forward and one backward pass per image, on the model made fast for attack."""
+    """Time one forward and one backward pass per image, on the prepared model."""
     part = next(chunks(images))
     forward, backward = [], []
     with attack_mode(model):
@@ -255,20 +255,20 @@ def _pass_seconds(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[flo
 def _least_passes(
     attack: str, options: Options, passes: Passes, count: int
 ) -> tuple[int, int] | None:
-    """Fewest forwards and backwards of any implementation that takes our path; None: not defined.
+    """Return the fewest forwards and backwards that our iterates need; None: not defined.
 
-    DeepFool: one forward at each point that an image visits, one backward at each but the last.
+    DeepFool: one forward pass at each iterate, one backward pass at each but the last.
     """
-    if attack == "deepfool" and not options["refine"]:
+    if attack_facts(attack).stops_at_boundary and not options["refine"]:
         return passes.points, passes.points - count
     return None
 
 
-# --- what has been measured before -----------------------------------------------------------
+# --- stored measurements ---------------------------------------------------------------------
 
 
-def _measured_before(path: Path, key: str) -> Rows | None:
-    """Rows of a measurement; None if it is of something else, damaged, or not there."""
+def _stored_rows(path: Path, key: str) -> Rows | None:
+    """Return the rows of a stored measurement; None: missing, damaged, or of another key."""
     try:
         with reading(path):
             content = read_json(path)
@@ -279,9 +279,9 @@ def _measured_before(path: Path, key: str) -> Rows | None:
 
 
 def _key(context: Context, model_id: str, attack_id: str, libraries: list[str], rounds: int) -> str:
-    """Hash of all that decides a measurement, our code and the machine included."""
+    """Hash everything that decides a measurement, including our code and the machine."""
     attack, versions = context.plan.config.attacks[attack_id], peer_libraries.installed()
-    module = str(ATTACKS[attack.attack.partition(":")[0]].__module__)
+    module = str(ATTACKS[attack.facts.catalogue_name].__module__)
     return content_key(
         context.where
         | {
@@ -299,12 +299,12 @@ def _key(context: Context, model_id: str, attack_id: str, libraries: list[str], 
 
 
 def _sources(module: str) -> dict[str, str]:
-    """Source of a module of ``attacks`` and of those that it imports."""
-    found: dict[str, str] = {}
+    """Return the source of a module of ``attacks`` and of the modules that it imports."""
+    sources: dict[str, str] = {}
     waiting = [module]
     while waiting:
         name = waiting.pop()
-        if name not in found:
-            found[name] = inspect.getsource(sys.modules[name])
-            waiting += re.findall(r"^from (attacks(?:\.\w+)+) import", found[name], re.MULTILINE)
-    return found
+        if name not in sources:
+            sources[name] = inspect.getsource(sys.modules[name])
+            waiting += re.findall(r"^from (attacks(?:\.\w+)+) import", sources[name], re.MULTILINE)
+    return sources

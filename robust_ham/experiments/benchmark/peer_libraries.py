@@ -1,7 +1,7 @@
-"""How other libraries run the same attack: for `robust-ham bench`, and nothing else.
+"""Run the same attack in other libraries, for `robust-ham bench`.
 
-Each function gives its library the settings that our attack has. Libraries are imported when they
-are asked for; those that are not installed are left out.
+Each function passes our attack's settings to its library. Libraries are imported on first use;
+those not installed are left out.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from attacks.adapters.adv_lib import INSTALL_ADV_LIB, import_adv_lib
 from attacks.adapters.foolbox import call_foolbox, import_foolbox
 from attacks.utils.transforms import translation_limit
+from robust_ham.config.attacks import attack_facts
 from robust_ham.config.experiment import OURS
 from robust_ham.evaluation.registry import attack_function
 
@@ -40,16 +41,16 @@ _ART_BATCH = 64
 
 Options = dict[str, Any]
 Run = Callable[[nn.Module, Tensor, Tensor, Options], Tensor]
-"""Model, images (N, C, H, W), labels (N,), our attack's options to adversarial images."""
+"""Model, images (N, C, H, W), labels (N,) and our attack's options -> adversarial images."""
 
 
 def installed() -> dict[str, str]:
-    """Version of each library that is here."""
-    found = {}
+    """Return the version of each installed library."""
+    versions = {}
     for library, distribution in DISTRIBUTIONS.items():
         with contextlib.suppress(metadata.PackageNotFoundError):
-            found[library] = metadata.version(distribution)
-    return found
+            versions[library] = metadata.version(distribution)
+    return versions
 
 
 def can_run(library: str, attack: str, options: Options) -> bool:
@@ -62,14 +63,14 @@ def can_run(library: str, attack: str, options: Options) -> bool:
         (library, attack) in _RUNS
         and plain
         and not (in_linf and library in _ONLY_L2)
-        and not (attack.startswith("spatial") and options.get("stop") is None)
+        and not (attack_facts(attack).candidates and options.get("stop") is None)
     )
 
 
 def run(
     library: str, attack: str, options: Options, model: nn.Module, images: Tensor, labels: Tensor
 ) -> Tensor:
-    """What the library's attack returns: (N, C, H, W)."""
+    """Run the library's attack and return its images, (N, C, H, W)."""
     if library == OURS:
         return attack_function(attack)[0](model, images, labels, **options).images
     with _quiet():
@@ -77,7 +78,7 @@ def run(
 
 
 def load(library: str) -> None:
-    """Import a library now, outside of any measurement."""
+    """Import a library before it is measured."""
     if library == OURS:
         return
     if library == "foolbox":
@@ -87,13 +88,13 @@ def load(library: str) -> None:
         _import({"adversarial-library": "adv_lib.attacks.deepfool"}.get(library, library.lower()))
 
 
-def _import(name: str) -> Any:  # noqa: ANN401 - the peers have no types
+def _import(name: str) -> Any:  # noqa: ANN401 - these libraries have no types
     return import_adv_lib(name) if name.startswith("adv_lib") else importlib.import_module(name)
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the warnings, prints and root logger's messages of others."""
+    """Suppress warnings, prints and the root logger's messages."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         before = logging.root.manager.disable
@@ -106,11 +107,13 @@ def _quiet() -> Iterator[None]:
 
 def _foolbox_deepfool(model: nn.Module, images: Tensor, labels: Tensor, options: Options) -> Tensor:
     attacks = import_foolbox().attacks
-    wanted = attacks.L2DeepFoolAttack if options["norm"] == "l2" else attacks.LinfDeepFoolAttack
-    every = options["candidates"] == "all"
-    attack = wanted(
+    attack_class = (
+        attacks.L2DeepFoolAttack if options["norm"] == "l2" else attacks.LinfDeepFoolAttack
+    )
+    all_classes = options["candidates"] == "all"
+    attack = attack_class(
         steps=options["steps"],
-        candidates=None if every else options["candidates"],
+        candidates=None if all_classes else options["candidates"],
         overshoot=options["overshoot"],
     )
     return call_foolbox(attack, model, images, labels)
@@ -127,7 +130,7 @@ def _foolbox_spatial(model: nn.Module, images: Tensor, labels: Tensor, options: 
 
 
 def _adv_lib_deepfool(model: nn.Module, images: Tensor, labels: Tensor, options: Options) -> Tensor:
-    found: Tensor = _import("adv_lib.attacks.deepfool").df(
+    adversarials: Tensor = _import("adv_lib.attacks.deepfool").df(
         model,
         images,
         labels,
@@ -135,13 +138,13 @@ def _adv_lib_deepfool(model: nn.Module, images: Tensor, labels: Tensor, options:
         overshoot=options["overshoot"],
         norm=2 if options["norm"] == "l2" else float("inf"),
     )
-    return found
+    return adversarials
 
 
 def _adv_lib_superdeepfool(
     model: nn.Module, images: Tensor, labels: Tensor, options: Options
 ) -> Tensor:
-    found: Tensor = _import("adv_lib.attacks.superdeepfool").sdf(
+    adversarials: Tensor = _import("adv_lib.attacks.superdeepfool").sdf(
         model,
         images,
         labels,
@@ -149,17 +152,17 @@ def _adv_lib_superdeepfool(
         df_steps=options["steps"],
         overshoot=options["overshoot"],
     )
-    return found
+    return adversarials
 
 
 def _torchattacks_deepfool(
     model: nn.Module, images: Tensor, labels: Tensor, options: Options
 ) -> Tensor:
     package = _import("torchattacks")
-    found: Tensor = package.DeepFool(model, steps=options["steps"], overshoot=options["overshoot"])(
-        images, labels
-    )
-    return found
+    adversarials: Tensor = package.DeepFool(
+        model, steps=options["steps"], overshoot=options["overshoot"]
+    )(images, labels)
+    return adversarials
 
 
 def _art_deepfool(model: nn.Module, images: Tensor, labels: Tensor, options: Options) -> Tensor:
@@ -182,8 +185,8 @@ def _art_deepfool(model: nn.Module, images: Tensor, labels: Tensor, options: Opt
         batch_size=_ART_BATCH,
         verbose=False,
     )
-    found = attack.generate(x=images.cpu().numpy(), y=labels.cpu().numpy())
-    return torch.from_numpy(found).to(images)
+    adversarials = attack.generate(x=images.cpu().numpy(), y=labels.cpu().numpy())
+    return torch.from_numpy(adversarials).to(images)
 
 
 _ONLY_L2 = ("torchattacks", "ART")

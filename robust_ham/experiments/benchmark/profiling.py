@@ -1,6 +1,6 @@
-"""Passes through the network and peak memory of one run of a library, in a process of its own.
+"""Count passes and measure peak memory of one run of a library in a fresh process.
 
-So no library profits from, or pays for, what another left behind.
+A fresh process keeps libraries from affecting each other's measurements.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from robust_ham.experiments.benchmark import peer_libraries
 from robust_ham.experiments.benchmark.peer_libraries import Options
 
 WARM_UP_IMAGES = 8
-_STATUS = Path("/proc/self/status")  # Linux alone has it
+_STATUS = Path("/proc/self/status")  # Linux only
 
 
 @dataclass(frozen=True)
 class Passes:
-    """What a library spent: images through the model forwards and backwards, and memory.
+    """Forward and backward passes (one per image), and memory.
 
-    ``points``: at how many different images the model was evaluated; ``peak_memory_mb`` None: not
-    known on this system.
+    ``points``: number of distinct images on which the model was evaluated; ``peak_memory_mb``
+    None: unknown on this system.
     """
 
     forwards: int
@@ -39,14 +39,14 @@ class Passes:
 
 
 class CountedPoints(Counted):
-    """Counts different images too."""
+    """Counts distinct images too."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
         self.points: set[bytes] = set()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W) to logits (B, K)."""
+        """Compute the logits (B, K) of images (B, C, H, W)."""
         for image in images.detach().cpu().numpy():
             self.points.add(hashlib.blake2b(image.tobytes(), digest_size=16).digest())
         return super().forward(images)
@@ -70,7 +70,7 @@ class ProfiledCall:
 
 
 def profile(call: ProfiledCall) -> Passes:
-    """Passes and peak memory of one run in a fresh process."""
+    """Measure passes and peak memory of one run in a fresh process."""
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn) as pool:
         return pool.submit(_profile_here, call, torch.get_num_threads()).result()
@@ -85,16 +85,18 @@ def _profile_here(call: ProfiledCall, threads: int) -> Passes:
         with _PeakMemory(call.images.device) as peak:
             call.run(counted)
         return Passes(counted.forwards, counted.backwards, len(counted.points), peak.megabytes)
-    function = attack_function(call.attack)[0]  # ours count their own passes, on the fast copy
+    function = attack_function(call.attack)[
+        0
+    ]  # our attacks count passes themselves, on the fast copy
     with _PeakMemory(call.images.device) as peak:
         outcome = function(call.model, call.images, call.labels, **call.options)
-    call.run(counted)  # only for the points: counting hides the network from what makes it fast
+    call.run(counted)  # for the points only: a counted network cannot be prepared
     passes = int(outcome.forwards.sum()), int(outcome.backwards.sum())
     return Passes(*passes, len(counted.points), peak.megabytes)
 
 
 class _PeakMemory:
-    """Memory in use at the worst moment of a block, over what was in use at its start."""
+    """Peak memory during a block, above the memory in use at its start."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -105,7 +107,7 @@ class _PeakMemory:
             torch.cuda.reset_peak_memory_stats(self.device)
             self.before = torch.cuda.memory_allocated(self.device)
         elif _STATUS.is_file():
-            Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+            Path("/proc/self/clear_refs").write_text("5")  # reset the peak
             self.before = _from_status("VmRSS")
         return self
 
@@ -117,6 +119,6 @@ class _PeakMemory:
 
 
 def _from_status(name: str) -> int:
-    """Bytes of a line such as ``VmRSS: 123 kB``."""
+    """Return the bytes of a line like ``VmRSS: 123 kB``."""
     (line,) = [x for x in _STATUS.read_text().splitlines() if x.startswith(name)]
     return int(line.split()[1]) * 1024

@@ -1,4 +1,4 @@
-"""A benchmark's table and figure: seconds of each library beside ours."""
+"""The tables and the figure of a benchmark."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from robust_ham.storage.files import write_text
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Where the page is, and the table to print."""
+    """The path of the page, and the table to print."""
 
     page: Path
     table: Table
@@ -35,26 +35,26 @@ def build_benchmark(folder: Path, table: pd.DataFrame) -> Benchmark:
 
 
 def summary_of(table: pd.DataFrame) -> Table:
-    """A row per attack and library: over networks, the median and the extremes.
+    """Return a row per attack and library: median, lowest and highest over networks.
 
-    The extremes of times are those of every round on every network.
+    The extremes of times are over all rounds on all networks.
     """
     header = "attack|library|its time / ours|fooled|fooled by ours|mean L2 / ours|mean L∞ / ours"
     ours = table[table["library"] == OURS].set_index(["attack", "model_id"])
     others = table[table["library"] != OURS].set_index(["attack", "model_id"])
     rows = []
-    for (attack, library), here in others.groupby(["attack", "library"], sort=False):
-        reference = ours.loc[here.index]
-        low, high = here["ratio_low"].min(), here["ratio_high"].max()
+    for (attack, library), part in others.groupby(["attack", "library"], sort=False):
+        reference = ours.loc[part.index]
+        low, high = part["ratio_low"].min(), part["ratio_high"].max()
         rows.append(
             [
                 str(attack),
-                f"{library} {here['version'].iloc[0]}",
-                f"{here['ratio'].median():.1f} ({low:.1f} … {high:.1f})",
-                _range(here["fooled"], ".1%"),
+                f"{library} {part['version'].iloc[0]}",
+                f"{part['ratio'].median():.1f} ({low:.1f} … {high:.1f})",
+                _range(part["fooled"], ".1%"),
                 _range(reference["fooled"], ".1%"),
-                _range(here["mean_l2"] / reference["mean_l2"], ".3f"),
-                _range(here["mean_linf"] / reference["mean_linf"], ".3f"),
+                _range(part["mean_l2"] / reference["mean_l2"], ".3f"),
+                _range(part["mean_linf"] / reference["mean_linf"], ".3f"),
             ]
         )
     caption = "Every attack and library: median over networks, lowest and highest."
@@ -62,7 +62,7 @@ def summary_of(table: pd.DataFrame) -> Table:
 
 
 def _range(values: pd.Series, form: str) -> str:
-    """Lowest … highest; one number where they do not differ."""
+    """Format lowest … highest, or one number if they are equal."""
     low, high = (_number(value, form) for value in (values.min(), values.max()))
     return low if low == high else f"{low} … {high}"
 
@@ -71,7 +71,7 @@ _SHORT = "network|attack|library|seconds|times ours|fooled|mean L2|mean L∞".sp
 
 
 def table_of(table: pd.DataFrame) -> Table:
-    """A row per network, attack and library."""
+    """Return a row per network, attack and library."""
     header = (
         "network|attack|library|seconds|times ours|times floor|forwards|backwards|fooled"
         "|same as ours|median L2|mean L2|mean L∞|memory (MB)"
@@ -101,7 +101,7 @@ def table_of(table: pd.DataFrame) -> Table:
 
 
 def short_table_of(table: pd.DataFrame) -> Table:
-    """The columns that a terminal has room for."""
+    """Return the columns that fit into a terminal."""
     whole = table_of(table)
     columns = [whole.header.index(name) for name in _SHORT]
     rows = [[row[i] for i in columns] for row in whole.rows]
@@ -113,17 +113,17 @@ def _number(value: Any, form: str) -> str:  # noqa: ANN401 - a cell of a table
 
 
 def _figure(table: pd.DataFrame) -> Figure:
-    """A panel per model and attack: time of each library in units of ours, lowest to highest."""
+    """Draw a panel per model and attack: each library's time in units of ours, with its range."""
     models, attacks = list(table["model_id"].unique()), list(table["attack"].unique())
-    libraries = list(table["library"].unique())[::-1]  # the first on top
+    libraries = list(table["library"].unique())[::-1]  # first on top
     with figure_style():
         size = (2.3 * len(attacks) + 1.6, (0.25 * len(libraries) + 0.55) * len(models) + 0.3)
         figure = Figure(figsize=size, layout="constrained")
         panels = figure.subplots(len(models), len(attacks), squeeze=False, sharex=True, sharey=True)
         for line, model in zip(panels, models, strict=True):
             for panel, attack in zip(line, attacks, strict=True):
-                here = table[(table["model_id"] == model) & (table["attack"] == attack)]
-                _panel(panel, here, libraries)
+                part = table[(table["model_id"] == model) & (table["attack"] == attack)]
+                _draw_panel(panel, part, libraries)
             line[-1].annotate(
                 model,
                 (1.02, 0.5),
@@ -146,8 +146,8 @@ def _figure(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def _panel(panel: Axes, table: pd.DataFrame, libraries: list[str]) -> None:
-    """One model under one attack: a library per line, and its seconds."""
+def _draw_panel(panel: Axes, table: pd.DataFrame, libraries: list[str]) -> None:
+    """Draw one model under one attack: a row per library, with its seconds."""
     colours = sns.color_palette("colorblind")
     panel.axvline(1, color="0.8", linewidth=1, zorder=0)
     for row in table.to_dict(orient="records"):

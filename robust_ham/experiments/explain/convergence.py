@@ -1,8 +1,9 @@
-"""How DeepFool's answer depends on its settings, on networks of the zoo.
+"""How DeepFool's result depends on its settings, on networks of the zoo.
 
-One setting is varied at a time around ``DEFAULT``. An image that survives counts as infinitely far,
-so a median is infinite where at least half of them do. The default has the quickstart's 200 steps,
-because the windowed 3×3 networks, in practice 1×1, need more than the usual 50.
+Vary one setting at a time around ``DEFAULT``. The distance of an image that is never fooled counts
+as infinite, so a median is infinite if at least half of the images are never fooled. The default is
+200 steps, as in the quickstart, because the windowed 3×3 networks, in effect 1×1, need more than
+the usual 50.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ from robust_ham.evaluation.evaluate import AttackedImages, attacked_images
 from robust_ham.evaluation.scoring import judge
 from robust_ham.experiments.explain import Explained
 from robust_ham.experiments.explain.networks import zoo_networks
+from robust_ham.report.figures.labels import window_label
 from robust_ham.report.figures.style import (
     FAMILY_LINES,
-    WINDOW_LABELS,
     figure_style,
     legend_below,
     window_colour,
@@ -53,7 +54,7 @@ VALUES: dict[str, Sequence[Any]] = {
     "prune": (1, 1.5, 2, 2.5, 4, None),
     "precision": ("float32", "float64"),
 }
-COLUMNS = [
+TABLE_COLUMNS = [
     *("window", "kernel_size", "setting", "value", "num_images", "fooled_rate"),
     *("median_l2", "mean_l2", "forwards", "backwards"),
 ]
@@ -82,8 +83,8 @@ def explain(
 
     Args:
         kernel_sizes: of the networks, baseline and windowed.
-        num_images: attacked; the table counts those that the network gets right at first.
-        values: what to try of each setting, the default among it.
+        num_images: attacked images; the table counts the correctly classified ones.
+        values: the values of each setting, including the default.
     """
     test = Dataset(DatasetConfig(name="fashion_mnist")).test
     attacked = attacked_images(test, num_images, _SEED)
@@ -91,16 +92,16 @@ def explain(
     for network in zoo_networks():
         spec = network.spec
         if spec.seed == _SEED and spec.kernel_size in kernel_sizes:
-            known = {"window": spec.window, "kernel_size": spec.kernel_size}
-            rows += [known | row for row in vary(network.load(), attacked, values)]
-    table = pd.DataFrame(rows)[COLUMNS]
+            labels = {"window": spec.window, "kernel_size": spec.kernel_size}
+            rows += [labels | row for row in vary(network.load(), attacked, values)]
+    table = pd.DataFrame(rows)[TABLE_COLUMNS]
     return Explained(table, draw(table), *short(table))
 
 
 def vary(
     model: nn.Module, attacked: AttackedImages, values: Mapping[str, Sequence[Any]]
 ) -> list[dict[str, Any]]:
-    """A row per setting and value, the others at ``DEFAULT``; equal options are run once."""
+    """Return a row per setting and value, others at ``DEFAULT``; run equal options only once."""
     measured: dict[tuple[Any, ...], dict[str, float]] = {}
     rows = []
     for setting, tried in values.items():
@@ -117,11 +118,11 @@ def vary(
 def measure(
     model: nn.Module, attacked: AttackedImages, options: Mapping[str, Any]
 ) -> dict[str, float]:
-    """Attack, and judge afresh in the same precision; ``model`` is left in it.
+    """Attack, and score independently in the same precision; ``model`` stays in it.
 
     Returns:
-        Over the images right at first, ``num_images`` of them: ``fooled_rate``, ``median_l2``
-        (survivors: +∞), ``mean_l2`` of those fooled, and mean ``forwards`` and ``backwards``.
+        Over the ``num_images`` correctly classified images: ``fooled_rate``, ``median_l2`` (never
+        fooled: +∞), ``mean_l2`` of the fooled ones, and mean ``forwards`` and ``backwards``.
     """
     others = dict(options)
     dtype = _PRECISIONS[others.pop("precision")]
@@ -145,10 +146,10 @@ def _text(value: object) -> str:
 
 
 def short(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: median L2 of every network, and the share fooled where it is not all."""
+    """Return header and rows: median L2 of every network, and the share fooled if not all are."""
     networks = table[["window", "kernel_size"]].drop_duplicates().itertuples(index=False)
     header = ["setting", "value"]
-    header += [f"{WINDOW_LABELS[window]}, k = {size}" for window, size in networks]
+    header += [f"{window_label(window)}, k = {size}" for window, size in networks]
     rows = []
     for (setting, value), part in table.groupby(["setting", "value"], sort=False):
         row = [LABELS[str(setting)], str(value)]
@@ -159,19 +160,19 @@ def short(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
 
 
 def relative(table: pd.DataFrame) -> pd.Series:
-    """``median_l2`` of every row over that of the same network at the default."""
+    """Divide ``median_l2`` by that of the same network at the default."""
     at_default = table["value"] == table["setting"].map(lambda name: _text(DEFAULT[name]))
     networks = ["window", "kernel_size"]
     default = table[at_default].drop_duplicates(networks).set_index(networks)["median_l2"]
-    ours = default.loc[pd.MultiIndex.from_frame(table[networks])].to_numpy()
-    ratio: pd.Series = table["median_l2"] / ours
+    reference = default.loc[pd.MultiIndex.from_frame(table[networks])].to_numpy()
+    ratio: pd.Series = table["median_l2"] / reference
     return ratio
 
 
 def draw(table: pd.DataFrame) -> Figure:
-    """A column per setting: median distance over that at the default, and passes per image.
+    """Draw a column per setting: median distance relative to the default, and passes per image.
 
-    The steps have a scale of distances of their own; an infinite one stands at the upper edge.
+    Steps have a separate scale of distances; infinite distances are drawn at the upper edge.
     """
     table = table.assign(ratio=relative(table), passes=table["forwards"] + table["backwards"])
     settings = list(table["setting"].unique())
@@ -204,7 +205,7 @@ def draw(table: pd.DataFrame) -> Figure:
 
 
 def _placed(part: pd.DataFrame, setting: str) -> pd.DataFrame:
-    """Adds ``x``: the value where the axis is logarithmic, else its number in the order tried."""
+    """Add ``x``: the value on a logarithmic axis, else its position in the order tried."""
     if setting in _LOGARITHMIC:
         return part.assign(x=part["value"].astype(float))
     return part.assign(x=pd.factorize(part["value"])[0])
@@ -222,7 +223,7 @@ def _name_values(axes: Axes, part: pd.DataFrame, setting: str) -> None:
 
 
 def _fit(axes: Axes, ratios: pd.Series) -> None:
-    """Limits that hold the finite ratios, with room above them for the infinite ones."""
+    """Set limits that include the finite ratios, with room above for the infinite ones."""
     finite = ratios[ratios < math.inf]
     room = 0.08 * (finite.max() - finite.min()) + 1e-3
     top = 3 * room if len(finite) < len(ratios) else room
@@ -230,7 +231,7 @@ def _fit(axes: Axes, ratios: pd.Series) -> None:
 
 
 def _draw_networks(axes: Axes, part: pd.DataFrame, column: str) -> None:
-    """A line per network; infinite values, hollow, at the upper edge, a row per window."""
+    """Draw a line per network; infinite values as hollow markers at the upper edge."""
     sizes, windows = list(part["kernel_size"].unique()), list(part["window"].unique())
     for (window, size), line in part.groupby(["window", "kernel_size"], sort=False):
         name = str(window)
@@ -244,7 +245,7 @@ def _draw_networks(axes: Axes, part: pd.DataFrame, column: str) -> None:
             marker=marker,
             markersize=4,
             linewidth=1.2,
-            label=f"{WINDOW_LABELS[name]}, k = {size}",
+            label=f"{window_label(name)}, k = {size}",
         )
         if not finite.all():
             beyond = line.loc[~finite, "x"]

@@ -1,17 +1,18 @@
-"""What a convolution costs against its kernel size, and what a window costs on top.
+"""The cost of a convolution against its kernel size, and the additional cost of a window.
 
-Three measurements, by the clock and by torch's counter of floating-point operations:
+Three measurements, of time and of floating-point operations (torch's counter):
 
 - ``convolution``: a k×k convolution (O(HWk²)) and its factorised relative, k×1 then 1×k (O(2HWk)),
   both 32 to 32 channels on 32×32 pixels, float32, without gradients; ratios are to k = 3.
 - ``training step``: forward, backward and update of the paper's CNN (four convolutions of 16 and 32
   channels, 128 colour images of 32×32, in the precision that training uses) with a window, over the
-  same without. The baseline is timed against a copy of itself too: what comes out there is noise.
-- ``inference``: the forward pass, in float32, of the windowed network, and of the same folded, over
-  that of the baseline.
+  same without. The baseline is also timed against a copy of itself, which shows the noise.
+- ``inference``: the float32 forward pass of the windowed network, as it is and folded, over that of
+  the baseline.
 
-A round times each contestant once, in the opposite order of the round before; ratios are taken
-round by round. A window adds one product of weights forwards and one backwards; folded, nothing.
+A round times each contestant once, in the reverse order of the previous round; ratios are computed
+within each round. A window adds one product of weights to each forward and backward pass; a folded
+window adds nothing.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from robust_ham.config.models import CnnGroup
 from robust_ham.experiments.explain import Explained
 from robust_ham.experiments.explain.panels import Colour
-from robust_ham.models.build import build, num_flops
+from robust_ham.models.build import build
 from robust_ham.models.layers import conv2d
+from robust_ham.models.size import num_flops
 from robust_ham.models.surgery import folded
 from robust_ham.report.figures.style import figure_style, legend_below, window_colour
 from robust_ham.storage import signals
@@ -42,17 +44,17 @@ from robust_ham.training.train import resolve_precision
 SIZES = (3, 5, 7, 9, 11)
 ROUNDS = 41
 BAR = 0.03
-"""At most this share may a window add to a training step."""
+"""Largest share that a window may add to the time of a training step."""
 
 _CHANNELS, _SIDE, _BATCH = 32, 32, 128
 _CPU = torch.device("cpu")
-_CONVOLUTION_REPEATS = 5  # as one takes less than a millisecond
+_CONVOLUTION_REPEATS = 5  # one takes less than a millisecond
 
 Work = Callable[[], object]
 
 
 def explain(sizes: Sequence[int] = SIZES, rounds: int = ROUNDS) -> Explained:
-    """Measure on the CPU, with as many threads as torch is set to."""
+    """Measure on the CPU, with torch's number of threads."""
     rows = _convolutions(sizes, rounds)
     for size in sizes:
         rows += _training_steps(size, rounds)
@@ -64,9 +66,9 @@ def explain(sizes: Sequence[int] = SIZES, rounds: int = ROUNDS) -> Explained:
 def time_rounds(
     contestants: dict[Any, Work], rounds: int, repeats: int = 1
 ) -> dict[Any, list[float]]:
-    """Seconds of each contestant in each round, after one that does not count.
+    """Return the seconds of each contestant in each round, after a warm-up round.
 
-    A round calls each ``repeats`` times; odd rounds in the opposite order.
+    A round calls each contestant ``repeats`` times; odd rounds use the reverse order.
     """
     seconds: dict[Any, list[float]] = {name: [] for name in contestants}
     for number in range(-1, rounds):
@@ -82,20 +84,23 @@ def time_rounds(
 
 
 def _rows(
-    what: str, seconds: dict[Any, list[float]], reference: dict[Any, Any], flops: dict[Any, int]
+    measurement: str,
+    seconds: dict[Any, list[float]],
+    reference: dict[Any, Any],
+    flops: dict[Any, int],
 ) -> list[dict[str, Any]]:
-    """A row per contestant (name, kernel size), its ratios being to the contestant named."""
+    """Return a row per contestant (name, kernel size), with ratios to its reference."""
     rows = []
-    for (name, size), own in seconds.items():
-        other = seconds[reference[name, size]]
-        ratios = [a / b for a, b in zip(own, other, strict=True)]
+    for (name, size), times in seconds.items():
+        reference_times = seconds[reference[name, size]]
+        ratios = [a / b for a, b in zip(times, reference_times, strict=True)]
         rows.append(
             {
-                "what": what,
+                "what": measurement,
                 "contestant": name,
                 "kernel_size": size,
                 "flops": flops.get((name, size)),
-                **_spread("seconds", own),
+                **_spread("seconds", times),
                 **_spread("ratio", ratios),
             }
         )
@@ -103,14 +108,14 @@ def _rows(
 
 
 def _spread(name: str, values: list[float]) -> dict[str, float]:
-    """Median, quartiles, lowest and highest."""
+    """Return median, quartiles, lowest and highest."""
     quartiles = np.quantile(values, [0.5, 0.25, 0.75, 0, 1]).tolist()
     parts = ("", "_q25", "_q75", "_low", "_high")
     return {f"{name}{part}": value for part, value in zip(parts, quartiles, strict=True)}
 
 
 def _convolutions(sizes: Sequence[int], rounds: int) -> list[dict[str, Any]]:
-    """Time and operations of 2-D and factorised convolutions, in units of the smallest."""
+    """Measure 2-D and factorised convolutions relative to the smallest kernel."""
     images = torch.rand(16, _CHANNELS, _SIDE, _SIDE, generator=torch.Generator().manual_seed(0))
     images = images.to(memory_format=torch.channels_last)
     work: dict[Any, Work] = {}
@@ -135,7 +140,7 @@ def _without_gradient(model: nn.Module, images: Tensor) -> Work:
 
 
 def _network(size: int, window: str) -> nn.Module:
-    """The paper's CNN as training holds it."""
+    """Build the paper's CNN in the memory format of training."""
     spec = CnnGroup(depth=4, widths=(16, 32), first_kernel="same", kernel_size=size, window=window)
     return build(spec, 3, 10).to(memory_format=torch.channels_last)
 
@@ -148,7 +153,7 @@ def _images() -> tuple[Tensor, Tensor]:
 
 
 def training_step(model: nn.Module) -> Work:
-    """One step of ``training.train`` on one batch, data left out."""
+    """Return one step of ``training.train`` on one batch, without data loading."""
     images, labels = _images()
     bf16 = resolve_precision("auto", _CPU) == "bf16"
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4)
@@ -198,22 +203,22 @@ def _inference(size: int, rounds: int) -> list[dict[str, Any]]:
 
 
 def short(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: medians, lowest and highest round in brackets."""
+    """Return header and rows: medians, with lowest and highest round in brackets."""
     header = ["measured", "contestant", "k", "MFLOPs", "time (ms)", "ratio"]
     rows = []
     for row in table.to_dict(orient="records"):
         ratio = f"{row['ratio']:.3f} ({row['ratio_low']:.3f} … {row['ratio_high']:.3f})"
         times = f"{1e3 * row['seconds']:.2f}"
         flops = f"{row['flops'] / 1e6:.1f}"
-        what, name = str(row["what"]), str(row["contestant"])
-        rows.append([what, name, str(row["kernel_size"]), flops, times, ratio])
+        measurement, name = str(row["what"]), str(row["contestant"])
+        rows.append([measurement, name, str(row["kernel_size"]), flops, times, ratio])
     return header, rows
 
 
 def draw(table: pd.DataFrame) -> Figure:
-    """Time and operations in units of the smallest k; what a window adds to a step, to inference.
+    """Draw time and operations relative to the smallest k, and the cost of a window.
 
-    Marks: medians; bars: quartiles of the rounds.
+    Markers: medians; bars: quartiles of the rounds.
     """
     with figure_style():
         figure = Figure(figsize=(9.6, 3.9), layout="constrained")
@@ -234,7 +239,7 @@ def draw(table: pd.DataFrame) -> Figure:
 
 
 def _draw_growth(axes: Axes, table: pd.DataFrame) -> None:
-    """Time of the two convolutions over that at the smallest k, and the curves k² and 2k."""
+    """Draw the time of both convolutions relative to the smallest k, and the curves k² and 2k."""
     sizes = sorted(table["kernel_size"].unique())
     k = np.linspace(sizes[0], sizes[-1], 100)
     looks = (("2-D", window_colour("none"), "o", 2), ("factorised", "0.45", "^", 1))
@@ -262,7 +267,7 @@ def _draw_growth(axes: Axes, table: pd.DataFrame) -> None:
 
 
 def _draw_ratios(axes: Axes, table: pd.DataFrame, looks: Mapping[str, tuple[Colour, str]]) -> None:
-    """Time over that of the baseline, less one, in percent."""
+    """Draw the additional time relative to the baseline, in percent."""
     sizes = sorted(table["kernel_size"].unique())
     axes.axhline(0, color="0.8", linewidth=0.8, zorder=0)
     for place, (name, (colour, marker)) in enumerate(looks.items()):

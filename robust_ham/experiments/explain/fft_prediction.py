@@ -1,21 +1,20 @@
-"""One convolution learns to output the FFT magnitude of images of three sine waves: what leaks.
+"""Train one convolution to output the FFT magnitude of three sine waves, and measure its leakage.
 
-The design is ours, after the description in arXiv 2101.10143. Images are 20×20, each the sum of
-three 2-D sine waves of random phase and amplitude at random whole frequencies, so that their FFT
-magnitude is six points (negative frequencies included) and nothing else. The network is one
-convolution without bias: for each of the 20×20 frequencies a pair of k×k filters, whose outputs a
-and b become √(a² + b²), averaged over positions. Each filter of k < 20 taps is cut off, and passes
-frequencies that are not its own.
+The design is ours, after the description in arXiv 2101.10143. Each 20×20 image is the sum of three
+2-D sine waves of random phase and amplitude at random integer frequencies, so its FFT magnitude is
+six points (including negative frequencies). The network is one convolution without bias: a pair of
+k×k filters for each of the 20×20 frequencies, whose outputs a and b are combined to √(a² + b²) and
+averaged over positions. A filter of k < 20 taps is truncated, and passes other frequencies too.
 
-Baseline and windowed twin start from the same raw weights, see the same images, and are trained by
-Adam on the squared error. As a Hamming window has no zero, either can represent what the other can:
-what differs is what training finds, so a short and a long training stand beside each other. (Under
-plain SGD the windowed network's outer taps, whose rate is the window squared, are far from done
-after as many steps.)
+The baseline and its windowed twin start from the same raw weights, see the same images, and are
+trained by Adam on the squared error. A Hamming window has no zero, so both can represent the same
+functions. They differ in what training finds, so a short and a long training are compared. (Under
+plain SGD, the learning rate of the windowed network's outer taps is scaled by the window squared,
+and they are far from converged after as many steps.)
 
-Energy is the squared prediction; on held-out images it is counted outside the true points
-(``leakage``), and outside the main lobes of the k×k Hamming window around them (``far_leakage``):
-the same region for both, so that a window's own wider main lobe is not far.
+Energy is the squared prediction on held-out images. ``leakage`` is its share outside the true
+points, ``far_leakage`` its share outside the main lobes of the k×k Hamming window around them. The
+region is the same for both networks, so the wider main lobe of the window does not count as far.
 """
 
 from __future__ import annotations
@@ -38,9 +37,9 @@ from robust_ham.experiments.explain.panels import decibels
 from robust_ham.models.build import initialise
 from robust_ham.models.layers import WindowedConv2d
 from robust_ham.models.windows import hamming_main_lobe
+from robust_ham.report.figures.labels import window_label
 from robust_ham.report.figures.style import (
     FAMILY_LINES,
-    WINDOW_LABELS,
     figure_style,
     legend_below,
     window_colour,
@@ -52,7 +51,7 @@ SIZE = 20
 """Pixels per side, and frequencies."""
 
 STRIDES = {7: 3, 11: 2, 15: 2}
-"""Kernel sizes, and the steps between the positions that are averaged."""
+"""Kernel sizes, and the stride between the averaged positions."""
 
 WINDOWS = ("none", "hamming")
 SEEDS = (0, 1, 2)
@@ -74,9 +73,9 @@ def explain(
     """Train and measure baseline and windowed networks; the figure shows the first held-out image.
 
     Args:
-        sizes: kernel sizes, of ``STRIDES``.
-        seeds: a network each.
-        trainings: numbers of steps; the figure's predictions are by the last.
+        sizes: kernel sizes, keys of ``STRIDES``.
+        seeds: one network each.
+        trainings: numbers of steps; the figure shows predictions of the last.
     """
     images, magnitude = waves(_NUM_HELD_OUT, torch.Generator().manual_seed(_HELD_OUT_SEED))
     rows, shown = [], {}
@@ -85,8 +84,8 @@ def explain(
         train(network, seed, steps)
         with torch.no_grad():
             predicted = network(images)
-        about = {"kernel_size": kernel_size, "window": window, "steps": steps, "seed": seed}
-        rows.append(about | measure(predicted, magnitude, kernel_size))
+        labels = {"kernel_size": kernel_size, "window": window, "steps": steps, "seed": seed}
+        rows.append(labels | measure(predicted, magnitude, kernel_size))
         if (steps, seed) == (trainings[-1], seeds[0]):
             shown[kernel_size, window] = predicted[0]
     table = pd.DataFrame(rows)
@@ -113,16 +112,16 @@ class FftNetwork(nn.Module):
         initialise(self, seed)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Predicted magnitudes."""
+        """Predict the magnitudes."""
         pairs = self.conv(images).unflatten(1, (2, SIZE, SIZE)).flatten(4)  # (N, 2, S, S, places)
-        magnitudes: Tensor = ((pairs**2).sum(1) + 1e-12).sqrt()  # a gradient at 0 too
+        magnitudes: Tensor = ((pairs**2).sum(1) + 1e-12).sqrt()  # finite gradient at 0
         return magnitudes.mean(3)
 
 
 def waves(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Images (N, 1, SIZE, SIZE) and the magnitude of their FFT (N, SIZE, SIZE).
+    """Draw images (N, 1, SIZE, SIZE) and compute the magnitude of their FFT (N, SIZE, SIZE).
 
-    The magnitude is scaled to the waves' amplitudes, 0.5 to 1.5.
+    The magnitude is scaled to the amplitudes of the waves, 0.5 to 1.5.
     """
     half = (SIZE - 1) // 2
     frequencies = torch.cartesian_prod(torch.arange(-half, half + 1), torch.arange(1, half + 1))
@@ -138,7 +137,7 @@ def waves(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 
 
 def train(network: FftNetwork, seed: int, steps: int) -> None:
-    """Train in place; the rate falls to 0 along a cosine."""
+    """Train in place; the learning rate decays to 0 along a cosine."""
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(network.parameters(), LEARNING_RATE)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -153,11 +152,11 @@ def train(network: FftNetwork, seed: int, steps: int) -> None:
 
 
 def measure(predicted: Tensor, magnitude: Tensor, kernel_size: int) -> dict[str, float]:
-    """What a prediction is worth, means over images; both arguments (N, SIZE, SIZE).
+    """Measure a prediction, as means over images; both arguments (N, SIZE, SIZE).
 
     ``error``: squared error over the energy of the truth. ``leakage`` and ``far_leakage``: shares
-    of the predicted energy, as described above. ``far_share``: share of the frequencies that are
-    far, what a flat prediction would have.
+    of the predicted energy, as described above. ``far_share``: share of far frequencies, which is
+    the far leakage of a flat prediction.
     """
     true = magnitude > 0.25  # the smallest amplitude is 0.5
     steps = torch.arange(SIZE)
@@ -177,11 +176,11 @@ def measure(predicted: Tensor, magnitude: Tensor, kernel_size: int) -> dict[str,
 
 
 def short(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: means over seeds, lowest and highest seed in brackets."""
+    """Return header and rows: means over seeds, with lowest and highest seed in brackets."""
     header = ["k", "window", "steps", "error", "leakage", "far leakage"]
     rows = []
     for (size, steps, window), arm in table.groupby(["kernel_size", "steps", "window"], sort=False):
-        row = [str(size), WINDOW_LABELS[str(window)], str(steps)]
+        row = [str(size), window_label(str(window)), str(steps)]
         for name in ("error", "leakage", "far_leakage"):
             values = arm[name]
             row.append(f"{values.mean():.2%} ({values.min():.2%} … {values.max():.2%})")
@@ -195,7 +194,7 @@ def draw(
     magnitude: Tensor,
     shown: dict[tuple[int, str], Tensor],
 ) -> Figure:
-    """An image, its true FFT magnitude and the predictions, and what leaks against kernel size."""
+    """Draw an image, its true FFT magnitude, the predictions, and leakage against kernel size."""
     sizes = list(table["kernel_size"].unique())
     with figure_style():
         figure = Figure(figsize=(1.5 * len(sizes) + 4.9, 4.6), layout="constrained")
@@ -211,7 +210,7 @@ def draw(
         for column, size in enumerate(sizes, start=1):
             for row, window in enumerate(WINDOWS):
                 picture = _show_magnitude(panels[row, column], shown[size, window])
-                panels[row, column].set_title(f"{WINDOW_LABELS[window]}, k = {size}")
+                panels[row, column].set_title(f"{window_label(window)}, k = {size}")
                 panels[row, column].set_yticklabels([])
         for axes in panels[1, :-1]:
             axes.set_xlabel("cycles per pixel")
@@ -226,7 +225,7 @@ def draw(
 
 
 def _show_magnitude(axes: Axes, magnitude: Tensor) -> AxesImage:
-    """A magnitude (SIZE, SIZE) in dB; axes in cycles per pixel."""
+    """Show a magnitude (SIZE, SIZE) in dB; axes in cycles per pixel."""
     edge = 0.5 + 0.5 / SIZE  # frequency −0.5 is the centre of the first pixel
     extent = (-edge, 1 - edge, 1 - edge, -edge)
     image = axes.imshow(
@@ -238,7 +237,7 @@ def _show_magnitude(axes: Axes, magnitude: Tensor) -> AxesImage:
 
 
 def _draw_leakage(axes: Axes, table: pd.DataFrame, name: str) -> None:
-    """Mean over seeds against kernel size, single seeds as points."""
+    """Draw the mean over seeds against kernel size, and single seeds as points."""
     trainings = sorted(table["steps"].unique(), reverse=True)
     for (steps, window), arm in table.groupby(["steps", "window"], sort=False):
         mean = arm.groupby("kernel_size")[name].mean()
@@ -250,7 +249,7 @@ def _draw_leakage(axes: Axes, table: pd.DataFrame, name: str) -> None:
             marker=window_marker(str(window)),
             markersize=4,
             linewidth=1.3,
-            label=f"{WINDOW_LABELS[str(window)]}, {steps} steps",
+            label=f"{window_label(str(window))}, {steps} steps",
         )
         axes.scatter(
             arm["kernel_size"], arm[name], s=6, color=window_colour(str(window)), linewidths=0

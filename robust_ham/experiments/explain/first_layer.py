@@ -1,9 +1,9 @@
 """Learned first-layer kernels of baseline and windowed networks side by side, and their spectra.
 
-Kernels are shown as they are applied: raw weight × window. Twins start from the same raw weights,
-so the kernels at one place of either picture began as the same. Kernels of three input channels are
-shown in colour; each kernel is scaled by its own largest weight, and the spectrum of a kernel is
-the sum of the power of its channels, below its own peak.
+Kernels are shown as applied: raw weight × window. Twins start from the same raw weights, so kernels
+at the same position started equal. Kernels of three input channels are shown in colour. Each kernel
+is scaled by its largest weight; its spectrum is the summed power of its channels, relative to its
+peak.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from robust_ham.models.kernel_spectra import (
     frequency_response,
     measure_kernels,
 )
-from robust_ham.report.figures.style import WINDOW_LABELS, figure_style
+from robust_ham.report.figures.labels import window_label
+from robust_ham.report.figures.style import figure_style
 
 _FLOOR = -30.0  # dB
 _SHOWN = 16
@@ -40,7 +41,7 @@ _DEFAULT_SIZE = 7  # of the zoo's networks
 
 @dataclass(frozen=True)
 class Layer:
-    """First convolution of a network: its name, and its kernels (out, in, h, w) as applied."""
+    """The first convolution of a network: its name, and its kernels (out, in, h, w) as applied."""
 
     network: Network
     name: str
@@ -48,15 +49,15 @@ class Layer:
 
 
 def explain(run: Path | None = None) -> Explained:
-    """A baseline and its windowed twin for each kernel size of a run; the zoo's with 7×7.
+    """Compare a baseline with its windowed twin for each kernel size of a run, or the zoo's 7×7.
 
     Raises:
-        RequestError: not a run folder, or there is no pair in it.
+        RequestError: not a run folder, or it has no such pair.
     """
-    found = networks(run)
+    candidates = networks(run)
     if run is None:
-        found = [network for network in found if network.spec.kernel_size == _DEFAULT_SIZE]
-    twins = pairs(found)
+        candidates = [n for n in candidates if n.spec.kernel_size == _DEFAULT_SIZE]
+    twins = pairs(candidates)
     if not twins:
         raise RequestError(
             f"{run}: no baseline and windowed network of the same kernel size and seed"
@@ -72,13 +73,13 @@ def explain(run: Path | None = None) -> Explained:
     return Explained(table, draw(layers), header, rows)
 
 
-def pairs(found: list[Network]) -> list[tuple[Network, Network]]:
-    """For each family and kernel size the lowest seed that has a baseline and a windowed network.
+def pairs(candidates: list[Network]) -> list[tuple[Network, Network]]:
+    """Return a baseline and a windowed network per family and kernel size, of the lowest seed.
 
-    Of several windows Hamming is preferred, else the first.
+    If there are several windows, take Hamming, else the first.
     """
     chosen: dict[tuple[str, int], tuple[Network, Network]] = {}
-    by_seed = sorted(found, key=lambda n: (n.spec.seed, n.spec.window != "hamming"))
+    by_seed = sorted(candidates, key=lambda n: (n.spec.seed, n.spec.window != "hamming"))
     for baseline in (n for n in by_seed if n.spec.window == "none"):
         for other in (n for n in by_seed if n.spec.window != "none"):
             keys = [(n.spec.family, n.spec.kernel_size, n.spec.seed) for n in (baseline, other)]
@@ -88,19 +89,19 @@ def pairs(found: list[Network]) -> list[tuple[Network, Network]]:
 
 
 def first_layer(network: Network) -> Layer:
-    """The first convolution above 1×1.
+    """Return the first convolution larger than 1×1.
 
     Raises:
-        RequestError: there is none.
+        RequestError: the network has none.
     """
     for name, module in network.load().named_modules():
         if isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1:
             return Layer(network, name, effective_kernels(module))
-    raise RequestError(f"{network.spec.model_id}: has no convolution above 1×1")
+    raise RequestError(f"{network.spec.model_id}: has no convolution larger than 1×1")
 
 
 def measure(layer: Layer) -> pd.DataFrame:
-    """A row per slice of the layer.
+    """Return a row per slice of the layer.
 
     Columns: ``model_id window kernel_size seed layer kernel channel``, those of
     ``measure_kernels``, and ``norm``, the root of the sum of squared weights.
@@ -124,7 +125,7 @@ def measure(layer: Layer) -> pd.DataFrame:
 
 
 def draw(layers: list[tuple[Layer, Layer]]) -> Figure:
-    """A row per pair: kernels of the baseline, of its twin, and the spectra of both."""
+    """Draw a row per pair: the kernels of the baseline and of its twin, and their spectra."""
     with figure_style():
         figure = Figure(figsize=(9.2, 2.45 * len(layers) + 0.6), layout="constrained")
         panels = figure.subplots(len(layers), 4, squeeze=False)
@@ -137,7 +138,7 @@ def draw(layers: list[tuple[Layer, Layer]]) -> Figure:
                 image = show_spectra(line[column + 2], layer.kernels[:_SHOWN])
                 line[column].set_xlabel(f"{layer.name}: {height}×{width} pixels each")
                 line[column + 2].set_xlabel("±0.5 cycles per pixel each")
-                title = f"{WINDOW_LABELS[spec.window]}, k = {spec.kernel_size}"
+                title = f"{window_label(spec.window)}, k = {spec.kernel_size}"
                 line[column].set_title(title)
                 line[column + 2].set_title(f"{title}: spectra")
             if len(families) > 1:
@@ -147,11 +148,11 @@ def draw(layers: list[tuple[Layer, Layer]]) -> Figure:
 
 
 def show_kernels(axes: Axes, kernels: Tensor) -> None:
-    """Kernels (N, channels, h, w), each scaled by its largest weight; three channels: in colour."""
+    """Show kernels (N, channels, h, w) scaled by their largest weight; three channels: colour."""
     scaled = kernels / kernels.abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-30)
     if kernels.shape[1] == 3:
         tiles = 0.5 + scaled.movedim(1, -1) / 2  # (N, h, w, 3), grey at 0
-    else:  # channels that are no colours: the strongest
+    else:  # the channels are not colours: show the strongest
         strongest = scaled.flatten(2).norm(dim=2).argmax(1)
         tiles = scaled[torch.arange(len(scaled)), strongest]  # (N, h, w)
     _hide_ticks(axes)
@@ -160,7 +161,7 @@ def show_kernels(axes: Axes, kernels: Tensor) -> None:
 
 
 def show_spectra(axes: Axes, kernels: Tensor) -> AxesImage:
-    """Power of kernels (N, channels, h, w), dB below each one's peak, frequency 0 in the middle."""
+    """Show the power of kernels (N, channels, h, w) in dB below the peak, frequency 0 centred."""
     power = (frequency_response(kernels, _POINTS) ** 2).sum(1)
     levels = np.stack([decibels(one.sqrt(), _FLOOR) for one in power])
     _hide_ticks(axes)
@@ -168,7 +169,7 @@ def show_spectra(axes: Axes, kernels: Tensor) -> AxesImage:
 
 
 def mosaic(tiles: Array, gap: int) -> Array:
-    """Tiles (N, h, w) or (N, h, w, 3) row by row in a square, NaN between them; colour: 1."""
+    """Arrange tiles (N, h, w) or (N, h, w, 3) in a square; gaps are NaN, in colour 1."""
     num, height, width = tiles.shape[:3]
     columns = math.ceil(math.sqrt(num))
     rows = math.ceil(num / columns)

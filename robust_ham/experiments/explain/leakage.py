@@ -1,9 +1,9 @@
-"""Side lobes, bandwidth and edges of every learned kernel, per layer, baseline against windowed.
+"""Side lobes, bandwidth and edges of learned kernels per layer, baseline against windowed.
 
-The measures are those of ``models.kernel_spectra``. Of a run, the table is its ``kernels.csv``.
-A kernel leaks where energy lies outside its main lobe; but a kernel that has learned to use few
-taps passes a wide band by intent, which the same number counts, so bandwidth stands beside it, and
-the energy on the outermost taps says how abrupt the cut is.
+The measures are those of ``models.kernel_spectra``; for a run, they come from its ``kernels.csv``.
+Energy outside the main lobe is leakage. But a kernel that has learned to use few taps passes a wide
+band by design, and the same number counts it; so bandwidth is shown too. The energy on the
+outermost taps shows how abrupt the truncation is.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from robust_ham.experiments.explain import Explained
 from robust_ham.experiments.explain.networks import zoo_networks
 from robust_ham.models.checkpoints import read_card
 from robust_ham.regular_files import is_regular
+from robust_ham.report.figures.labels import arm_label, window_label
 from robust_ham.report.figures.style import (
     FAMILY_LINES,
-    WINDOW_LABELS,
     figure_style,
     legend_below,
     window_colour,
@@ -38,11 +38,11 @@ LABELS = {
     "bandwidth": "bandwidth",
     "edge_energy": "edge energy",
 }
-_MOST_NAMES = 6  # of layers, before they are numbered
+_MOST_NAMES = 6  # layers beyond which numbers replace names
 
 
 def explain(run: Path | None = None) -> Explained:
-    """The kernels of a run, or of the zoo.
+    """Summarise the kernels of a run, or of the zoo.
 
     Raises:
         RequestError: not a run folder, or its ``kernels.csv`` is missing or damaged.
@@ -53,21 +53,21 @@ def explain(run: Path | None = None) -> Explained:
 
 
 def zoo_table() -> tuple[pd.DataFrame, dict[str, str]]:
-    """``kernels.csv`` of the zoo, and the family of each of its networks."""
-    found = zoo_networks()
-    tables = [kernel_rows(n.spec, n.load(), read_card(n.card)["weights_sha256"]) for n in found]
-    families = {network.spec.model_id: network.spec.family for network in found}
+    """Return the kernel measures of the zoo, and the family of each network."""
+    zoo = zoo_networks()
+    tables = [kernel_rows(n.spec, n.load(), read_card(n.card)["weights_sha256"]) for n in zoo]
+    families = {network.spec.model_id: network.spec.family for network in zoo}
     return pd.concat(tables, ignore_index=True), families
 
 
 def run_table(folder: Path) -> tuple[pd.DataFrame, dict[str, str]]:
-    """``kernels.csv`` of a run, and the family of each of its networks."""
+    """Return ``kernels.csv`` of a run, and the family of each network."""
     run = Run(RunFolder(folder))
     run.folder.refuse_links()
     families = {spec.model_id: spec.family for spec in run.config.model_specs()}
     path = run.folder.kernels
     if not is_regular(path):
-        raise RequestError(f"{path}: no such file; the same `robust-ham run` again writes it")
+        raise RequestError(f"{path}: no such file; rerun the same `robust-ham run` to write it")
     with reading(path):
         table = read_csv(path, keep_default_na=False, na_values="")[COLUMNS]
         table = table[table["model_id"].isin(list(families))]
@@ -78,23 +78,23 @@ def run_table(folder: Path) -> tuple[pd.DataFrame, dict[str, str]]:
 
 
 def summarise(table: pd.DataFrame, families: dict[str, str]) -> pd.DataFrame:
-    """Means over seeds, a row per family, kernel size, window and layer, in the networks' order.
+    """Average over seeds: a row per family, kernel size, window and layer, in the networks' order.
 
-    Columns ``family kernel_size window place layer``, ``place`` counting the layers of a network
-    from 1, and of each measure its median and quartiles.
+    Columns: ``family kernel_size window place layer`` (``place``: number of the layer, from 1), and
+    median and quartiles of each measure.
     """
-    known = table.assign(
+    placed = table.assign(
         family=table["model_id"].map(families),
         place=table.groupby("model_id", sort=False).cumcount() + 1,
     )
     keys = ["family", "kernel_size", "window", "place", "layer"]
     measures = [f"{name}{part}" for name in LABELS for part in ("", "_q25", "_q75")]
-    arms = known.groupby(keys, sort=False)[measures].mean().reset_index()
+    arms = placed.groupby(keys, sort=False)[measures].mean().reset_index()
     return arms.sort_values("kernel_size", kind="stable")
 
 
 def draw(arms: pd.DataFrame) -> Figure:
-    """A column per kernel size, a row per measure, layers along the axis; bars: quartiles."""
+    """Draw a column per kernel size, a row per measure, layers along x; bars: quartiles."""
     sizes = list(arms["kernel_size"].unique())
     with figure_style():
         size = (max(1.75 * len(sizes), 3.2) + 0.9, 1.75 * len(LABELS) + 0.7)
@@ -118,7 +118,7 @@ def draw(arms: pd.DataFrame) -> Figure:
 
 
 def _draw_arms(axes: Axes, part: pd.DataFrame, measure: str, families: list[str]) -> None:
-    """One line per family and window: medians, with the quartiles of the kernels."""
+    """Draw a line per family and window: medians and quartiles of the kernels."""
     arms = list(part.groupby(["family", "window"], sort=False))
     few = part["place"].max() <= _MOST_NAMES
     for i, ((family, window), arm) in enumerate(arms):
@@ -134,7 +134,7 @@ def _draw_arms(axes: Axes, part: pd.DataFrame, measure: str, families: list[str]
             marker=window_marker(str(window)),
             markersize=4 if few else 2.5,
             linewidth=1.2,
-            label=WINDOW_LABELS[str(window)] + (f" ({family})" if len(families) > 1 else ""),
+            label=arm_label(str(window), str(family), families),
         )
         if few:
             spread = [shown[measure] - low, high - shown[measure]]
@@ -144,7 +144,7 @@ def _draw_arms(axes: Axes, part: pd.DataFrame, measure: str, families: list[str]
 
 
 def _name_layers(axes: Axes, part: pd.DataFrame) -> None:
-    """Names of a few layers, else their number."""
+    """Label the layers by name if there are few, else by number."""
     count = int(part["place"].max())
     if count <= _MOST_NAMES and part["family"].nunique() == 1:
         named = part.drop_duplicates("place").sort_values("place")
@@ -156,22 +156,22 @@ def _name_layers(axes: Axes, part: pd.DataFrame) -> None:
 
 
 def short(arms: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: medians per kernel size and layer, the windows side by side.
+    """Return header and rows: medians per kernel size and layer, with windows side by side.
 
-    Networks of many layers: the mean over them.
+    For networks of many layers, return the mean over layers.
     """
     windows = list(arms["window"].unique())
     header = ["network", "k", "layer"]
-    header += [f"{label}, {WINDOW_LABELS[w]}" for label in LABELS.values() for w in windows]
+    header += [f"{label}, {window_label(w)}" for label in LABELS.values() for w in windows]
     if arms["place"].max() > _MOST_NAMES:
         keys = ["family", "kernel_size", "window"]
         arms = arms.groupby(keys, sort=False)[list(LABELS)].mean().reset_index()
         arms = arms.assign(place=0, layer="mean")
     rows = []
-    for (family, size, _), here in arms.groupby(["family", "kernel_size", "place"], sort=False):
-        row = [str(family), str(size), str(here["layer"].iloc[0])]
+    for (family, size, _), part in arms.groupby(["family", "kernel_size", "place"], sort=False):
+        row = [str(family), str(size), str(part["layer"].iloc[0])]
         for measure in LABELS:
-            by_window = here.set_index("window")[measure]
+            by_window = part.set_index("window")[measure]
             row += [_number(by_window.get(window)) for window in windows]
         rows.append(row)
     return header, rows

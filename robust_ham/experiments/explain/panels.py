@@ -1,4 +1,4 @@
-"""Panels that several experiments share: weights, responses, and filters side by side."""
+"""Panels shared by several experiments: weights, frequency responses, and filters."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _HALVES = ([-0.5, 0, 0.5], ["−0.5", "0", "0.5"])
 
 @dataclass(frozen=True)
 class Filter:
-    """One filter of a figure: taps (h, w), and how it is called and drawn."""
+    """A filter of a figure: its taps (h, w), title, colour and line style."""
 
     title: str
     taps: Tensor
@@ -36,14 +36,14 @@ class Filter:
 
 
 def decibels(magnitude: Tensor, floor: float = FLOOR) -> Array:
-    """Level of a magnitude below its own largest value, in dB, not under ``floor``."""
+    """Convert a magnitude to dB relative to its largest value, clipped at ``floor``."""
     share = (magnitude / magnitude.max()).clamp(min=10 ** (floor / 20))
     levels: Array = (20 * share.log10()).double().numpy()
     return levels
 
 
 def show_taps(axes: Axes, taps: Tensor) -> None:
-    """Weights (h, w) in red and blue, white at 0; axes in pixels from the centre."""
+    """Show weights (h, w) in red and blue, white at 0; axes in pixels from the centre."""
     height, width = taps.shape
     limit = float(taps.abs().max()) or 1.0
     extent = (-width / 2, width / 2, height / 2, -height / 2)
@@ -55,7 +55,7 @@ def show_taps(axes: Axes, taps: Tensor) -> None:
 
 
 def show_response(axes: Axes, levels: Array, floor: float = FLOOR) -> AxesImage:
-    """Levels in dB on the frequency plane, 0 in the middle; axes in cycles per pixel."""
+    """Show levels in dB on the frequency plane, 0 in the middle; axes in cycles per pixel."""
     image = axes.imshow(
         levels, cmap="magma", vmin=floor, vmax=0, extent=(-0.5, 0.5, 0.5, -0.5), aspect="equal"
     )
@@ -70,13 +70,13 @@ def filters_figure(
     direction: tuple[float, float],
     signs: tuple[Sequence[str], Sequence[str]] = ((), ()),
 ) -> Figure:
-    """Filters above their frequency responses, and on the right a cut through either.
+    """Draw filters above their frequency responses, and on the right a cut through each.
 
     Args:
-        filters: what to show, left to right.
-        direction: (y, x) of the cut through the responses; the cut through the filters is the row
-            in their middle.
-        signs: what to write between neighbouring filters, and between their responses.
+        filters: the filters, left to right.
+        direction: (y, x) of the cut through the responses; the cut through a filter is its middle
+            row.
+        signs: symbols between neighbouring filters, and between their responses.
     """
     count = len(filters)
     with figure_style():
@@ -125,7 +125,7 @@ def _write_beside(axes: Axes, sign: str) -> None:
 
 
 def _draw_profile(axes: Axes, one: Filter) -> None:
-    """Weights of the row in the middle."""
+    """Draw the weights of the middle row."""
     width = one.taps.shape[1]
     x = np.arange(width) - width // 2
     axes.plot(
@@ -141,7 +141,7 @@ def _draw_profile(axes: Axes, one: Filter) -> None:
 
 
 def _draw_cut(axes: Axes, one: Filter, direction: tuple[float, float]) -> None:
-    """Response along a line through frequency 0."""
+    """Draw the response along a line through frequency 0."""
     along = torch.linspace(-0.5, 0.5, 401, dtype=torch.float64)
     unit = torch.tensor(direction, dtype=torch.float64)
     levels = decibels(response_at(one.taps, along[:, None] * unit / unit.norm()), 2 * FLOOR)

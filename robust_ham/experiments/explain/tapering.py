@@ -1,8 +1,8 @@
-"""Tapering: a k×k slice times the k×k window is the tapered slice; what it does to its response.
+"""Tapering: multiply a k×k slice by the k×k window, and compare the frequency responses.
 
-The slice is a learned one: of the first layer of the zoo's baseline with 7×7 kernels and seed 0,
-that whose side-lobe energy is the median of the layer. Tapering it after training shows what the
-window does to a filter; a windowed network learns others (``robust-ham explain kernels``).
+The slice is learned: it is the slice of median side-lobe energy in the first layer of the zoo's 7×7
+baseline with seed 0. Tapering after training shows the effect of the window on a given filter; a
+windowed network learns other filters (``robust-ham explain kernels``).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ KERNEL_SIZE = 7
 
 
 def explain() -> Explained:
-    """A learned slice, the Hamming window and their product."""
+    """Compare a learned slice, the Hamming window and their product."""
     taps = tapered(learned_slice())
     table = measure(taps)
     header = ["filter", "effective taps", "bandwidth", "side-lobe energy", "edge energy"]
@@ -36,12 +36,9 @@ def explain() -> Explained:
 
 
 def learned_slice() -> Tensor:
-    """The slice (7, 7) described above."""
-    (network,) = [
-        found
-        for found in zoo_networks()
-        if (found.spec.kernel_size, found.spec.window, found.spec.seed) == (KERNEL_SIZE, "none", 0)
-    ]
+    """Load the slice (7, 7) described above."""
+    by_spec = {(n.spec.kernel_size, n.spec.window, n.spec.seed): n for n in zoo_networks()}
+    network = by_spec[KERNEL_SIZE, "none", 0]
     first = next(m for m in network.load().modules() if isinstance(m, torch.nn.Conv2d))
     kernels = effective_kernels(first).flatten(0, 1)  # (N, 7, 7)
     order = measure_kernels(kernels)["side_lobe_energy"].argsort()
@@ -49,15 +46,15 @@ def learned_slice() -> Tensor:
 
 
 def tapered(kernel: Tensor) -> Tensor:
-    """The slice (h, w), its Hamming window and their product: (3, h, w)."""
+    """Stack the slice (h, w), its Hamming window and their product: (3, h, w)."""
     window = window_2d("hamming", *kernel.shape).float()
     return torch.stack([kernel, window, kernel * window])
 
 
 def measure(taps: Tensor) -> pd.DataFrame:
-    """A row per filter: ``filter``, the columns of ``measure_kernels``, and ``energy``.
+    """Return a row per filter: ``filter``, the columns of ``measure_kernels``, and ``energy``.
 
-    ``energy``: sum of squared weights, that of the slice being 1.
+    ``energy``: sum of squared weights relative to the slice.
     """
     table = measure_kernels(taps)
     table.insert(0, "filter", ["slice", "window", "tapered slice"])
@@ -66,7 +63,7 @@ def measure(taps: Tensor) -> pd.DataFrame:
 
 
 def draw(taps: Tensor, table: pd.DataFrame) -> Figure:
-    """Slice × window = tapered slice, and below their responses: ∗ is a convolution."""
+    """Draw slice × window = tapered slice, and the responses below; ∗ is a convolution."""
     kernel, window, product = taps / taps.abs().amax((1, 2), keepdim=True)
     filters = [
         Filter("learned slice", kernel, window_colour("none")),

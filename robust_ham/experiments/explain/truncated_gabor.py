@@ -1,9 +1,9 @@
-"""A Gabor filter cut to 49×49, to 7×7, and to 7×7 with a Hamming window; their responses.
+"""The responses of a Gabor filter truncated to 49×49, to 7×7, and to 7×7 with a Hamming window.
 
-The filter is a wave of 0.2 cycles per pixel at 30° under a Gaussian of σ = 6 pixels: at 49×49 the
-cut comes where the Gaussian has fallen to 0.0003, at 7×7 where it is still at 0.88. Without a cut
-its response is a Gaussian of σ = 1/(2π·6) = 0.027 cycles per pixel around ±its frequency, and all
-but 0.01 % of its energy lies within 3 σ: the pass band. Source: arXiv 2101.10143, figure 1.
+The filter is a wave of 0.2 cycles per pixel at 30° under a Gaussian of σ = 6 pixels. At the edge of
+49×49 the Gaussian has fallen to 0.0003, at the edge of 7×7 only to 0.88. The response of the full
+filter is a Gaussian of σ = 1/(2π·6) = 0.027 cycles per pixel around ±its frequency, with all but
+0.01 % of its energy within 3 σ: the pass band. Source: arXiv 2101.10143, figure 1.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _POINTS = 512
 
 
 def gabor(size: int, window: str = "none") -> Tensor:
-    """The filter cut to (size, size), 1 in the middle, times a window."""
+    """Return the filter truncated to (size, size), 1 in the middle, times a window."""
     steps = torch.arange(size).double() - size // 2
     y, x = steps[:, None], steps[None, :]
     wave = torch.cos(2 * math.pi * (_CENTRE[0] * y + _CENTRE[1] * x))
@@ -39,7 +39,7 @@ def gabor(size: int, window: str = "none") -> Tensor:
 
 
 def explain() -> Explained:
-    """The three versions."""
+    """Compare the three versions."""
     taps = [gabor(size, window) for size, window in VERSIONS]
     table = pd.DataFrame([measure(one) for one in taps])
     table.insert(0, "window", [window for _, window in VERSIONS])
@@ -62,17 +62,17 @@ def explain() -> Explained:
 
 
 def measure(taps: Tensor) -> dict[str, float]:
-    """What a version (k, k) passes.
+    """Measure the response of a version (k, k).
 
     ``peak_y`` and ``peak_x``: frequency of the largest response, cycles per pixel.
-    ``half_power_width``: of the response along the filter's own direction, cycles per pixel.
-    ``energy_outside_pass_band``: share of the energy outside the pass band of the uncut filter.
-    ``energy_outside_main_lobe`` and ``peak_side_lobe_db``: share outside, and highest response
-    (below the peak) outside, the main lobe of the 7×7 Hamming window around ±the uncut filter's
-    frequency: the same region for all versions.
+    ``half_power_width``: width along the filter's direction, cycles per pixel.
+    ``energy_outside_pass_band``: share of energy outside the pass band of the full filter.
+    ``energy_outside_main_lobe`` and ``peak_side_lobe_db``: share of energy, and highest response
+    (below the peak), outside the main lobe of the 7×7 Hamming window around ±the frequency of the
+    full filter: the same region for all versions.
     """
     power = frequency_response(taps, _POINTS) ** 2
-    steps = (torch.arange(_POINTS) - _POINTS // 2) / _POINTS  # frequencies of either axis
+    steps = (torch.arange(_POINTS) - _POINTS // 2) / _POINTS  # frequencies along each axis
     y, x = steps[:, None].double(), steps[None, :].double()
 
     def distance(sign: int) -> tuple[Tensor, Tensor]:
@@ -100,7 +100,7 @@ def measure(taps: Tensor) -> dict[str, float]:
 
 
 def draw(taps: list[Tensor]) -> Figure:
-    """The versions above their responses; the cut runs through the filter's frequency."""
+    """Draw the versions above their responses; the cut runs through the filter's frequency."""
     large, small, windowed = taps
     filters = [
         Filter("cut to 49×49", large, "0.25"),

@@ -1,1 +1,4 @@
-"""Checkpoints of other people, read without running code and fitted to networks."""
+"""Third-party checkpoints: read without running code, and assigned to our networks.
+
+May import the rest of ``models``, ``data``, ``storage`` and ``config``.
+"""

@@ -1,8 +1,8 @@
-"""Somebody else's checkpoint -> our layout: given our names, checked, measured, written whole.
+"""Import a third-party checkpoint: match names, check, measure, and write a model folder.
 
-A windowed and a plain network have the same tensors: one loads as the other without an error and is
-another function. So weights must prove to be what they are imported as: by windows stored beside
-them, by what the file says of them, and by the accuracy that they have under each reading.
+A windowed and a plain network have tensors of the same names and shapes, so either loads as the
+other without an error. Imported weights must therefore prove which of them they are: by windows
+stored in the file, by its metadata, and by their accuracy under each window.
 """
 
 from __future__ import annotations
@@ -24,29 +24,31 @@ from robust_ham.data.splits import Split, balanced_order
 from robust_ham.errors import RequestError
 from robust_ham.models import checkpoints
 from robust_ham.models.build import Normalize, build
-from robust_ham.models.importing.fit import fit
-from robust_ham.models.importing.networks import ForeignNetwork, read_network
-from robust_ham.models.importing.normalisation import constants_of
+from robust_ham.models.factories import check_forward
+from robust_ham.models.importing.assign import assign_tensors
+from robust_ham.models.importing.normalisation import find_constants
+from robust_ham.models.importing.state_dicts import StoredNetwork, read_network
 from robust_ham.models.predict import logits_of, model_card
 from robust_ham.storage.files import file_hash
 
-READINGS = ("none", "hamming", "hamming_sqrt")
-"""Windows under which the weights are tried, beside the one asked for: those of known releases."""
+TRIED_WINDOWS = ("none", "hamming", "hamming_sqrt")
+"""Windows of known releases, tried beside the requested one."""
 
-READING_IMAGES = 1000
+TRIAL_IMAGES = 1000
 CLEARLY = 3.0
-"""Standard deviations by which one reading must be right more often than another."""
+"""Standard deviations by which a window must give more correct predictions than another."""
 
 STATED_TOLERANCE = 0.002
-"""Accuracies that others state were rounded, and measured on other machines."""
+"""For published accuracies: they are rounded, and were measured on other machines."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to import: the weights in ``path`` are those of the network ``spec``.
+    """What to import: the weights in ``path``, as those of the network ``spec``.
 
-    ``key`` names one network of several in a file. ``mean`` and ``std`` per channel, for images in
-    [0, 1]. ``accuracy`` as published, in 0 … 1; it must be found again.
+    ``key`` selects one network of several in a file. ``mean`` and ``std`` are per channel, for
+    images in [0, 1]. ``accuracy`` is the published test accuracy, in 0 … 1; the import must
+    reproduce it.
     """
 
     path: Path
@@ -59,7 +61,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Imported:
-    """Where the model is, its card, and whether it had been there already."""
+    """The folder of an imported model, its card, and whether it existed before."""
 
     folder: Path
     card: dict[str, Any]
@@ -67,7 +69,7 @@ class Imported:
 
     @property
     def group(self) -> str:
-        """The group under ``models`` by which a configuration uses the model."""
+        """The group under ``models`` with which a configuration uses the model, in YAML."""
         spec = checkpoints.card_spec(self.card, self.folder)
         group = {
             "source": str(self.folder.parent),
@@ -83,77 +85,86 @@ Say = Callable[[str], None]
 def import_checkpoint(
     request: Request, dataset: Dataset, collection: Path, device: torch.device, say: Say
 ) -> Imported:
-    """Write ``<collection>/<model id>/``: weights and card; ``say`` is told what was measured.
+    """Write ``<collection>/<model id>/``: weights and card. ``say`` receives each measurement.
 
     Raises:
-        RequestError: the file cannot be read safely, is not the network asked for, or has not the
-            accuracy that it should have; nothing is written.
+        RequestError: the file is unsafe to read, is not the expected network, or does not reach
+            the expected accuracy; nothing is written.
     """
     path, spec, test = request.path, request.spec, dataset.test
-    network = read_network(path, request.key)
+    stored = read_network(path, request.key)
     source = {
         "file": path.name,
         "sha256": file_hash(path, follow_links=True),
-        "key": network.key or None,
+        "key": stored.key or None,
         "mean": request.mean and list(request.mean),
         "std": request.std and list(request.std),
     }
     folder = collection / spec.model_id
     if folder.exists():
         card = checkpoints.read_card(folder)
-        asked = (checkpoints.describe(spec), dataset.test_hash)
-        if (card["model"], card.get("test_sha256")) != asked or not _contains(card, source):
-            raise RequestError(f"{folder}: holds another model; --out FOLDER, or a prefix in --as")
+        expected = (checkpoints.describe(spec), dataset.test_hash)
+        if (card["model"], card.get("test_sha256")) != expected or not _is_from(card, source):
+            raise RequestError(
+                f"{folder}: contains another model: choose another folder by --out, or add a "
+                "prefix in --as"
+            )
         return Imported(folder, card, already_there=True)
     try:
         model = checkpoints.new_model(spec, test.image_shape[0], test.num_classes)
     except ValueError as error:
         raise RequestError(f"--as: {error}") from None
-    stated = network.accuracy if request.accuracy is None else request.accuracy
-    target = _target(request, network, model)
-    found = fit(network, target, Path(dataset.config.name).name)
+    stated_accuracy = stored.accuracy if request.accuracy is None else request.accuracy
+    target = _set_normalisation(request, stored, model)
+    assignment = assign_tensors(stored, target, Path(dataset.config.name).name)
     if not isinstance(spec, FactoryGroup):
-        _check_statements(path, spec, network)
-    elif found.alike is not None and stated is None:
+        _check_metadata(path, spec, stored)
+    elif assignment.ambiguous_layers is not None and stated_accuracy is None:
         raise RequestError(
-            f"{path}: its names are not the network's, and {found.alike} have the same shapes: "
-            "give the published --accuracy, which tells whether their order is right"
+            f"{path}: its tensor names differ from the network's, and "
+            f"{assignment.ambiguous_layers} have the same shapes, so their order is uncertain: "
+            "give the published --accuracy to check it"
         )
     model.eval().to(device)
     evidence: dict[str, Any] = {}
-    is_settled = found.has_windows and found.alike is None
+    is_settled = assignment.has_windows and assignment.ambiguous_layers is None
     if not isinstance(spec, FactoryGroup) and not is_settled:
-        evidence["readings"] = _readings(request, model, test, device, say, needed=stated is None)
-    checkpoints.check_forward(spec, model, test.image_shape, device)
+        evidence["readings"] = _accuracy_by_window(
+            request, model, test, device, say, must_decide=stated_accuracy is None
+        )
+    check_forward(spec, model, test.image_shape, device)
     card = model_card(spec, model, test, dataset.test_hash, test.num_classes, device)
-    say(f"{card['test_accuracy']:6.2%} of all {len(test)} test images right")
-    if stated is not None:
-        evidence["stated_accuracy"] = stated
+    say(f"{card['test_accuracy']:6.2%} accuracy on all {len(test)} test images")
+    if stated_accuracy is not None:
+        evidence["stated_accuracy"] = stated_accuracy
         origin = "the file" if request.accuracy is None else "--accuracy"
-        if abs(card["test_accuracy"] - stated) > STATED_TOLERANCE:
+        if abs(card["test_accuracy"] - stated_accuracy) > STATED_TOLERANCE:
             raise RequestError(
-                f"{path}: test accuracy {card['test_accuracy']:.4f}, but {origin} says "
-                f"{stated:.4f}: other weights, --mean and --std, or images"
+                f"{path}: test accuracy is {card['test_accuracy']:.4f}, but {origin} states "
+                f"{stated_accuracy:.4f}: check the weights, --mean and --std, and the images"
             )
-        if found.alike is not None and card["test_accuracy"] <= _at_chance(test):
+        if assignment.ambiguous_layers is not None and card["test_accuracy"] <= _chance(test):
             raise RequestError(
-                f"{path}: paired by order alone, and right as often as chance, which confirms "
-                f"nothing of {found.alike}"
+                f"{path}: accuracy is at chance level, so it does not confirm the order of "
+                f"{assignment.ambiguous_layers}"
             )
     checkpoints.save(folder, model.cpu(), card | {"source": source | evidence}, None)
     return Imported(folder, checkpoints.read_card(folder), already_there=False)
 
 
-def _contains(card: dict[str, Any], source: dict[str, Any]) -> bool:
-    known = card.get("source")
-    return isinstance(known, dict) and all(known.get(key) == source[key] for key in source)
+def _is_from(card: dict[str, Any], source: dict[str, Any]) -> bool:
+    """Whether a card names this source: file, hash, key and constants."""
+    card_source = card.get("source")
+    return isinstance(card_source, dict) and all(
+        card_source.get(key) == value for key, value in source.items()
+    )
 
 
 # --- the weights -----------------------------------------------------------------------------
 
 
-def _target(request: Request, network: ForeignNetwork, model: nn.Module) -> nn.Module:
-    """Set the constants of the normalisation; the part of ``model`` that the file holds."""
+def _set_normalisation(request: Request, stored: StoredNetwork, model: nn.Module) -> nn.Module:
+    """Set ``--mean`` and ``--std`` in ``model``; return the part of it that the file contains."""
     mean, std = request.mean, request.std
     if not request.spec.normalize:
         if mean or std:
@@ -162,14 +173,14 @@ def _target(request: Request, network: ForeignNetwork, model: nn.Module) -> nn.M
     assert isinstance(model, nn.Sequential)
     normalize = model[0]
     assert isinstance(normalize, Normalize)
-    if constants_of(network.tensors):
+    if find_constants(stored.tensors):
         if mean or std:
-            raise RequestError(f"--mean, --std: {request.path} has its own")
+            raise RequestError(f"--mean, --std: {request.path} contains its own; leave them out")
         return model
     if mean is None or std is None:
         raise RequestError(
-            "--mean, --std: needed with normalize: true; the constants it was trained with, for "
-            "images in [0, 1]: ImageNet's are --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225"
+            "--mean, --std: required with normalize: true: the constants of training, for images "
+            "in [0, 1]; those of ImageNet are --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225"
         )
     channels = len(normalize.mean)
     for option, values in (("--mean", mean), ("--std", std)):
@@ -184,8 +195,8 @@ def _target(request: Request, network: ForeignNetwork, model: nn.Module) -> nn.M
     return network_inside
 
 
-def _at_chance(test: Split) -> float:
-    """Accuracy up to which a network may know nothing: its best constant guess, and chance."""
+def _chance(test: Split) -> float:
+    """Return the accuracy that a constant prediction may reach by chance."""
     share = float(test.labels.bincount().max()) / len(test)
     return share + CLEARLY * math.sqrt(share * (1 - share) / len(test))
 
@@ -193,65 +204,78 @@ def _at_chance(test: Split) -> float:
 # --- windowed or plain -----------------------------------------------------------------------
 
 
-def _check_statements(path: Path, spec: ModelGroup, network: ForeignNetwork) -> None:
-    """What the file says of the network must agree with what it is imported as."""
-    if network.windowed is not None and network.windowed != (spec.window != "none"):
-        says = "windowed" if network.windowed else "plain"
-        raise RequestError(f"{path}: says that it is {says}; --as has window {spec.window}")
-    said = network.hyper_parameters  # of the replication on CIFAR-10
-    kernel, padding = said.get("kernel"), said.get("padding")
+def _check_metadata(path: Path, spec: ModelGroup, stored: StoredNetwork) -> None:
+    """Require that the metadata of a file agree with the requested network."""
+    if stored.windowed is not None and stored.windowed != (spec.window != "none"):
+        declared = "windowed" if stored.windowed else "plain"
+        raise RequestError(f"{path}: declares a {declared} network; --as has window {spec.window}")
+    declared_values = stored.hyper_parameters  # of the replication on CIFAR-10
+    kernel, padding = declared_values.get("kernel"), declared_values.get("padding")
     if isinstance(kernel, int) and isinstance(padding, int) and padding != kernel // 2:
         raise RequestError(
-            f"{path}: kernels of {kernel} padded by {padding}; ours: by {kernel // 2}"
+            f"{path}: declares padding {padding} for kernels of {kernel}; expected {kernel // 2}"
         )
-    if said.get("big_first") is True:
-        raise RequestError(f"{path}: big_first pads kernels of 9 by 5; ours are padded by 4")
-    down = said.get("first_downsampling")
-    if isinstance(spec, ResNet18CifarGroup) and down not in (None, spec.first_downsampling):
-        own = spec.first_downsampling
-        raise RequestError(f"{path}: says first_downsampling {down}; --as has {own}")
+    if declared_values.get("big_first") is True:
+        raise RequestError(
+            f"{path}: declares big_first, which pads kernels of 9 by 5; expected padding 4"
+        )
+    first_downsampling = declared_values.get("first_downsampling")
+    if isinstance(spec, ResNet18CifarGroup) and first_downsampling not in (
+        None,
+        spec.first_downsampling,
+    ):
+        raise RequestError(
+            f"{path}: declares first_downsampling {first_downsampling}; --as has "
+            f"{spec.first_downsampling}"
+        )
 
 
-def _readings(
-    request: Request, model: nn.Module, test: Split, device: torch.device, say: Say, *, needed: bool
+def _accuracy_by_window(
+    request: Request,
+    model: nn.Module,
+    test: Split,
+    device: torch.device,
+    say: Say,
+    *,
+    must_decide: bool,
 ) -> dict[str, float]:
-    """Share of test images that the weights get right under each window.
+    """Compute the accuracy of the weights under each window.
 
     Raises:
-        RequestError: another window than that asked for is clearly better, or, where this is
-            ``needed``, it does not show whether the network is windowed.
+        RequestError: another window is clearly better than the requested one; or, with
+            ``must_decide``, accuracy does not show whether the network is windowed.
     """
     path, spec = request.path, request.spec
-    part = test[torch.from_numpy(balanced_order(test.labels, 0)[:READING_IMAGES])]
-    right: dict[str, Tensor] = {}
-    shares: dict[str, float] = {}
-    for window in dict.fromkeys((spec.window, *READINGS)):
-        reading = build(
+    part = test[torch.from_numpy(balanced_order(test.labels, 0)[:TRIAL_IMAGES])]
+    is_correct: dict[str, Tensor] = {}
+    accuracies: dict[str, float] = {}
+    for window in dict.fromkeys((spec.window, *TRIED_WINDOWS)):
+        trial = build(
             spec.model_copy(update={"window": window}), test.image_shape[0], test.num_classes
         )
-        reading.load_state_dict(model.state_dict())
-        logits = logits_of(reading.to(device), part.images, device)
-        right[window] = logits.argmax(1) == part.labels
-        shares[window] = int(right[window].sum()) / len(part)
-        say(f"{shares[window]:6.2%} of {len(part)} test images right with window {window}")
-    best = max(shares, key=lambda window: shares[window])
-    own = right[spec.window]
-    if _lead(right[best], own) > CLEARLY:
+        trial.load_state_dict(model.state_dict())
+        logits = logits_of(trial.to(device), part.images, device)
+        is_correct[window] = logits.argmax(1) == part.labels
+        accuracies[window] = int(is_correct[window].sum()) / len(part)
+        say(f"{accuracies[window]:6.2%} accuracy on {len(part)} test images with window {window}")
+    best = max(accuracies, key=lambda window: accuracies[window])
+    requested = is_correct[spec.window]
+    if _lead(is_correct[best], requested) > CLEARLY:
         raise RequestError(
-            f"{path}: --as has window {spec.window}, but of {len(part)} test images "
-            f"{shares[spec.window]:.1%} are right so and {shares[best]:.1%} with {best}"
+            f"{path}: --as has window {spec.window}, but accuracy on {len(part)} test images is "
+            f"{accuracies[spec.window]:.1%} with it and {accuracies[best]:.1%} with {best}"
         )
-    others = [w for w in right if w != "none"] if spec.window == "none" else ["none"]
-    if needed and any(_lead(own, right[w]) < CLEARLY for w in others):
-        told = ", ".join(f"{share:.1%} with window {w}" for w, share in shares.items())
+    others = [w for w in is_correct if w != "none"] if spec.window == "none" else ["none"]
+    if must_decide and any(_lead(requested, is_correct[w]) < CLEARLY for w in others):
+        listed = ", ".join(f"{share:.1%} with window {w}" for w, share in accuracies.items())
         raise RequestError(
-            f"{path}: cannot tell whether it is windowed: right on {told} of {len(part)} test "
-            "images; check --mean and --std, or give the published --accuracy"
+            f"{path}: cannot tell whether it is windowed: accuracy is {listed}, on {len(part)} "
+            "test images; check --mean and --std, or give the published --accuracy"
         )
-    return shares
+    return accuracies
 
 
-def _lead(right: Tensor, other: Tensor) -> float:
-    """By how many standard deviations ``right`` is right more often, both on the same images."""
-    only, only_other = int((right & ~other).sum()), int((other & ~right).sum())
-    return (only - only_other) / math.sqrt(max(only + only_other, 1))
+def _lead(one: Tensor, other: Tensor) -> float:
+    """By how many standard deviations ``one`` is correct more often, on the same images."""
+    only_one, only_other = int((one & ~other).sum()), int((other & ~one).sum())
+    return (only_one - only_other) / math.sqrt(max(only_one + only_other, 1))

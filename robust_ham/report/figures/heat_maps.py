@@ -1,4 +1,4 @@
-"""Heat maps of spatial attacks: which rotations and shifts fool which network."""
+"""Heat maps of spatial attacks: which rotations and shifts fool each network."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from robust_ham.analysis.spatial_grids import by_angle_and_shift, by_direction
-from robust_ham.report.figures.style import WINDOW_LABELS, figure_style, panel_grid
+from robust_ham.analysis.mechanism import by_angle_and_shift, by_direction
+from robust_ham.report.figures.labels import window_label
+from robust_ham.report.figures.style import figure_style, panel_grid
 
 _TICKS = 7
 
 
 def turns(grids: pd.DataFrame) -> bool:
-    """Whether candidates differ in their angle."""
+    """Whether the candidates include rotations."""
     return grids["angle"].nunique() > 1
 
 
 def heat_map_figure(grids: pd.DataFrame) -> Figure:
-    """A panel per arm: share of images fooled by angle and length of the shift.
+    """Draw a panel per arm: share of images fooled by angle and length of the shift.
 
-    Where nothing is turned: by pixels right and down. ``grids``: one attack's.
+    Without rotations: by pixels right and down. ``grids``: the candidates of one attack.
     """
     arms = list(grids.groupby(["family", "kernel_size", "window"], sort=False))
     windows = grids[["family", "window"]].drop_duplicates().shape[0]
@@ -36,9 +37,9 @@ def heat_map_figure(grids: pd.DataFrame) -> Figure:
             table = matrix(grid)
             sns.heatmap(
                 table, ax=axes, vmin=0, vmax=highest, cmap="viridis", cbar=False, rasterized=True
-            )  # as paths, cells would show seams between them
+            )  # as paths, the squares would show seams
             axes.set_title(
-                f"{WINDOW_LABELS[str(window)]}, k = {size}" + (f"\n{family}" if several else "")
+                f"{window_label(str(window))}, k = {size}" + (f"\n{family}" if several else "")
             )
             axes.set_xlabel(across)
             axes.set_ylabel(up)
@@ -49,23 +50,23 @@ def heat_map_figure(grids: pd.DataFrame) -> Figure:
     return figure
 
 
-def in_words(grids: pd.DataFrame) -> str:
-    """Every arm's transform that fools most, for readers who see no figure."""
-    told = []
+def grids_in_words(grids: pd.DataFrame) -> str:
+    """Return every arm's worst transform in words, for screen readers."""
+    sentences = []
     for (family, size, window), grid in grids.groupby(
         ["family", "kernel_size", "window"], sort=False
     ):
         worst = grid.sort_values("fooled_rate", na_position="first").to_dict(orient="records")[-1]
-        told.append(
-            f"{WINDOW_LABELS[str(window)]}, k = {size} ({family}): at most "
+        sentences.append(
+            f"{window_label(str(window))}, k = {size} ({family}): at most "
             f"{100 * worst['fooled_rate']:.1f} %, at {worst['angle']:g}°, {worst['dx']:g} px right "
             f"and {worst['dy']:g} px down"
         )
-    return "; ".join(told) + "."
+    return "; ".join(sentences) + "."
 
 
 def _label(axes: Axes, table: pd.DataFrame) -> None:
-    """At most seven numbers along each axis, the ends and the middle among them."""
+    """Label at most seven ticks along each axis, including the ends and the middle."""
     for axis, values in ((axes.xaxis, table.columns), (axes.yaxis, table.index)):
         step = max(1, -(-(len(values) - 1) // (_TICKS - 1)))
         places = list(range(0, len(values), step))

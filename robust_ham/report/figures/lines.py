@@ -1,4 +1,4 @@
-"""Arms (all seeds of one network) against k, or against another number that they have."""
+"""Draw arms (networks that differ only in seed) against k or another quantity."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.transforms import ScaledTranslation, Transform
 
 from robust_ham.analysis.statistics import Values
+from robust_ham.report.figures.labels import arm_label
 from robust_ham.report.figures.style import (
     FAMILY_LINES,
-    WINDOW_LABELS,
     window_colour,
     window_marker,
 )
@@ -31,27 +31,22 @@ _FILLS: tuple[Literal["full", "none", "left", "bottom", "right", "top"], ...] = 
     *("full", "none", "left", "bottom", "right", "top"),
 )
 MANY_POINTS = 300
-"""Beyond which the points of a panel are one picture inside its SVG."""
+"""Points beyond which a panel is rasterized inside its SVG."""
 _MOST_NUMBERS = 12
-"""Beside markers: more would hide each other."""
-
-
-def arm_label(window: str, family: str, families: list[str]) -> str:
-    """How legends and tables call an arm; ``families``: all that stand beside it."""
-    return WINDOW_LABELS[window] + (f" ({family})" if len(families) > 1 else "")
+"""Most numbers beside markers: more would overlap."""
 
 
 def draw_arm(axes: Axes, x: Values, arm: pd.DataFrame, families: list[str], size: float) -> None:
-    """Estimates and intervals of the rows of one family and window, those that are finite, at x.
+    """Draw the finite estimates of one family and window, with their intervals, at ``x``.
 
-    Colour and marker tell the window, line and filling the family; ``size`` of the markers.
+    Colour and marker show the window, line and fill style the family; ``size``: marker size.
     """
     family, window = str(arm["family"].iloc[0]), str(arm["window"].iloc[0])
     values = arm[["estimate", "low", "high"]].to_numpy(dtype=np.float64)
-    known = np.isfinite(values).all(axis=1) & np.isfinite(x)
-    (y, low, high), place = values[known].T, families.index(family)
+    finite = np.isfinite(values).all(axis=1) & np.isfinite(x)
+    (y, low, high), place = values[finite].T, families.index(family)
     axes.errorbar(
-        x[known],
+        x[finite],
         y,
         yerr=np.maximum([y - low, high - y], 0),
         color=window_colour(window),
@@ -76,9 +71,9 @@ def draw_seeds(
     *,
     many: bool = False,
 ) -> None:
-    """A small point per seed, where there are several; ``size`` of the markers beside them.
+    """Draw a small point per seed if there are several; ``size``: size of the arm's markers.
 
-    ``many``: the points of a panel become one picture inside its SVG, below all else.
+    ``many``: rasterize the points inside the SVG, below everything else.
     """
     if len(x) > 1:
         axes.plot(
@@ -96,15 +91,15 @@ def draw_seeds(
 
 
 def are_many(per_seed: Iterable[Sequence[float]]) -> bool:
-    """Whether a panel has more single seeds than points that an SVG should hold one by one."""
+    """Whether a panel has too many points to store one by one in an SVG."""
     return sum(map(len, per_seed)) > MANY_POINTS
 
 
 def draw_arms(axes: Axes, part: pd.DataFrame, name: str, *, size: float = 5) -> None:
-    """A line per family and window: mean with 95 % interval, and a small point per seed.
+    """Draw a line per family and window: mean with 95 % interval, and a small point per seed.
 
-    ``part``: one metric of one attack; ``name``: of the axis. On other axes than k, the number
-    beside a marker is k.
+    ``part``: one metric of one attack; ``name``: the axis, a key of ``AXES``. On axes other than
+    k, the number beside a marker is k.
     """
     families = list(dict.fromkeys(part["family"]))
     lines = list(part.groupby(["family", "window"], sort=False))

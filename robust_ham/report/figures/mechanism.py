@@ -1,4 +1,4 @@
-"""Figures that ask for the cause: other axes than k, learned kernels, spectra, bands, transfer."""
+"""Figures of possible explanations: other axes, learned kernels, spectra, bands, transfer."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from robust_ham.analysis.curves import SHARES
+from robust_ham.analysis.metrics import METRICS, headline_metric
 from robust_ham.analysis.run import Run
 from robust_ham.analysis.statistics import rank_correlation
+from robust_ham.report.figures.labels import attack_titles, metric_label, window_label
 from robust_ham.report.figures.lines import AXES, MANY_POINTS, draw_arms
-from robust_ham.report.figures.robustness import attack_title, metric_label, primary_panels
+from robust_ham.report.figures.robustness import primary_panels
 from robust_ham.report.figures.style import (
-    WINDOW_LABELS,
+    WINDOW_STYLES,
     figure_style,
     legend_below,
     new_figure,
@@ -36,9 +37,9 @@ KERNELS = {
 
 
 def axes_figure(run: Run, curves: pd.DataFrame) -> Figure:
-    """The headline figures against everything that k stands for; controls in the same panels.
+    """Draw the primary measures against every quantity that grows with k.
 
-    A row per figure, a column per axis; small points are seeds, numbers beside markers k.
+    A row per measure, a column per axis; small points are seeds, numbers beside markers are k.
     """
     rows = primary_panels(run, curves)
     columns = [name for name in AXES if curves[name].notna().any()]
@@ -51,7 +52,7 @@ def axes_figure(run: Run, curves: pd.DataFrame) -> Figure:
             label = f"{title}: {metric_label(run, attack_id, metric)}"
             for first in firsts:
                 line[first].set_ylabel(textwrap.fill(label, 26), fontsize=8)
-            if metric in SHARES:
+            if METRICS[metric].unit == "share":
                 line[0].yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
         for axes, name in zip(panels[-1], columns, strict=True):
             axes.set_xlabel(AXES[name])
@@ -60,21 +61,22 @@ def axes_figure(run: Run, curves: pd.DataFrame) -> Figure:
 
 
 def kernels_figure(run: Run, table: pd.DataFrame) -> Figure | None:
-    """Robustness of every model against what its learned kernels are like; ρ: rank correlation."""
+    """Draw robustness against properties of the learned kernels; ρ: rank correlation."""
     measures = [name for name in KERNELS if table[name].notna().any()]
     attacks = [a for a in _headline_attacks(run) if (table["attack"] == a).any()]
     if not measures or not attacks or table["model_id"].nunique() < 3:
         return None
+    titles = attack_titles(run)
     with figure_style():
         figure, panels, firsts = panel_matrix(len(attacks), len(measures), 2.5, 2.2)
         for line, attack_id in zip(panels, attacks, strict=True):
-            here = table[table["attack"] == attack_id]
-            metric = "robust_area" if run.attacks[attack_id].has_budget else "robust_accuracy"
-            label = f"{attack_title(run, attack_id)}: {metric_label(run, attack_id, metric)}"
+            attack_rows = table[table["attack"] == attack_id]
+            metric = headline_metric(run.attacks[attack_id]).id
+            label = f"{titles[attack_id]}: {metric_label(run, attack_id, metric)}"
             for first in firsts:
                 line[first].set_ylabel(textwrap.fill(label, 26), fontsize=8)
             for axes, name in zip(line, measures, strict=True):
-                for window, arm in here.groupby("window", sort=False):
+                for window, arm in attack_rows.groupby("window", sort=False):
                     axes.scatter(
                         arm[name],
                         arm["robustness"],
@@ -83,13 +85,13 @@ def kernels_figure(run: Run, table: pd.DataFrame) -> Figure | None:
                         marker=window_marker(str(window)),
                         alpha=0.75,
                         linewidths=0,
-                        rasterized=len(here) > MANY_POINTS,
-                        label=WINDOW_LABELS[str(window)],
+                        rasterized=len(attack_rows) > MANY_POINTS,
+                        label=window_label(str(window)),
                     )
-                pairs = here[[name, "robustness"]].to_numpy(dtype=float).T
-                found = rank_correlation(*pairs).estimate
-                if np.isfinite(found):
-                    axes.set_title(f"ρ = {found:+.2f}".replace("-", "−"), fontsize=8.5)
+                pairs = attack_rows[[name, "robustness"]].to_numpy(dtype=float).T
+                rho = rank_correlation(*pairs).estimate
+                if np.isfinite(rho):
+                    axes.set_title(f"ρ = {rho:+.2f}".replace("-", "−"), fontsize=8.5)
         for axes, name in zip(panels[-1], measures, strict=True):
             axes.set_xlabel(KERNELS[name])
         legend_below(figure)
@@ -97,15 +99,15 @@ def kernels_figure(run: Run, table: pd.DataFrame) -> Figure | None:
 
 
 def _headline_attacks(run: Run) -> list[str]:
-    """The best of the minimum-norm attacks of a norm for all of them, and every other attack."""
+    """Return all attacks, with "best" in place of the minimum-norm attacks that it combines."""
     evaluated = {attack_id for _, attack_id in run.samples}
     members = run.members_of_best
-    hidden = {a for best, found in members.items() if best in evaluated for a in found}
+    hidden = {a for best, ids in members.items() if best in evaluated for a in ids}
     return [a for a, c in run.attacks.items() if a not in hidden and not c.in_band]
 
 
 def spectra_figure(table: pd.DataFrame) -> Figure:
-    """Where in frequency an attack's perturbations lie: a panel per window, a colour per k."""
+    """Draw the spectra of an attack's perturbations: a panel per window, a colour per k."""
     several = table["family"].nunique() > 1
     panels = list(table.groupby(["family", "window"], sort=False))
     sizes = sorted(table["kernel_size"].unique())
@@ -123,7 +125,7 @@ def spectra_figure(table: pd.DataFrame) -> Figure:
                     lw=1.4,
                 )
             axes.set_yscale("log")
-            name = WINDOW_LABELS[str(window)]
+            name = window_label(str(window))
             axes.set_title(f"{name}\n{family}" if several else name)
             axes.set_xlabel("frequency (cycles per pixel)")
             axes.set_ylabel("energy per bin, white = 1")
@@ -132,7 +134,7 @@ def spectra_figure(table: pd.DataFrame) -> Figure:
 
 
 def bands_figure(run: Run, curves: pd.DataFrame) -> Figure | None:
-    """Robust area under DeepFool held to one band of frequencies, against k, a panel per band."""
+    """Draw robust area under DeepFool in one frequency band against k, a panel per band."""
     banded = {a: c for a, c in run.attacks.items() if c.in_band}
     shown = {
         attack_id: curves[(curves["attack"] == attack_id) & (curves["metric"] == "robust_area")]
@@ -156,12 +158,12 @@ def bands_figure(run: Run, curves: pd.DataFrame) -> Figure | None:
 
 
 def transfer_figure(table: pd.DataFrame) -> Figure:
-    """Share of images that fool the target (columns) when made for the source (rows)."""
+    """Draw the share of the source's (rows) images that fool the target (columns)."""
     both = [*table["source_family"], *table["target_family"]]
-    families, windows = list(dict.fromkeys(both)), list(WINDOW_LABELS)
+    families, windows = list(dict.fromkeys(both)), list(WINDOW_STYLES)
 
     def arms(role: str) -> list[tuple[int, int, int]]:
-        """Places of family and window, and kernel size: they sort as people read."""
+        """Return (family index, window index, kernel size) of each row, to sort by."""
         columns = (table[f"{role}_{key}"] for key in ("family", "window", "kernel_size"))
         return [
             (families.index(f), windows.index(w), int(k)) for f, w, k in zip(*columns, strict=True)
@@ -169,7 +171,7 @@ def transfer_figure(table: pd.DataFrame) -> Figure:
 
     def name(arm: tuple[int, int, int]) -> str:
         family = f" ({families[arm[0]]})" if len(families) > 1 else ""
-        return f"{WINDOW_LABELS[windows[arm[1]]]} {arm[2]}{family}"
+        return f"{window_label(windows[arm[1]])} {arm[2]}{family}"
 
     order = [name(arm) for arm in sorted({*arms("source"), *arms("target")})]
     named = table.assign(

@@ -1,6 +1,6 @@
-"""Robustness against whatever grows with k: one small panel per attack, measure and axis.
+"""Small panels of one attack, measure and axis.
 
-The page shows those that a reader chooses; all of them where it cannot ask.
+The page shows the panels that the reader selects, and all of them without JavaScript.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from robust_ham.analysis.curves import SHARES
+from robust_ham.analysis.metrics import METRICS
 from robust_ham.analysis.run import Run
-from robust_ham.report.figures.lines import AXES, arm_label, draw_arm, draw_arms
-from robust_ham.report.figures.robustness import attack_title, metric_label
+from robust_ham.report.figures.labels import arm_label, attack_titles, metric_label
+from robust_ham.report.figures.lines import AXES, draw_arm, draw_arms
 from robust_ham.report.figures.rows import (
     against,
     compares_networks,
@@ -40,31 +40,30 @@ class Panel:
     axis: str
     caption: str
     description: str
-    """The figures in words."""
+    """The estimates in words, for screen readers."""
 
     @property
     def name(self) -> str:
-        """Name of its file."""
+        """Name of the panel's file."""
         return "-".join(filter(None, ["panel", self.attack, self.metric, self.axis]))
 
 
 def panels(run: Run, curves: pd.DataFrame) -> Iterator[Panel]:
-    """All panels that a run has: clean images first, then in the order of its attacks."""
+    """Yield all panels of a run: clean images first, then its attacks in their order."""
     axes = [name for name in AXES if curves[name].notna().any()]
-    for attack_id in ["", *run.attacks]:
-        title = attack_title(run, attack_id) if attack_id else "clean images"
-        here = curves[curves["attack"] == attack_id]
-        for metric in here["metric"].unique():
-            part = here[here["metric"] == metric]
+    for attack_id, title in attack_titles(run).items():
+        attack_rows = curves[curves["attack"] == attack_id]
+        for metric in attack_rows["metric"].unique():
+            part = attack_rows[attack_rows["metric"] == metric]
             label = metric_label(run, attack_id, metric)
-            words = _in_words(part, metric)
+            words = _panel_in_words(part, metric)
             for axis in axes:
                 caption = f"{title}: {label} {against(run, axis)}"
                 yield Panel(attack_id, metric, axis, caption, words)
 
 
 def panel_figure(run: Run, curves: pd.DataFrame, panel: Panel, *, legend: bool) -> Figure:
-    """A panel: mean over seeds with its 95 % interval, small points for single seeds."""
+    """Draw a panel: mean over seeds with its 95 % interval, and a small point per seed."""
     part = curves[(curves["attack"] == panel.attack) & (curves["metric"] == panel.metric)]
     label, across = metric_label(run, panel.attack, panel.metric), AXES[panel.axis]
     with figure_style():
@@ -78,20 +77,20 @@ def panel_figure(run: Run, curves: pd.DataFrame, panel: Panel, *, legend: bool) 
             label, across, axis = "", label, axes.xaxis
         else:
             draw_arms(axes, part, panel.axis)
-            if not legend:  # nothing to make room for: the layout need not be searched
+            if not legend:  # a fixed layout is enough, and faster
                 figure.set_layout_engine("none")
                 axes.set_position(_PLACE)
         axes.set_xlabel(across)
         axes.set_ylabel(label)
-        if panel.metric in SHARES:
+        if METRICS[panel.metric].unit == "share":
             axis.set_major_formatter(PercentFormatter(1, symbol=" %"))
         if legend:
             legend_below(figure)
     return figure
 
 
-def _in_words(part: pd.DataFrame, metric: str) -> str:
-    """Every arm's estimate, for readers who see no figure."""
+def _panel_in_words(part: pd.DataFrame, metric: str) -> str:
+    """Return every arm's estimates in words, for screen readers."""
     families, lines = list(part["family"].unique()), []
     for (family, window), arm in part.groupby(["family", "window"], sort=False):
         values = [
@@ -106,11 +105,11 @@ def _in_words(part: pd.DataFrame, metric: str) -> str:
 def _number(value: float, metric: str) -> str:
     if not np.isfinite(value):
         return "unknown"
-    return f"{100 * value:.1f} %" if metric in SHARES else f"{value:.3g}"
+    return f"{100 * value:.1f} %" if METRICS[metric].unit == "share" else f"{value:.3g}"
 
 
 def swatches(curves: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
-    """What a legend shows: the name of every line and a picture of it."""
+    """Yield each line's name and a figure of it, for the legend."""
     families = list(dict.fromkeys(curves["family"]))
     for (family, window), arm in curves.groupby(["family", "window"], sort=False):
         line = arm.iloc[:2].assign(estimate=0.0, low=0.0, high=0.0)

@@ -1,4 +1,4 @@
-"""Figures of a run: robustness against kernel size, and robust accuracy against budget."""
+"""Figures of robustness against kernel size, robust accuracy against budget, and training."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from robust_ham.analysis.curves import SHARES
+from robust_ham.analysis.metrics import METRICS, headline_metric
 from robust_ham.analysis.run import Run
+from robust_ham.report.figures.labels import attack_titles, metric_label, window_label
 from robust_ham.report.figures.lines import AXES, draw_arms
 from robust_ham.report.figures.rows import (
     compares_networks,
@@ -19,7 +20,6 @@ from robust_ham.report.figures.rows import (
     networks_height,
 )
 from robust_ham.report.figures.style import (
-    WINDOW_LABELS,
     columns_that_fit,
     figure_style,
     legend_below,
@@ -28,81 +28,30 @@ from robust_ham.report.figures.style import (
     window_colour,
 )
 
-METRIC_NAMES = {
-    "clean_accuracy": "accuracy",
-    "robust_accuracy": "robust accuracy",
-    "robust_area": "robust area",
-    "median_l2": "median L2 distance",
-    "rho_adv": "ρ_adv",
-    "normal_cosine": "cosine to the normal",
-}
-_PRIMARY = ("robust_area", "robust_accuracy")
-
-
-def attack_title(run: Run, attack_id: str) -> str:
-    """How figures call an attack: by its id too, where two would be called the same."""
-    title = _title(run, attack_id)
-    alone = [_title(run, other) for other in run.attacks].count(title) == 1
-    return title if alone else f"{title} ({attack_id})"
-
-
-def _title(run: Run, attack_id: str) -> str:
-    attack = run.attacks[attack_id]
-    norm = {"l2": " L2", "linf": " L∞"}[attack.norm]
-    names = {
-        "deepfool": "DeepFool",
-        "superdeepfool": "SuperDeepFool L2",
-        "best": "best of the minimum-norm attacks",
-        "stadv": "stAdv",
-        "spatial_grid": "rotation + translation grid",
-        "spatial_random": "random rotations + translations",
-        "spatial_shift": "whole-pixel shifts",
-    }
-    if attack.in_band:
-        return "DeepFool L2, band {} of {}".format(*attack.band)
-    name = names.get(attack.attack, attack_id)
-    return name + norm if attack.attack in ("deepfool", "best") else name
-
-
-def metric_label(run: Run, attack_id: str, metric: str, budget: float | None = None) -> str:
-    """Axis label with its unit or budget, the attack's own where none is given."""
-    label = METRIC_NAMES[metric]
-    if not attack_id:
-        return label
-    attack = run.attacks[attack_id]
-    unit = "L∞" if attack.norm == "linf" else "L2"
-    if metric == "robust_area":
-        return f"{label} ({unit} up to {attack.curve_budgets[-1]:.3g})"
-    if metric == "robust_accuracy":
-        if not attack.has_budget:
-            return "accuracy under attack"
-        return f"{label} ({unit} > {budget or attack.main_budget:.3g})"
-    return label
-
 
 def robustness_figure(run: Run, curves: pd.DataFrame) -> Figure:
-    """Clean accuracy, and the primary metric of each attack, against kernel size."""
+    """Draw clean accuracy and the primary metric of each attack against kernel size."""
     return _panels(run, curves, primary_panels(run, curves))
 
 
 def primary_panels(run: Run, curves: pd.DataFrame) -> list[tuple[str, str, str]]:
-    """Attack id ("": clean images), metric and title of the headline figures.
+    """Return attack id ("": clean images), metric and title of the primary measures.
 
-    Attacks that are held to a band of frequencies have a figure of their own.
+    Attacks in a frequency band have a separate figure.
     """
-    panels = []
+    panels, titles = [], attack_titles(run)
     if (curves["metric"] == "clean_accuracy").any():
         panels.append(("", "clean_accuracy", "clean images, whole test split"))
     for attack_id, attack in run.attacks.items():
-        have = set(curves.loc[curves["attack"] == attack_id, "metric"])
-        metric = next((m for m in _PRIMARY if m in have), None)
-        if metric is not None and not attack.in_band:
-            panels.append((attack_id, metric, attack_title(run, attack_id)))
+        metrics = set(curves.loc[curves["attack"] == attack_id, "metric"])
+        metric = headline_metric(attack).id
+        if metric in metrics and not attack.in_band:
+            panels.append((attack_id, metric, titles[attack_id]))
     return panels
 
 
 def metrics_figure(run: Run, curves: pd.DataFrame, attack_id: str) -> Figure:
-    """All metrics of one attack against kernel size."""
+    """Draw all metrics of one attack against kernel size."""
     metrics = curves.loc[curves["attack"] == attack_id, "metric"].unique()
     return _panels(run, curves, [(attack_id, metric, "") for metric in metrics])
 
@@ -114,7 +63,7 @@ def _panels(run: Run, curves: pd.DataFrame, panels: list[tuple[str, str, str]]) 
         figure, grid = panel_grid(len(panels), 4, 3.1, height, sharey=by_network)
         for (attack_id, metric, title), axes in zip(panels, grid, strict=True):
             part = curves[(curves["attack"] == attack_id) & (curves["metric"] == metric)]
-            label, share = metric_label(run, attack_id, metric), metric in SHARES
+            label, share = metric_label(run, attack_id, metric), METRICS[metric].unit == "share"
             axes.set_title(textwrap.fill(title, 30))
             if by_network:
                 draw_networks(axes, part, places)
@@ -131,10 +80,10 @@ def _panels(run: Run, curves: pd.DataFrame, panels: list[tuple[str, str, str]]) 
 
 
 def budget_figure(run: Run, curves: pd.DataFrame, attack_id: str) -> Figure:
-    """Robust accuracy against budget: a panel per window and a colour per kernel size, or, where
-    networks are compared, a panel per family and kernel size and a colour per window.
+    """Draw robust accuracy against budget.
 
-    The line is the mean over seeds, the band spans the seeds.
+    A panel per window and a colour per kernel size; for runs that compare networks, a panel per
+    family and kernel size and a colour per window. Lines: mean over seeds; bands: range over seeds.
     """
     specs = {spec.model_id: spec for spec in run.specs}
     part = curves[curves["attack"] == attack_id].copy()
@@ -150,14 +99,14 @@ def budget_figure(run: Run, curves: pd.DataFrame, attack_id: str) -> Figure:
         for ((family, value), group), axes in zip(panels, grid, strict=True):
             for arm, line in group.groupby(within, sort=not by_network):
                 colour = window_colour(str(arm)) if by_network else shades[arm]
-                label = WINDOW_LABELS[str(arm)] if by_network else f"k = {arm}"
+                label = window_label(str(arm)) if by_network else f"k = {arm}"
                 seeds = line.groupby("budget")["robust_accuracy"]
                 mean = seeds.mean()
                 axes.plot(mean.index, mean, color=colour, linewidth=1.4, label=label)
                 axes.fill_between(
                     mean.index, seeds.min(), seeds.max(), color=colour, alpha=0.2, lw=0
                 )
-            name = f"k = {value}" if by_network else WINDOW_LABELS[str(value)]
+            name = f"k = {value}" if by_network else window_label(str(value))
             if by_network and not value:
                 axes.set_title(str(family))
             else:
@@ -173,21 +122,21 @@ def budget_figure(run: Run, curves: pd.DataFrame, attack_id: str) -> Figure:
 
 
 def budgets_in_words(run: Run, curves: pd.DataFrame, attack_id: str) -> str:
-    """Every arm's mean robust accuracy at the attack's budgets, for readers who see no figure."""
+    """Return every arm's mean robust accuracy at the attack's budgets, for screen readers."""
     arm_of = {spec.model_id: (spec.family, spec.kernel_size, spec.window) for spec in run.specs}
     budgets = run.attacks[attack_id].curve_budgets
     part = curves[(curves["attack"] == attack_id) & curves["budget"].isin(budgets)]
-    told = []
+    sentences = []
     for (family, size, window), arm in part.groupby(part["model_id"].map(arm_of), sort=False):
         means = arm.groupby("budget")["robust_accuracy"].mean()
         values = [f"{100 * mean:.1f} % at {budget:.3g}" for budget, mean in means.items()]
         network = f"k = {size} ({family})" if size else family
-        told.append(f"{WINDOW_LABELS[window]}, {network}: {', '.join(values)}")
-    return "; ".join(told) + "."
+        sentences.append(f"{window_label(window)}, {network}: {', '.join(values)}")
+    return "; ".join(sentences) + "."
 
 
 def training_figure(histories: pd.DataFrame) -> Figure:
-    """Loss and accuracy against epoch; baseline and windowed in one panel, means over seeds.
+    """Draw loss and accuracy against epoch, means over seeds, with all windows in one panel.
 
     A column per family and kernel size; training dashed, validation solid. ``histories`` has the
     columns ``family window kernel_size seed epoch`` and those of ``training.csv``.
@@ -216,7 +165,7 @@ def training_figure(histories: pd.DataFrame) -> Figure:
                             line,
                             color=window_colour(str(window)),
                             linewidth=1.4,
-                            label=f"{WINDOW_LABELS[str(window)]}, {split}",
+                            label=f"{window_label(str(window))}, {split}",
                         )
                     axes.set_axis_on()
                     axes.set_ylabel(metric)

@@ -1,4 +1,4 @@
-"""Networks below each other, where kernel size is no axis for them."""
+"""Draw networks in rows, for runs where kernel size is not a useful axis."""
 
 from __future__ import annotations
 
@@ -7,70 +7,66 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from robust_ham.analysis.run import Run
+from robust_ham.report.figures.labels import network_label, window_label
 from robust_ham.report.figures.lines import AXES, are_many, draw_seeds
-from robust_ham.report.figures.style import WINDOW_LABELS, window_colour, window_marker
+from robust_ham.report.figures.style import window_colour, window_marker
 
 _MOST_ARMS = 4
-"""Side by side at one kernel size."""
+"""Most arms side by side at one kernel size."""
 _MARKER = 4.5
 
 Places = dict[tuple[str, int, str], int]
-"""How high a window of a network stands: by family, kernel size and window."""
+"""Vertical position by family, kernel size and window."""
 
 
 def compares_networks(run: Run, axis: str = "kernel_size") -> bool:
-    """Whether networks stand below each other in place of that axis.
+    """Whether figures show networks in rows instead of this axis.
 
-    They do for kernel sizes that are not known, or of which no arm (window of a family) has three
-    while there are several families, or more arms than can stand side by side.
+    True if a kernel size is unknown; or if no arm has three kernel sizes, and there are several
+    families or too many arms to fit side by side.
     """
     if axis != "kernel_size":
         return False
     sizes: dict[tuple[str, str], set[int]] = {}
     for spec in run.specs:
         sizes.setdefault((spec.family, spec.window), set()).add(spec.kernel_size)
-    if any(0 in found for found in sizes.values()):
+    if any(0 in arm_sizes for arm_sizes in sizes.values()):
         return True
     many = len({family for family, _ in sizes}) > 1 or len(sizes) > _MOST_ARMS
-    return many and max(len(found) for found in sizes.values()) < 3
+    return many and max(len(arm_sizes) for arm_sizes in sizes.values()) < 3
 
 
 def axis_name(run: Run, axis: str) -> str:
-    """How a choice of axes calls one."""
+    """Return an axis' name for the choice of axes."""
     return "network" if compares_networks(run, axis) else AXES[axis]
 
 
 def against(run: Run, axis: str) -> str:
-    """How captions call an axis."""
+    """Return an axis' name for captions."""
     return "per network" if compares_networks(run, axis) else f"against {AXES[axis]}"
 
 
-def network_label(family: str, size: int) -> str:
-    """A family, and its kernel size where it is known."""
-    return f"{family}, k = {size}" if size else family
-
-
 def network_places(curves: pd.DataFrame) -> Places:
-    """The first network on top, its windows 1 apart; 2 between networks."""
+    """Place the first network on top, with 1 between windows and 2 between networks."""
     arms = curves[["family", "kernel_size", "window"]].drop_duplicates()
     windows: dict[tuple[str, int], list[str]] = {}
     for arm in arms.to_dict(orient="records"):
         windows.setdefault((arm["family"], arm["kernel_size"]), []).append(arm["window"])
     places: Places = {}
     top = 0
-    for network, own in windows.items():
-        places |= {(*network, window): top - i for i, window in enumerate(own)}
-        top -= len(own) + 1
+    for network, network_windows in windows.items():
+        places |= {(*network, window): top - i for i, window in enumerate(network_windows)}
+        top -= len(network_windows) + 1
     return places
 
 
 def networks_height(places: Places) -> float:
-    """Inches of a panel of ``draw_networks``."""
+    """Return the height in inches of a panel of ``draw_networks``."""
     return 0.8 + 0.11 * (2 - min(places.values()))
 
 
 def draw_networks(axes: Axes, part: pd.DataFrame, places: Places) -> None:
-    """A marker per network and window with its 95 % interval, below it a small point per seed."""
+    """Draw a marker with its 95 % interval per network and window, and a point per seed below."""
     many = are_many(part["per_seed"])
     for row in part.to_dict(orient="records"):
         window, seeds = row["window"], row["per_seed"]
@@ -86,7 +82,7 @@ def draw_networks(axes: Axes, part: pd.DataFrame, places: Places) -> None:
                 markersize=_MARKER,
                 capsize=2,
                 linestyle="none",
-                label=WINDOW_LABELS[window],
+                label=window_label(window),
             )
             draw_seeds(axes, seeds, [y - 0.4] * len(seeds), window, _MARKER, many=many)
     heights: dict[str, list[int]] = {}

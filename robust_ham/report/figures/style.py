@@ -1,4 +1,4 @@
-"""One look for all figures, and files that come out byte for byte the same."""
+"""The style of all figures, and byte-stable files."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import seaborn as sns
@@ -22,17 +22,26 @@ from matplotlib.transforms import Bbox
 from robust_ham.errors import visible
 from robust_ham.storage.files import write_bytes
 
-WINDOW_LABELS = {
-    "none": "baseline",
-    "hamming": "Hamming",
-    "hamming_sqrt": "√Hamming",
-    "hann": "Hann",
-    "blackman": "Blackman",
-    "kaiser": "Kaiser",
-    "hamming_shuffled": "shuffled Hamming",
+
+class WindowStyle(NamedTuple):
+    """How figures and tables show a window."""
+
+    label: str
+    colour: int
+    """Place in seaborn's palette "colorblind"."""
+    marker: str
+
+
+WINDOW_STYLES = {
+    "none": WindowStyle("baseline", 0, "o"),
+    "hamming": WindowStyle("Hamming", 1, "s"),
+    "hamming_sqrt": WindowStyle("√Hamming", 2, "D"),
+    "hann": WindowStyle("Hann", 4, "v"),
+    "blackman": WindowStyle("Blackman", 5, "^"),
+    "kaiser": WindowStyle("Kaiser", 7, "P"),
+    "hamming_shuffled": WindowStyle("shuffled Hamming", 6, "X"),
 }
-_MARKERS = dict(zip(WINDOW_LABELS, "osDv^PX", strict=True))
-_COLOURS = dict(zip(WINDOW_LABELS, (0, 1, 2, 4, 5, 7, 6), strict=True))
+"""One row per window of ``config.fields.Window``, in the order of figures."""
 FAMILY_LINES = ("-", "--", ":", "-.")
 _DPI = 160
 FORMATS: dict[str, dict[str, str | None]] = {
@@ -40,10 +49,10 @@ FORMATS: dict[str, dict[str, str | None]] = {
     "svg": {"Date": None},
     "png": {"Software": None},
 }
-"""Formats that figures are saved in, and what must not stand in them: it changes every time."""
+"""Formats of figure files, and the metadata to leave out because it changes every time."""
 _FILES: dict[Any, Any] = {
-    "svg.fonttype": "none",  # text stays text: it can be searched and edited, and files are small
-    "pdf.fonttype": 42,  # publishers refuse matplotlib's own kind of font
+    "svg.fonttype": "none",  # keep text as text: searchable, editable, small files
+    "pdf.fonttype": 42,  # publishers refuse matplotlib's default font type
     "font.sans-serif": ["DejaVu Sans", "sans-serif"],
 }
 _FONT_SIZES: dict[Any, Any] = {
@@ -55,47 +64,42 @@ _FONT_SIZES: dict[Any, Any] = {
     "ytick.labelsize": 8.5,
 }
 _SMALLEST_TEXT = 0.7
-"""Of the usual size, in figures that must be narrower than they would be."""
+"""Smallest scale of text in figures narrower than their default width."""
 _width: ContextVar[float | None] = ContextVar("_width", default=None)
 
 
-def size_label(size: int) -> str:
-    """A kernel size as tables show it."""
-    return str(size) if size else "–"
-
-
 def window_colour(window: str) -> tuple[float, float, float]:
-    """A window's colour, the same in every figure, safe for the colour-blind."""
-    red, green, blue = sns.color_palette("colorblind", 10)[_COLOURS[window]]
+    """Return a window's colour: the same in every figure, and colour-blind safe."""
+    red, green, blue = sns.color_palette("colorblind", 10)[WINDOW_STYLES[window].colour]
     return red, green, blue
 
 
 def window_marker(window: str) -> str:
-    """A window's marker, so that colour is never the only difference."""
-    return _MARKERS[window]
+    """Return a window's marker, so that windows never differ in colour only."""
+    return WINDOW_STYLES[window].marker
 
 
 def legend_below(figure: Figure) -> None:
-    """One legend for all panels, below them."""
-    found: dict[str, Artist] = {}
+    """Add one legend for all panels, below them."""
+    entries: dict[str, Artist] = {}
     for axes in figure.axes:
         handles, labels = axes.get_legend_handles_labels()
-        found.update(zip(labels, handles, strict=True))
-    if not found:  # no figure is known with an interval
+        entries.update(zip(labels, handles, strict=True))
+    if not entries:  # no estimate has a finite interval
         return
-    longest = max(len(label) for label in found)  # characters of about 0.075 inches
+    longest = max(len(label) for label in entries)  # a character is about 0.075 inches wide
     figure.legend(
-        list(found.values()),
-        list(found),
+        list(entries.values()),
+        list(entries),
         loc="outside lower center",
-        ncols=max(1, min(len(found), int(figure.get_figwidth() / (0.6 + 0.075 * longest)))),
+        ncols=max(1, min(len(entries), int(figure.get_figwidth() / (0.6 + 0.075 * longest)))),
         frameon=False,
     )
 
 
 @contextmanager
 def figure_width(inches: float | None) -> Iterator[None]:
-    """Every figure begun inside has this width; None: the width that suits what it shows."""
+    """Give every figure created in this context a width; None: each figure's default."""
     token = _width.set(inches)
     try:
         yield
@@ -104,23 +108,23 @@ def figure_width(inches: float | None) -> Iterator[None]:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of that size in inches, or, inside ``figure_width``, of that width.
+    """Create an empty figure of this size in inches, or of the width set by ``figure_width``.
 
-    One that must be narrower has smaller text, until ``figure_style`` ends.
+    A figure narrower than ``width`` gets smaller text, until ``figure_style`` ends.
     """
-    asked = _width.get() or width
-    scale = min(max(asked / width, _SMALLEST_TEXT), 1)
+    final_width = _width.get() or width
+    scale = min(max(final_width / width, _SMALLEST_TEXT), 1)
     mpl.rcParams.update({name: scale * size for name, size in _FONT_SIZES.items()})
-    return Figure(figsize=(asked, height * scale), layout="constrained")
+    return Figure(figsize=(final_width, height * scale), layout="constrained")
 
 
 def columns_that_fit(most: int, width: float) -> int:
-    """How many panels stand side by side: ``most``, or, inside ``figure_width``, fewer.
+    """Return how many panels of ``width`` inches fit side by side, at most ``most``.
 
-    As many as keep 60 % of their ``width``, in inches.
+    With ``figure_width``, a panel may shrink to 60 % of its width.
     """
-    asked = _width.get()
-    return most if asked is None else min(most, max(1, int(asked / (0.6 * width))))
+    set_width = _width.get()
+    return most if set_width is None else min(most, max(1, int(set_width / (0.6 * width))))
 
 
 def panel_grid(
@@ -132,7 +136,7 @@ def panel_grid(
     sharex: bool = False,
     sharey: bool = False,
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of ``count`` panels of that size in inches, in rows as equal as can be."""
+    """Create a figure of ``count`` panels of this size in inches, in rows of similar length."""
     rows = -(-count // columns_that_fit(min(count, most_columns), width))
     columns = -(-count // rows)
     figure = _of_panels(rows, columns, width, height)
@@ -145,12 +149,12 @@ def panel_grid(
 def panel_matrix(
     rows: int, columns: int, width: float, height: float
 ) -> tuple[Figure, list[list[Axes]], list[int]]:
-    """A figure of panels that share y along a row and x along a column.
+    """Create a figure of panels that share y along a row and x along a column.
 
-    Where the width does not suffice, the last columns stand below the first.
+    Columns that do not fit into the width are placed below the first ones.
 
     Returns:
-        The figure, its panels by row and column, and the columns that begin a line.
+        The figure, its panels by row and column, and the columns at the left edge.
     """
     fitting = columns_that_fit(columns, width)
     figure = _of_panels(rows * -(-columns // fitting), fitting, width, height)
@@ -167,15 +171,15 @@ def panel_matrix(
 
 
 def _of_panels(rows: int, columns: int, width: float, height: float) -> Figure:
-    """An empty figure for panels of that size, lower where they must be narrower."""
-    asked = _width.get() or width * columns
-    height *= min(1, asked / (columns * width))
-    return Figure(figsize=(asked, height * rows + 0.6), layout="constrained")
+    """Create an empty figure for panels of this size; narrower panels are lower too."""
+    final_width = _width.get() or width * columns
+    height *= min(1, final_width / (columns * width))
+    return Figure(figsize=(final_width, height * rows + 0.6), layout="constrained")
 
 
 @contextmanager
 def _defaults_with(settings: dict[Any, Any]) -> Iterator[None]:
-    """Matplotlib's defaults but for these settings, whatever the user has set for own figures."""
+    """Use matplotlib's defaults and these settings, regardless of the user's own settings."""
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(settings | _FILES)
@@ -184,37 +188,37 @@ def _defaults_with(settings: dict[Any, Any]) -> Iterator[None]:
 
 @contextmanager
 def figure_style() -> Iterator[None]:
-    """Settings of all figures."""
-    own: dict[Any, Any] = {
+    """Use the settings of all figures."""
+    settings: dict[Any, Any] = {
         "axes.spines.top": False,
         "axes.spines.right": False,
-        "text.parse_math": False,  # seaborn measures text before ``render`` sees it
+        "text.parse_math": False,  # seaborn measures text before ``render`` runs
     }
-    with _defaults_with(sns.axes_style("ticks") | own | _FONT_SIZES):
+    with _defaults_with(sns.axes_style("ticks") | settings | _FONT_SIZES):
         yield
 
 
 def render(figure: Figure, name: str, form: str) -> bytes:
-    """A figure as a file of ``form``: pdf, png or svg; no dates, and ids fixed by the name."""
+    """Render a figure as pdf, png or svg, without dates and with ids derived from the name."""
     content = io.BytesIO()
     with _defaults_with({"svg.hashsalt": name}):
-        _take_text_as_it_is(figure)
+        _disable_math(figure)
         _lay_out(figure)
         figure.savefig(content, format=form, dpi=_DPI, metadata=FORMATS[form])
-    if form == "svg":  # tick labels are set while they are drawn
+    if form == "svg":  # drawing sets the tick labels
         return visible(content.getvalue().decode()).encode()
     return content.getvalue()
 
 
-def _take_text_as_it_is(figure: Figure) -> None:
-    """Make all text ``visible``, and no formula but the powers on logarithmic axes.
+def _disable_math(figure: Figure) -> None:
+    """Make all text ``visible``, and parse no formulas but the powers on logarithmic axes.
 
-    Names that others chose may hold dollar signs.
+    Names chosen by users may contain dollar signs.
     """
     powers = set[Text]()
     for axes in figure.axes:
         for axis in (axes.xaxis, axes.yaxis):
-            # asking for the labels makes all those that have text of ours
+            # this call creates the labels that have text
             for group, labels in (
                 (axis.major, axis.get_majorticklabels()),
                 (axis.minor, axis.get_minorticklabels()),
@@ -228,9 +232,9 @@ def _take_text_as_it_is(figure: Figure) -> None:
 
 
 def _lay_out(figure: Figure) -> None:
-    """Give all axes their places, for all formats.
+    """Fix the positions of all axes for all formats.
 
-    Rounded, since the solver's last digits differ by machine, and ids in SVG files hash them.
+    Round them: the solver's last digits differ by machine, and ids in SVG files hash them.
     """
     if not isinstance(figure.get_layout_engine(), ConstrainedLayoutEngine):
         return
@@ -243,7 +247,7 @@ def _lay_out(figure: Figure) -> None:
 def save_figure(
     figure: Figure, folder: Path, name: str, formats: Sequence[str] = ("png", "svg")
 ) -> list[Path]:
-    """Write ``name.FORMAT`` for every format, whole; the files."""
+    """Write ``name.FORMAT`` for every format, atomically, and return the files."""
     files = {form: folder / f"{name}.{form}" for form in formats}
     for form, path in files.items():
         write_bytes(path, render(figure, name, form))

@@ -1,4 +1,4 @@
-"""Axes of large counts, parameters and FLOPs, with ticks that can be read."""
+"""Readable ticks for axes of large counts: parameters and FLOPs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 
 def readable(number: float) -> str:
-    """A large number as people say it: 100 k, 2.5 M."""
+    """Format a large number: 100 k, 2.5 M."""
     for unit, name in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
         if number >= unit:
             return f"{number / unit:.4g}{name}"
@@ -17,7 +17,7 @@ def readable(number: float) -> str:
 
 
 def log_ticks(low: float, high: float, most: int = 5) -> list[float]:
-    """Round numbers on a logarithmic axis from ``low`` to ``high`` (above 0), two where it can."""
+    """Return round ticks for a logarithmic axis from ``low`` > 0 to ``high``."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for steps in ((1, 2, 5), (1, 3), (1,)):
         ticks = [step * 10.0**decade for decade in decades for step in steps]
@@ -31,10 +31,10 @@ def log_ticks(low: float, high: float, most: int = 5) -> list[float]:
 
 
 def count_axis(axes: Axes) -> None:
-    """Make the x axis, once all is drawn, logarithmic, with counts as people say them."""
+    """Make the x axis logarithmic with readable counts; call after drawing."""
     axes.set_xscale("log")
     low, high = axes.get_xlim()
-    if high < 1.2 * low:  # all networks have as many
+    if high < 1.2 * low:  # all networks have the same count
         axes.set_xlim(low / 1.5, high * 1.5)
     figure, place = axes.get_figure(root=True), axes.get_subplotspec()
     assert figure is not None

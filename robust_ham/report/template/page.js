@@ -1,16 +1,16 @@
 "use strict";
 
-// Choosers: of the items inside, those stay that fit every select. An item without a select's name
-// among its data fits any value; choices that nothing would fit are greyed out.
+// Choosers: show the items that match every select. An item without data for a select matches any
+// value. Disable options that match no item.
 for (const chooser of document.querySelectorAll("[data-chooser]")) {
   const selects = [...chooser.querySelectorAll(":scope > form select")];
   const items = [...chooser.querySelectorAll("[data-item]")];
   const update = () => {
     let left = items;
     for (const select of selects) {
-      const found = new Set(left.map((item) => item.dataset[select.name]));
+      const values = new Set(left.map((item) => item.dataset[select.name]));
       const options = [...select.options];
-      for (const option of options) option.disabled = !found.has(option.value);
+      for (const option of options) option.disabled = !values.has(option.value);
       if (select.selectedOptions[0]?.disabled) select.value = options.find((o) => !o.disabled).value;
       left = left.filter((item) => [undefined, select.value].includes(item.dataset[select.name]));
     }
@@ -21,7 +21,7 @@ for (const chooser of document.querySelectorAll("[data-chooser]")) {
   update();
 }
 
-// Tables: a click on a heading sorts, numbers as numbers; what is missing comes last.
+// Sortable tables: click a heading to sort. Numbers sort by value; missing values come last.
 const number = (text) => parseFloat(text.replace(/[\u202f×+]/g, "").replace("−", "-").replace("∞", "Infinity"));
 const text = (row, column) => row.cells[column].textContent.trim();
 
@@ -47,18 +47,18 @@ for (const table of document.querySelectorAll("table[data-sortable]")) {
   });
 }
 
-// Filters: rows that hold every word typed, and the value chosen in every column.
+// Filters: show the rows that contain every typed word and match every selected value.
 for (const form of document.querySelectorAll("form[data-filter]")) {
   const table = document.getElementById(form.dataset.filter);
   const rows = [...table.tBodies[0].rows], words = form.querySelector("input"), count = form.querySelector("output");
   const chosen = new Map();
   const update = () => {
-    const asked = words.value.toLowerCase().split(/\s+/);
+    const typed = words.value.toLowerCase().split(/\s+/);
     let left = 0;
     for (const row of rows) {
       const whole = row.textContent.toLowerCase();
       const fits = [...chosen].every(([column, select]) => !select.value || text(row, column) === select.value);
-      row.hidden = !(fits && asked.every((word) => whole.includes(word)));
+      row.hidden = !(fits && typed.every((word) => whole.includes(word)));
       left += !row.hidden;
     }
     count.textContent = `${left} of ${rows.length} rows`;
@@ -80,7 +80,7 @@ for (const form of document.querySelectorAll("form[data-filter]")) {
   update();
 }
 
-// Text to take away.
+// Copy buttons.
 for (const button of document.querySelectorAll("button[data-copy]")) {
   button.hidden = false;
   button.addEventListener("click", async () => {
@@ -89,7 +89,7 @@ for (const button of document.querySelectorAll("button[data-copy]")) {
   });
 }
 
-// Paper shows everything.
+// Open all details before printing.
 addEventListener("beforeprint", () => {
   for (const details of document.querySelectorAll("details")) details.open = true;
 });

@@ -1,6 +1,6 @@
 "use strict";
 
-// Large tables: the rows stand in JSON beside the table; of those asked for, one page is shown.
+// Large tables: read the rows from JSON beside the table and show one page of the matching rows.
 const ROWS_OF_A_PAGE = 100;
 
 for (const table of document.querySelectorAll("table[data-rows]")) {
@@ -13,10 +13,10 @@ for (const table of document.querySelectorAll("table[data-rows]")) {
   const [previous, next] = form.querySelectorAll("button");
   const whole = Array.from({ length: count }, (_, row) => columns.map((column) => cell(column, row)).join("\n").toLowerCase());
   const chosen = new Map();
-  let order = whole.map((_, row) => row), found = order, first = 0;
+  let order = whole.map((_, row) => row), matching = order, first = 0;
 
   const show = () => {
-    body.replaceChildren(...found.slice(first, first + ROWS_OF_A_PAGE).map((row) => {
+    body.replaceChildren(...matching.slice(first, first + ROWS_OF_A_PAGE).map((row) => {
       const line = document.createElement("tr");
       columns.forEach((column, i) => {
         const place = line.insertCell(), value = cell(column, row);
@@ -30,15 +30,15 @@ for (const table of document.querySelectorAll("table[data-rows]")) {
       });
       return line;
     }));
-    const last = Math.min(first + ROWS_OF_A_PAGE, found.length);
-    output.textContent = `rows ${found.length && first + 1} to ${last} of ${found.length}` + (found.length < count ? ` (of ${count} in all)` : "");
+    const last = Math.min(first + ROWS_OF_A_PAGE, matching.length);
+    output.textContent = `rows ${matching.length && first + 1} to ${last} of ${matching.length}` + (matching.length < count ? ` (of ${count} in all)` : "");
     previous.disabled = first === 0;
-    next.disabled = last === found.length;
+    next.disabled = last === matching.length;
   };
   const update = () => {
-    const asked = words.value.toLowerCase().split(/\s+/);
-    found = order.filter((row) =>
-      asked.every((word) => whole[row].includes(word)) &&
+    const typed = words.value.toLowerCase().split(/\s+/);
+    matching = order.filter((row) =>
+      typed.every((word) => whole[row].includes(word)) &&
       [...chosen].every(([column, select]) => !select.value || cell(columns[column], row) === select.value));
     first = 0;
     show();

@@ -1,1 +1,1 @@
-"""What one job does: train a model, attack it; the gate's checks; transfer."""
+"""The work of jobs (models, attacks) and of the steps after them (gate, transfer, kernels)."""

@@ -1,7 +1,7 @@
-"""Checks of an attack on a model, each of which a known defect sets off.
+"""Checks of an attack on a model; each detects a known defect.
 
-A *fail* means that the numbers of that attack on that model say nothing of its robustness: the
-attack is too weak, or what it returns is not what it was asked for.
+A *fail* means that the results of this attack say nothing about the model's robustness: the attack
+is too weak, or it returns invalid images.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from robust_ham.evaluation.scoring import describe_invalid, invalid_rows
 from robust_ham.runs.jobs.black_box import QUERIES, random_search
 
 NUM_IMAGES = 32
-"""Images that a model, or an attack on it, is checked on."""
+"""Number of images on which a model and its attacks are checked."""
 
 MOST_SURVIVORS, MANY_STEPS = 0.01, 1000
 _MOST_NEARER = 0.05
 _MOST_NEARER_DEEPFOOL_LINF = 0.33
-"""Share of images on which an attack without gradients may come nearer than the run's."""
+"""Largest share of images on which an attack without gradients may be closer than the run's."""
 _MOST_WEAKER = 0.02
 
 Rows = NDArray[np.int64]
@@ -39,7 +39,7 @@ Severity = Literal["pass", "warn", "fail"]
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check has measured, its limit, and in one line why it trips; empty: it does not."""
+    """The measured value of a check, its limit, and why it trips (empty if it does not)."""
 
     check: str
     severity: Severity
@@ -51,7 +51,7 @@ class Finding:
 def finding(
     check: str, value: float, limit: float, reason: str, severity: Severity = "fail"
 ) -> Finding:
-    """Passes up to the limit; a value that is not a number trips."""
+    """Make a finding that passes up to the limit; NaN trips."""
     passed = value <= limit
     return Finding(check, "pass" if passed else severity, value, limit, "" if passed else reason)
 
@@ -60,7 +60,7 @@ def finding(
 
 
 def check_valid(samples: pd.DataFrame) -> Finding:
-    """An attack returns something that is no image, which would count as survived."""
+    """Trip if an attack returns invalid images, which would count as survived."""
     invalid = int(invalid_rows(samples).sum())
     return finding("valid images", invalid, 0, describe_invalid(samples))
 
@@ -71,17 +71,17 @@ def check_valid(samples: pd.DataFrame) -> Finding:
 def check_survivors(
     samples: pd.DataFrame, persist: Callable[[Rows], int], at_chance: bool = False
 ) -> Finding:
-    """An attack without a bound does not fool: its gradients lead nowhere, or it lacks steps.
+    """Trip if many images survive an unbounded attack: useless gradients, or too few steps.
 
-    ``samples`` are the rows of an attack that walks until it fools. Where too many images survive,
-    up to 32 of them are attacked again: ``persist`` is given their rows and says how many survive
-    the same attack with 1,000 steps. Fails if their share of all is too large still, else warns.
-    Of a network ``at_chance`` nothing more is asked.
+    ``samples`` are the rows of an attack that continues until it fools. If too many images survive,
+    up to 32 of them are attacked again: ``persist`` takes their rows and returns how many survive
+    1,000 steps. Fails if their share is still too large, else warns. A network ``at_chance`` is not
+    attacked again.
     """
     right = samples["clean_prediction"] == samples["label"]
     survived = np.flatnonzero(right & (samples["status"] != "fooled"))
     share = len(survived) / max(right.sum(), 1)
-    reason = f"{share:.1%} of the images that are right survive an attack without a bound"
+    reason = f"{share:.1%} of the correctly classified images survive an unbounded attack"
     if share <= MOST_SURVIVORS:
         return finding("survivors", share, MOST_SURVIVORS, reason)
     if at_chance:
@@ -98,9 +98,9 @@ def check_survivors(
 def check_random_direction(
     model: nn.Module, images: Tensor, labels: Tensor, distances: Values, norm: str
 ) -> Finding:
-    """A random direction of the same length fools as the attack does.
+    """Trip if random directions of the same length fool as well.
 
-    ``distances`` (n,) in ``norm``; only images at a finite distance above 0 are tried.
+    ``distances`` (n,) in ``norm``; uses only images with a finite distance above 0.
     """
     tried = np.isfinite(distances) & (distances > 0)
     share = 0.0
@@ -123,23 +123,23 @@ def check_random_direction(
 
 
 def check_against_ddn(distances: Values, reference: Values, severity: Severity) -> Finding:
-    """DDN (arXiv 1811.09600) comes nearer than the run's best minimum-norm attack, L2."""
+    """Trip if DDN (arXiv 1811.09600) finds smaller L2 distances than the run's best attack."""
     shortfall = 1 - _median_ratio(reference, distances)
     reason = f"DDN comes {shortfall:.1%} nearer in the median: the attack is too weak here"
     return finding("stronger attack", shortfall, 0.05, reason, severity)
 
 
 def check_doubled_steps(distances: Values, doubled: Values) -> Finding:
-    """Twice the steps move the median."""
+    """Trip if twice the steps change the median distance."""
     moved = abs(_median_ratio(doubled, distances) - 1)
     reason = f"twice the steps move the median distance by {moved:.1%}"
     return finding("doubled steps", moved, 0.01, reason, "warn")
 
 
 def check_black_box(distances: Values, transferred: Values) -> Finding:
-    """Other models' adversarial images, brought back to the boundary, lie nearer than the attack's.
+    """Trip if other models' adversarial images, moved to the boundary, are closer.
 
-    Both (n,); 0: wrong at first.
+    Both distances (n,); 0: misclassified without an attack.
     """
     right = distances > 0
     nearer = transferred[right] < 0.95 * distances[right]
@@ -158,18 +158,18 @@ def check_random_search(
     *,
     only_deepfool: bool = False,
 ) -> Finding:
-    """A random search, without gradients, comes over 5 % nearer than the run's best attack.
+    """Trip if a random search, without gradients, is over 5 % closer than the run's best attack.
 
-    ``distances`` (n,) in ``norm``; those of 0 are left out, and images that survived the attack
-    are searched within ``largest``. DeepFool's L∞ step overestimates the distance of sound networks
-    too (on up to 24 % of the images of the zoo's 3×3 networks): where a run has nothing else in
-    L∞, the check warns up to 33 % of the images.
+    ``distances`` (n,) in ``norm``; images at 0 are skipped, and images that survived the attack are
+    searched within ``largest``. DeepFool's L∞ step overestimates distances even on sound networks
+    (on up to 24 % of the images of the zoo's 3×3 networks): if a run has no other L∞ attack, the
+    check only warns up to 33 % of the images.
     """
     right = distances > 0
     rows = torch.from_numpy(np.flatnonzero(right)).to(images.device)
     epsilon = np.where(np.isfinite(distances), 0.95 * distances, largest)[right]
-    found = random_search(model, images[rows], labels[rows], epsilon, norm)
-    share = float(found.mean()) if len(found) else 0.0
+    is_closer = random_search(model, images[rows], labels[rows], epsilon, norm)
+    share = float(is_closer.mean()) if len(is_closer) else 0.0
     reason = (
         f"a random search of {QUERIES} queries comes over 5 % nearer on {share:.0%} of the images: "
         "the attack is too weak here, or the gradients are masked"
@@ -180,7 +180,7 @@ def check_random_search(
 
 
 def _median_ratio(one: Values, other: Values) -> float:
-    """Median of one / other over images that both get right at first; 1 where there are none."""
+    """Return the median of one / other over the images with both distances above 0; 1 if none."""
     ratios = per_image_ratios(one, other)
     ratios = ratios[~np.isnan(ratios)]
     return float(np.median(ratios)) if len(ratios) else 1.0
@@ -190,13 +190,13 @@ def _median_ratio(one: Values, other: Values) -> float:
 
 
 def fooled_within(samples: pd.DataFrame, norm: str, epsilon: float) -> NDArray[np.bool_]:
-    """Which images an attack fools by no more than ``epsilon``, float rounding aside, (n,)."""
+    """Return which images an attack fools within ``epsilon``, up to rounding, (n,)."""
     near = samples[norm] <= epsilon * (1 + 1e-4) + 1e-6
     return (near & (samples["status"] == "fooled")).to_numpy()
 
 
 def check_within_epsilon(samples: pd.DataFrame, norm: str, epsilon: float) -> Finding:
-    """An attack within a distance goes farther, so that it fools more than it should."""
+    """Trip if a bounded attack exceeds its bound."""
     fooled = (samples["status"] == "fooled").to_numpy()
     beyond = int((fooled & ~fooled_within(samples, norm, epsilon)).sum())
     farthest = samples.loc[fooled, norm].max()
@@ -207,23 +207,23 @@ def check_within_epsilon(samples: pd.DataFrame, norm: str, epsilon: float) -> Fi
 def check_weaker(
     samples: pd.DataFrame, rivals: Mapping[str, pd.DataFrame], norm: str, epsilon: float
 ) -> Finding:
-    """Another attack within the same distance fools more of the same images.
+    """Trip if another attack within the same distance fools more of the same images.
 
-    ``rivals``: rows of other attacks, by their names. The measure is the share of images that the
-    rival alone fools less that of those it alone does not; one image never decides.
+    ``rivals``: rows of other attacks, by name. The measure is the share of images that only the
+    rival fools minus the share that only this attack fools; a single image never decides.
     """
-    own = _fooled_by_id(samples, norm, epsilon)
+    this = _fooled_by_id(samples, norm, epsilon)
     value, limit, reason = 0.0, _MOST_WEAKER, ""
     for name, rows in rivals.items():
         other = _fooled_by_id(rows, norm, epsilon)
-        shared = own.index.intersection(other.index)
+        shared = this.index.intersection(other.index)
         count = max(len(shared), 1)
-        share = (int(other[shared].sum()) - int(own[shared].sum())) / count
+        share = (int(other[shared].sum()) - int(this[shared].sum())) / count
         if share > value:
             value, limit = share, max(_MOST_WEAKER, 1 / count)
             reason = (
                 f"at epsilon = {epsilon:.4g}, {name} fools {other[shared].mean():.1%} of the "
-                f"images, this attack {own[shared].mean():.1%}: too weak"
+                f"images, this attack {this[shared].mean():.1%}: too weak"
             )
     return finding("weaker", value, limit, reason)
 
@@ -240,14 +240,14 @@ def check_random_search_within(
     norm: Norm,
     epsilon: float,
 ) -> Finding:
-    """A random search within the same distance fools images that the attack left right."""
+    """Trip if a random search within the same distance fools images that the attack did not."""
     right = (samples["clean_prediction"] == samples["label"]).to_numpy()
     left = np.flatnonzero(right & (samples["status"] != "fooled").to_numpy())
     rows = torch.from_numpy(left).to(images.device)
-    found = random_search(model, images[rows], labels[rows], np.full(len(left), epsilon), norm)
-    share = float(found.sum()) / max(int(right.sum()), 1)
+    fooled = random_search(model, images[rows], labels[rows], np.full(len(left), epsilon), norm)
+    share = float(fooled.sum()) / max(int(right.sum()), 1)
     reason = (
         f"a random search of {QUERIES} queries within epsilon fools {share:.0%} of the images, "
-        "which this attack left right: it is too weak, or the gradients are masked"
+        "which this attack did not: it is too weak, or the gradients are masked"
     )
     return finding("random search", share, _MOST_NEARER, reason)

@@ -1,4 +1,4 @@
-"""Adversarial images found without gradients: along other models' perturbations, or at random."""
+"""Adversarial images without gradients: from other models' perturbations or random search."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from attacks.utils.random_streams import image_streams
 from robust_ham.analysis.statistics import Values
 
 QUERIES = 100
-"""Forward passes that the random search spends on an image, at most."""
+"""Maximum forward passes of the random search per image."""
 
 _FIRST_AREA = 0.3  # share of the image that the first squares cover
 _L2_STEP = 0.25  # L2 length of a square in a channel, as a share of epsilon
@@ -25,19 +25,19 @@ _L2_STEP = 0.25  # L2 length of a square in a channel, as a share of epsilon
 def random_search(
     model: nn.Module, images: Tensor, labels: Tensor, epsilon: Values, norm: Norm
 ) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    """Whether a random search over squares finds an adversarial image within ``epsilon``, (n,).
+    """Return for which images a random search finds an adversarial within ``epsilon``, (n,).
 
     After the Square Attack (arXiv 1912.00049): the perturbation starts as vertical stripes of full
-    length; each of 100 queries changes a random square, which shrinks meanwhile, and is kept if it
-    lowers the margin. Draws depend on the image alone. It runs on a prepared copy of the model;
-    what it finds is confirmed on the model itself.
+    length; each of 100 queries changes a random square, shrinking over time, and is kept if it
+    lowers the margin. Draws depend only on the image. The search runs on a prepared copy of the
+    model; its findings are confirmed on the model itself.
 
     Args:
         model: logits of images in [0, 1].
         images: floats (n, C, H, W).
         labels: int64 (n,).
         epsilon: largest length of each image's perturbation, (n,); finite.
-        norm: in which it is measured.
+        norm: of that length.
     """
     if not len(images):
         return np.zeros(0, dtype=np.bool_)
@@ -61,7 +61,7 @@ def random_search(
 
 
 def _draws(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Place and signs of every square, in [−1, 1), (n, Q, 2 + C); stripes of ±1 (n, C, H, W)."""
+    """Draw place and signs of squares, in [−1, 1), (n, Q, 2 + C); stripes of ±1 (n, C, H, W)."""
     channels, height, width = images.shape[1:]
     squares, stripes = [], []
     for stream in image_streams(images, "random search"):
@@ -72,7 +72,7 @@ def _draws(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _with_square(delta: Tensor, limit: Tensor, draw: Tensor, query: int, norm: Norm) -> Tensor:
-    """Perturbations (n, C, H, W) of length ``limit`` with one square changed in all channels."""
+    """Change one square in all channels; keep the length ``limit``; (n, C, H, W)."""
     height, width = delta.shape[-2:]
     area = _FIRST_AREA * (1 - query / QUERIES) ** 2 * height * width
     size = min(max(1, round(area**0.5)), height, width)
@@ -97,22 +97,22 @@ def _to_length(delta: Tensor, limit: Tensor, norm: Norm) -> Tensor:
 
 
 def nearest_along(model: nn.Module, images: Tensor, labels: Tensor, ends: list[Tensor]) -> Values:
-    """L2 distance to the nearest image that fools on the lines from images to ``ends``, (n,).
+    """Return the L2 distance to the nearest adversarial on the lines to ``ends``, (n,).
 
-    Each line is scanned from a sixteenth to four times its length and the first crossing bisected;
-    0: wrong at first, ∞: no line leads across. A prepared copy of the model answers.
+    Scans each line from 1/16 to 4 times its length and bisects the first crossing. 0: misclassified
+    without an attack; ∞: no line crosses the boundary. Uses a prepared copy of the model.
     """
-    found = np.full(len(images), np.inf)
+    distances = np.full(len(images), np.inf)
     with attack_mode(model), torch.no_grad():
         fast = partial(predict_logits, prepare(model, images))
         wrong = margins_of(fast(images), labels) <= 0
         for end in ends:
-            found = np.minimum(found, _first_crossing(fast, images, labels, end))
-    return np.where(wrong.cpu().numpy(), 0.0, found)
+            distances = np.minimum(distances, _first_crossing(fast, images, labels, end))
+    return np.where(wrong.cpu().numpy(), 0.0, distances)
 
 
 def _first_crossing(model: Model, images: Tensor, labels: Tensor, ends: Tensor) -> Values:
-    """Along the line from each image to its end: L2 distance, (n,); ∞: the label stays."""
+    """Return the L2 distance at which each line crosses the boundary, (n,); ∞: it does not."""
     ways = ends - images
 
     def moved(rows: Tensor, share: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Whether a run's numbers can be trusted: every finished model and attack checked, ``gate.csv``."""
+"""The gate: reliability checks of every finished model and attack; writes ``gate.csv``."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import pandas as pd
 
 from attacks.utils.linearise import Norm
 from robust_ham.analysis.statistics import Values
-from robust_ham.config.experiment import AttackConfig, is_own
+from robust_ham.config.experiment import AttackConfig
 from robust_ham.errors import RequestError
-from robust_ham.evaluation.registry import attack_options
+from robust_ham.evaluation.options import attack_options
 from robust_ham.models.predict import accuracy
-from robust_ham.progress import Progress, unseen
+from robust_ham.progress import Progress, no_progress
 from robust_ham.runs.jobs import attack_checks, model_checks
 from robust_ham.runs.jobs.attack_checks import Finding, Rows
 from robust_ham.runs.jobs.black_box import nearest_along
@@ -26,16 +26,16 @@ from robust_ham.storage.files import content_key
 from robust_ham.storage.receipts import kept_rows, write_kept
 
 VERSION = 5
-"""Raised when the same model gets other findings; part of every key."""
+"""Raise it when the same model gets other findings; part of every key."""
 
 NUM_OTHERS = 4
-"""Models whose adversarial images are tried on a model."""
+"""Number of models whose adversarial images are tried on a model."""
 
 COLUMNS = "model_id attack check severity value limit reason key".split()
 
 
 def check_model(checked: CheckedModel) -> list[Finding]:
-    """All checks that need no attack."""
+    """Run all checks that need no attack."""
     model, images, labels = checked.model, checked.images, checked.labels
     device = checked.context.device
     findings = [
@@ -46,16 +46,16 @@ def check_model(checked: CheckedModel) -> list[Finding]:
         model_checks.check_chance(checked.predictions),
     ]
     repeatable = all(f.severity == "pass" for f in findings if f.check == "determinism")
-    if repeatable:  # else its accuracy is another each time
-        found = accuracy(checked.predictions)
-        findings.append(model_checks.check_accuracy(found, checked.card["test_accuracy"]))
+    if repeatable:  # else its accuracy varies
+        test_accuracy = accuracy(checked.predictions)
+        findings.append(model_checks.check_accuracy(test_accuracy, checked.card["test_accuracy"]))
     return findings
 
 
 def check_attack(
     checked: CheckedModel, attack_id: str, others: list[CheckedModel]
 ) -> list[Finding]:
-    """All checks of one attack on one model."""
+    """Run all checks of one attack on one model."""
     findings = [attack_checks.check_valid(checked.samples[attack_id])]
     if attack_id in checked.minimum_norm:
         findings += _check_minimum_norm(checked, attack_id, others)
@@ -69,13 +69,13 @@ def _check_minimum_norm(
 ) -> list[Finding]:
     attack = checked.minimum_norm[attack_id]
     options = attack_options(attack, attack_id)
-    if "prune" in options and not is_own(attack.attack):
+    if "prune" in options and not attack.facts.is_user_code:
         options["prune"] = None  # as it is run where pruning would change the answer
     distances = checked.distances(attack_id)
     count = len(distances)
     args = (checked.model, checked.images[:count], checked.labels[:count])
     findings = [attack_checks.check_random_direction(*args, distances, attack.norm)]
-    if attack.attack in ("deepfool", "superdeepfool"):
+    if attack.facts.retry_survivors:
 
         def persist(rows: Rows) -> int:
             return checked.num_persisting(attack.norm, rows)
@@ -86,12 +86,12 @@ def _check_minimum_norm(
         )
     if "steps" in options:
         passes = checked.samples[attack_id]["forwards"].to_numpy()[:count]
-        stopped = np.flatnonzero(passes >= options["steps"])  # fewer: it has ended by itself
+        stopped = np.flatnonzero(passes >= options["steps"])  # fewer: it converged
         doubled = distances.copy()
         if len(stopped):
             more = options | {"steps": 2 * options["steps"]}
-            again = checked.attacked_anew(attack.attack, more, stopped)
-            doubled[stopped] = again[attack.norm].to_numpy(np.float64)
+            rerun = checked.run_attack(attack.attack, more, stopped)
+            doubled[stopped] = rerun[attack.norm].to_numpy(np.float64)
         findings.append(attack_checks.check_doubled_steps(distances, doubled))
     if attack_id == _nearest(checked, attack.norm):
         findings += _check_best(checked, attack.norm, others)
@@ -99,22 +99,22 @@ def _check_minimum_norm(
 
 
 def _check_best(checked: CheckedModel, norm: Norm, others: list[CheckedModel]) -> list[Finding]:
-    """Checks of all competing attacks of a norm together, image by image."""
+    """Check the best of all competing attacks of a norm, image by image."""
     attacks = _competitors(checked, norm)
     best: Values = np.minimum.reduce([checked.distances(attack_id) for attack_id in attacks])
     largest = max(attack.curve_budgets[-1] for attack in attacks.values())
     args = (checked.model, checked.images, checked.labels)
-    only_deepfool = all(attack.attack == "deepfool" for attack in attacks.values())
+    only_deepfool = all(attack.facts.stops_at_boundary for attack in attacks.values())
     findings = [
         attack_checks.check_random_search(*args, best, norm, largest, only_deepfool=only_deepfool)
     ]
-    if norm == "linf":  # DDN measures L2, as do images made for other models
+    if norm == "linf":  # DDN and transferred images are L2
         return findings
-    own = checked.own_ddn()
-    if own is not None:
-        reference = checked.distances(own)
+    configured_ddn = checked.configured_ddn()
+    if configured_ddn is not None:
+        reference = checked.distances(configured_ddn)
     else:
-        ddn = checked.attacked_anew(DDN, {"steps": DDN_STEPS, "norm": "l2"})
+        ddn = checked.run_attack(DDN, {"steps": DDN_STEPS, "norm": "l2"})
         reference = ddn["l2"].to_numpy(np.float64)
     along = nearest_along(*args, [other.adversarials for other in others])
     return [
@@ -125,7 +125,7 @@ def _check_best(checked: CheckedModel, norm: Norm, others: list[CheckedModel]) -
 
 
 def _competitors(checked: CheckedModel, norm: Norm) -> dict[str, AttackConfig]:
-    """Those that may be the run's best; where none may, those on all checked images."""
+    """Return the attacks that may be the run's best; if none, those on all checked images."""
     attacks = {a: c for a, c in checked.minimum_norm.items() if c.norm == norm}
     competing = {name: attack for name, attack in attacks.items() if attack.competes}
     whole = {a: c for a, c in attacks.items() if len(checked.distances(a)) == len(checked.labels)}
@@ -133,7 +133,7 @@ def _competitors(checked: CheckedModel, norm: Norm) -> dict[str, AttackConfig]:
 
 
 def _nearest(checked: CheckedModel, norm: Norm) -> str | None:
-    """The attack that comes nearest on average in a norm: it answers for the best of all."""
+    """Return the attack with the smallest mean distance, to which checks of the best apply."""
     means = {
         attack_id: np.minimum(checked.distances(attack_id), attack.curve_budgets[-1]).mean()
         for attack_id, attack in _competitors(checked, norm).items()
@@ -142,13 +142,13 @@ def _nearest(checked: CheckedModel, norm: Norm) -> str | None:
 
 
 def _check_within_epsilon(checked: CheckedModel, attack_id: str) -> list[Finding]:
-    """Checks of an attack that does not seek the least distance, but stays within one."""
+    """Run the checks of a bounded attack."""
     norm, epsilon = checked.context.plan.config.attacks[attack_id].norm, checked.epsilons[attack_id]
     samples = checked.samples[attack_id]
-    if samples[norm].isna().all():  # spatial: it has no distance
+    if samples[norm].isna().all():  # spatial: no distance
         return []
     rivals = {name: checked.samples[name] for name in _rivals(checked, attack_id)}
-    rivals[f"PGD of {PGD_STEPS} steps"] = checked.attacked_by_pgd(norm, epsilon)
+    rivals[f"PGD of {PGD_STEPS} steps"] = checked.run_pgd(norm, epsilon)
     checked_rows = samples[: len(checked.labels)]
     count = len(checked_rows)
     args = (checked.model, checked.images[:count], checked.labels[:count])
@@ -160,7 +160,7 @@ def _check_within_epsilon(checked: CheckedModel, attack_id: str) -> list[Finding
 
 
 def _rivals(checked: CheckedModel, attack_id: str) -> list[str]:
-    """Other attacks within the same distance in the same norm."""
+    """Return the other attacks with the same bound in the same norm."""
     configured = checked.context.plan.config.attacks
     return [
         other
@@ -174,11 +174,11 @@ def _rivals(checked: CheckedModel, attack_id: str) -> list[str]:
 def write_gate(
     context: Context,
     failed: Collection[str] = (),
-    progress: Progress = unseen,
+    progress: Progress = no_progress,
 ) -> pd.DataFrame:
-    """Write ``gate.csv`` of a run and return it; findings whose subject is the same are kept.
+    """Write ``gate.csv`` and return it; keep findings with the same key.
 
-    Models called in ``failed`` and attacks that are not finished are left out.
+    Skips models in ``failed`` and unfinished attacks.
     """
     before = kept_rows(context.run, context.run.gate, COLUMNS)
     places = before.groupby(["model_id", "attack", "key"], sort=False).indices
@@ -203,7 +203,7 @@ def write_gate(
 
 
 def _spread_over(models: list[CheckedModel], i: int) -> list[CheckedModel]:
-    """Up to four other models than that at ``i``, from all over the run."""
+    """Choose up to four models other than model ``i``, spread over the run."""
     count = len(models)
     places = {(i + round(j * count / (NUM_OTHERS + 1))) % count for j in range(1, NUM_OTHERS + 1)}
     return [models[place] for place in sorted(places - {i})]
@@ -212,20 +212,20 @@ def _spread_over(models: list[CheckedModel], i: int) -> list[CheckedModel]:
 def _findings(
     checked: CheckedModel, attack_id: str, others: list[CheckedModel], key: str
 ) -> pd.DataFrame:
-    """Rows of ``gate.csv``; a check that breaks down is a finding, too."""
+    """Return rows of ``gate.csv``; a check that raises is a finding too."""
     try:
-        found = check_attack(checked, attack_id, others) if attack_id else check_model(checked)
+        findings = check_attack(checked, attack_id, others) if attack_id else check_model(checked)
     except (RequestError, OSError):
         raise
-    except Exception as error:  # whatever a user's model raises
+    except Exception as error:  # from a user's model
         reason = " ".join(str(error).split()) or type(error).__name__
-        found = [Finding("error", "fail", 1.0, 0.0, f"cannot be checked: {reason}")]
+        findings = [Finding("error", "fail", 1.0, 0.0, f"cannot be checked: {reason}")]
     subject = {"model_id": checked.spec.model_id, "attack": attack_id, "key": key}
-    return pd.DataFrame([subject | asdict(finding) for finding in found], columns=COLUMNS)
+    return pd.DataFrame([subject | asdict(finding) for finding in findings], columns=COLUMNS)
 
 
 def _subjects(checked: CheckedModel, others: list[CheckedModel]) -> dict[str, str]:
-    """The model itself ("") and its finished attacks, each with a key of all that decides them."""
+    """Return the keys of the findings of the model itself ("") and of its finished attacks."""
     context = checked.context
     about = context.where | {
         "version": VERSION,

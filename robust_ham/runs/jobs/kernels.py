@@ -1,4 +1,4 @@
-"""What a run's learned kernels are like: ``kernels.csv``, a row per model and layer."""
+"""Spectra of a run's learned kernels: ``kernels.csv``, a row per model and layer."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ from robust_ham.runs.plan.context import Context
 from robust_ham.storage.receipts import kept_rows, write_kept
 
 COLUMNS = ["model_id", "window", "kernel_size", "seed", *TABLE_COLUMNS, "weights"]
-"""``weights`` is the SHA-256 that the model's card names."""
+"""``weights``: SHA-256 of the weights, from the model's card."""
 
 
 def write_kernels(context: Context, failed: Collection[str] = ()) -> None:
-    """Write ``kernels.csv`` of a run; rows of models whose weights are the same are kept.
+    """Write ``kernels.csv`` of a run; keep rows of models with unchanged weights.
 
-    Models called in ``failed`` or without a card are left out; a model without a convolution above
-    1×1 has no row.
+    Skips models in ``failed`` or without a card, and convolutions of 1×1.
     """
     path = context.run.kernels
     before = dict(list(kept_rows(context.run, path, COLUMNS).groupby(["model_id", "weights"])))
@@ -38,7 +37,7 @@ def write_kernels(context: Context, failed: Collection[str] = ()) -> None:
 
 
 def kernel_rows(spec: ModelGroup, model: nn.Module, weights: str) -> pd.DataFrame:
-    """A row per convolution above 1×1 of one model, ``COLUMNS``; ``weights``: their SHA-256."""
+    """Return a row of ``COLUMNS`` per convolution above 1×1; ``weights``: SHA-256."""
     table = kernel_table(model).assign(
         model_id=spec.model_id,
         window=spec.window,

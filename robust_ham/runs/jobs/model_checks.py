@@ -1,7 +1,7 @@
-"""Checks of a model alone, each of which a known defect sets off.
+"""Checks of a model without an attack; each detects a known defect.
 
-A *fail* means that no number of that model says anything of its robustness: gradients that are
-masked, answers that are random, a network that has learnt nothing.
+A *fail* means that no result of this model says anything about its robustness: masked gradients,
+random predictions, or a network that learned nothing.
 """
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ _ONE_CLASS = 0.95
 
 
 def check_gradients(model: nn.Module, images: Tensor, labels: Tensor) -> Finding:
-    """The margin's gradient is zero or not finite on an image that is classified right."""
+    """Trip if the margin's gradient is zero or not finite on a correctly classified image."""
     with attack_mode(model):
         logits, slopes = _logits_and_gradient(model, images, labels)
     right = margins_of(logits, labels) > 0
     size = slopes.flatten(1).norm(dim=1)
     lost = int((right & ~(torch.isfinite(size) & (size > 0))).sum())
-    reason = f"no usable gradient on {lost} of {int(right.sum())} images that are right"
+    reason = f"no usable gradient on {lost} of {int(right.sum())} correctly classified images"
     return finding("gradient", lost, 0, reason)
 
 
 def check_finite_differences(model: nn.Module, images: Tensor, labels: Tensor) -> Finding:
-    """The margin does not change as its gradient says: the gradient is not the model's.
+    """Trip if the margin does not change as its gradient predicts.
 
-    Along the gradient, a central difference over an L2 length of 0.01, or of 0.03 where that agrees
-    better (rounding disturbs the one, kinks the other), differs from it by more than 15 %. Or along
-    eight random directions, over the same lengths, the differences are off by more than 40 % (root
-    mean square): that also shows a gradient of which only a part is kept. Models that answer in
-    half precision are tried along the gradient alone, over 0.1 too. Images are mixed with 3 % of
-    noise, for the gradient of max-pooling means little where neighbouring pixels are equal.
+    Either a central difference along the gradient, over an L2 length of 0.01, or of 0.03 if that
+    agrees better (rounding disturbs the first, kinks the second), differs by more than 15 %. Or the
+    differences along eight random directions, over the same lengths, are off by more than 40 %
+    (root mean square), which also detects a truncated gradient. Half-precision models are tested
+    along the gradient only, also over 0.1. Images are mixed with 3 % noise, because the gradient of
+    max-pooling means little where neighbouring pixels are equal.
     """
     mixed, directions = _mixed_images(images)
     with attack_mode(model), torch.no_grad():
@@ -76,9 +76,11 @@ def check_finite_differences(model: nn.Module, images: Tensor, labels: Tensor) -
             expected = (slopes[:, None] * directions).flatten(2).sum(2)  # (n, 8)
             close = torch.zeros_like(usable)
             for length in _LENGTHS:
-                found = torch.stack([differences(d, length) for d in directions.unbind(1)], dim=1)
-                error = (found - expected).square().mean(1).sqrt()
-                size = found.square().mean(1).sqrt()
+                measured = torch.stack(
+                    [differences(d, length) for d in directions.unbind(1)], dim=1
+                )
+                error = (measured - expected).square().mean(1).sqrt()
+                size = measured.square().mean(1).sqrt()
                 close |= error <= _MOST_RANDOM_DEVIATION * size + rounding / (2 * length)
             agrees &= close
     share = float((usable & ~agrees).sum()) / max(int(usable.sum()), 1)
@@ -90,7 +92,7 @@ def check_finite_differences(model: nn.Module, images: Tensor, labels: Tensor) -
 
 
 def _mixed_images(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Images with 3 % of noise, and for each eight directions of length 1: (n, 8, C, H, W)."""
+    """Return images with 3 % noise and, for each, eight directions of length 1: (n, 8, C, H, W)."""
     noise, directions = [], []
     for stream in image_streams(images, "finite differences"):
         noise.append(stream.random(images.shape[1:], np.float32))
@@ -102,7 +104,7 @@ def _mixed_images(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _logits_and_gradient(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits (n, K) and the margins' gradient (n, C, H, W), 0 where there is none."""
+    """Return logits (n, K) and the margins' gradient (n, C, H, W), 0 without a gradient."""
     with torch.enable_grad():
         inputs = images.clone().requires_grad_(True)
         logits = predict_logits(model, inputs)
@@ -111,27 +113,27 @@ def _logits_and_gradient(model: nn.Module, images: Tensor, labels: Tensor) -> tu
 
 
 def _rivals(logits: Tensor, labels: Tensor) -> Tensor:
-    """The likeliest class other than the label, (n,)."""
+    """Return the likeliest class other than the label, (n,)."""
     return logits.scatter(1, labels[:, None], -torch.inf).argmax(1)
 
 
 def _gaps(logits: Tensor, labels: Tensor, rivals: Tensor) -> Tensor:
-    """Logit of the label minus that of the rival, (n,)."""
+    """Return the logit of the label minus that of the rival, (n,)."""
     own, other = (logits.gather(1, classes[:, None]).squeeze(1) for classes in (labels, rivals))
     return own - other
 
 
 def _is_coarse(logits: Tensor) -> bool:
-    """Whether all logits are numbers of half precision."""
+    """Whether all logits are representable in half precision."""
     halves = (torch.bfloat16, torch.float16)
     return any(bool((logits == logits.to(half).to(logits.dtype)).all()) for half in halves)
 
 
 def check_determinism(model: nn.Module, images: Tensor, device: torch.device) -> Finding:
-    """Several passes over the same images differ, though the model is in eval mode.
+    """Trip if passes over the same images differ although the model is in eval mode.
 
-    A model may override ``train`` so that dropout stays on, or drop out whatever its mode; where
-    BatchNorm stays on, an image's logits depend on the others of its batch.
+    A model may override ``train`` so that dropout stays on, or drop out in every mode. If BatchNorm
+    stays in training mode, an image's logits depend on the rest of its batch.
     """
     passes = [logits_of(model, images, device) for _ in range(4)]
     halves = images.split(-(-len(images) // 2))
@@ -151,7 +153,7 @@ def check_determinism(model: nn.Module, images: Tensor, device: torch.device) ->
 
 
 def check_logits(model: nn.Module, images: Tensor, device: torch.device) -> Finding:
-    """The outputs look like probabilities: a softmax hides the margin from the attack."""
+    """Trip if outputs look like probabilities: a softmax hides the margin from the attack."""
     logits = logits_of(model, images, device)
     inside = bool(((logits >= 0) & (logits <= 1)).all())
     tolerance = 0.02 if _is_coarse(logits) else 1e-5
@@ -160,14 +162,14 @@ def check_logits(model: nn.Module, images: Tensor, device: torch.device) -> Find
     return finding("logits", float(inside and sums), 0, reason)
 
 
-def check_accuracy(found: float, card: float) -> Finding:
-    """Accuracy over the whole test split is not what the card says."""
-    reason = f"test accuracy {found:.4f}, the card says {card:.4f}"
-    return finding("accuracy", abs(found - card), ACCURACY_TOLERANCE, reason)
+def check_accuracy(accuracy: float, card: float) -> Finding:
+    """Trip if the accuracy over the whole test split differs from the card."""
+    reason = f"test accuracy {accuracy:.4f}, the card says {card:.4f}"
+    return finding("accuracy", abs(accuracy - card), ACCURACY_TOLERANCE, reason)
 
 
 def check_chance(predictions: pd.DataFrame) -> Finding:
-    """The network knows no class from another: its error, averaged over classes, is chance's.
+    """Trip if the error, averaged over classes, is no better than chance.
 
     ``predictions`` has ``label`` and ``prediction`` of the whole test split.
     """

@@ -1,1 +1,1 @@
-"""From a configuration to jobs."""
+"""Turn a configuration into jobs and their keys."""

@@ -1,7 +1,4 @@
-"""From a configuration to jobs: obtaining one model, or one attack on one model.
-
-Everything that can be refused is refused here, before any compute.
-"""
+"""Check a configuration and turn it into jobs, before any computation."""
 
 from __future__ import annotations
 
@@ -19,17 +16,19 @@ from robust_ham.data.splits import Split
 from robust_ham.errors import RequestError
 from robust_ham.evaluation.evaluate import AttackedImages, attacked_images
 from robust_ham.evaluation.memory import check_attack_memory, check_images_memory
-from robust_ham.evaluation.registry import check_attack, check_distance, resolve_attack
-from robust_ham.models import checkpoints
-from robust_ham.models.build import MODELS, check_weights
+from robust_ham.evaluation.options import check_attack_options, check_distance, resolve_attack
+from robust_ham.models import checkpoints, factories
+from robust_ham.models.build import MODELS
 from robust_ham.models.checkpoints import source_folder
 from robust_ham.models.matching import resolve_matches
+from robust_ham.models.size import check_weights
 from robust_ham.runs.plan.job import Job, list_jobs
+from robust_ham.storage.run_folder import CARD
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a configuration asks for, checked."""
+    """A checked configuration with its data and jobs."""
 
     config: Config
     dataset: Dataset
@@ -37,26 +36,26 @@ class Plan:
     jobs: list[Job]
 
     def attacked_by(self, attack_id: str) -> AttackedImages:
-        """The images that an attack is run on: all that are attacked, or the first of them."""
+        """Return the images of an attack: all attacked images, or the first ``num_images``."""
         return self.attacked[: self.config.attacks[attack_id].num_images]
 
     def shard_of(self, job: Job) -> AttackedImages:
-        """Those of them that a job is for."""
+        """Return the images of a job: one shard of its attack's images."""
         assert job.attack_id is not None
         attacked, size = self.attacked_by(job.attack_id), self.config.evaluation.shard_size
         return attacked if size is None else attacked[job.shard * size : (job.shard + 1) * size]
 
 
 def make_plan(config: Config, data_root: Path | None = None, *, attack: bool = True) -> Plan:
-    """Read the data and list the jobs: each model, followed by its attacks.
+    """Check the configuration against the data, then list the jobs.
 
     Raises:
-        RequestError: the data, an attack, a model or an option cannot be what was asked for.
+        RequestError: the data, a model, an attack or an option is missing or invalid.
     """
     if config.is_of_tables:
         raise RequestError(
-            f"{config.name}: its models are known by tables alone (architecture: table); "
-            "they can be reported, not run"
+            f"{config.name}: its models are imported tables (architecture: table), which can be "
+            "reported but not run"
         )
     dataset = Dataset(config.dataset, data_root)
     test = dataset.test
@@ -72,10 +71,10 @@ def make_plan(config: Config, data_root: Path | None = None, *, attack: bool = T
     if any(spec.is_trained_here for spec in specs):
         _check_splits_agree(config, dataset)
     elif config.training != TrainingConfig() and all(s.source == "factory" for s in specs):
-        raise RequestError("training: no model of this configuration is trained here")
+        raise RequestError("training: this configuration trains no model")
     split = test if config.evaluation.split == "test" else dataset.train
     if not isinstance(split, Split):
-        raise RequestError("evaluation.split: train is not for dataset.stream: true")
+        raise RequestError("evaluation.split: train is not available with dataset.stream: true")
     if config.evaluation.num_images <= len(split):
         check_images_memory(config, config.evaluation.num_images, split.image_shape)
     attacked = attacked_images(split, config.evaluation.num_images, config.evaluation.seed)
@@ -83,7 +82,7 @@ def make_plan(config: Config, data_root: Path | None = None, *, attack: bool = T
 
 
 def _resolve_attacks(config: Config) -> Config:
-    """With what the attacks' functions say of themselves: a report has the configuration alone."""
+    """Add to the configuration what the attack functions declare, for the report."""
     attacks = {name: resolve_attack(attack, name) for name, attack in config.attacks.items()}
     if attacks == config.attacks:
         return config
@@ -96,7 +95,7 @@ def _resolve_attacks(config: Config) -> Config:
 
 def _check_attacks(config: Config, image_shape: tuple[int, int, int]) -> None:
     for attack_id, attack in config.attacks.items():
-        check_attack(attack, attack_id, image_shape)
+        check_attack_options(attack, attack_id, image_shape)
         num_images = attack.num_images or config.evaluation.num_images
         check_attack_memory(
             attack,
@@ -143,21 +142,23 @@ def _check_model(config: Config, spec: ModelGroup, dataset: Dataset) -> None:
 
 
 def _check_factory(spec: FactoryGroup, imported: bool) -> None:
-    """A network that a user's function makes must come trained: a run does not train it."""
+    """Check a network made by a user's function: it must come trained."""
     if spec.normalize and not imported:
-        raise RequestError("models.normalize: of a factory, only once it has been imported")
-    checkpoints.import_factory(spec)
+        raise RequestError("models.normalize: not available for a factory unless it was imported")
+    factories.import_factory(spec)
     if spec.source == "train":
         raise RequestError(
-            "models.source: a factory's network is not trained here, got train: leave source out "
-            "and give its weights"
+            "models.source: got train, but a factory's network is not trained by a run: remove "
+            "source and give its weights"
         )
     if spec.training or spec.init != "default":
         key = "training" if spec.training else "init"
-        raise RequestError(f"models.{key}: not for a factory, whose network is not trained here")
+        raise RequestError(
+            f"models.{key}: not available for a factory: a run does not train its network"
+        )
     if imported and (spec.weights or spec.pretrained):
         key = "weights" if spec.weights else "pretrained"
-        raise RequestError(f"models.{key}: not beside source: {spec.source}, which has the weights")
+        raise RequestError(f"models.{key}: not with source: {spec.source}, which has the weights")
     if not (imported or spec.weights or spec.pretrained):
         raise RequestError(
             f"models: {spec.model_id} would be attacked untrained: give its weights: FILE, or "
@@ -172,23 +173,25 @@ def _check_kernels(spec: ModelGroup, image_shape: tuple[int, int, int]) -> None:
     for name, size in sizes.items():
         if isinstance(size, int) and size > min(height, width):
             raise RequestError(
-                f"models.{name}: expected at most {min(height, width)}, as images are "
+                f"models.{name}: expected at most {min(height, width)}, because images are "
                 f"{height}×{width}, got {size}"
             )
 
 
 def _check_source(config: Config, spec: ModelGroup, folder: Path, dataset: Dataset) -> None:
-    """A model made elsewhere must be there, be the one asked for, and be made for these images."""
+    """Check a model made elsewhere: it exists, matches ``spec`` and saw the same images."""
     data = config.dataset.name
     place = f"the zoo of {data}" if spec.source == "zoo" else spec.source
+    if spec.source != "zoo" and not folder.parent.is_dir():
+        raise RequestError(f"models: {spec.model_id} is not in {place}: no such folder")
     if not folder.is_dir():
-        have = sorted(path.name for path in folder.parent.glob("*/"))
+        names = sorted(path.name for path in folder.parent.glob("*/"))
         raise RequestError(
-            f"models: {spec.model_id} is not in {place} ({', '.join(have) or 'empty'})"
+            f"models: {spec.model_id} is not in {place} ({', '.join(names) or 'empty'})"
         )
     card = checkpoints.read_card(folder)
     if card["model"] != checkpoints.describe(spec):
-        raise RequestError(f"{folder / checkpoints.CARD}: describes another model than asked for")
+        raise RequestError(f"{folder / CARD}: describes another model than the configuration")
     if card.get("test_sha256") != dataset.test_hash:
         raise RequestError(
             f"models: {spec.model_id} of {place} was made for other images than this {data}; "
