@@ -29,7 +29,7 @@ from robust_ham.storage.files import (
 )
 from robust_ham.storage.locks import owner
 from robust_ham.storage.run_folder import FILES, FOLDERS, LOGS, RunFolder
-from robust_ham.storage.temporary_files import temporary_target
+from robust_ham.storage.temporary_files import remove_leftovers, temporary_target
 
 _NO_CONTENT = (".ds_store", ".gitkeep", "thumbs.db", "desktop.ini")
 """Files that count as no content."""
@@ -119,7 +119,7 @@ def _written_by(manifest: Path) -> str | None:
 
 
 def claim(folder: Path, name: str, verb: str = "run", earlier: Collection[str] = ()) -> None:
-    """Create a folder if missing and write a first ``manifest.json``.
+    """Create a folder if missing, write a first ``manifest.json``, remove temporary files.
 
     Raises:
         RequestError: the folder holds files that are not ours, or links.
@@ -130,6 +130,8 @@ def claim(folder: Path, name: str, verb: str = "run", earlier: Collection[str] =
     if folder.is_dir():
         run.refuse_links()
         _refuse_unshared(run)
+        if verb != "run":  # a run tidies its folder while nobody else takes part
+            remove_leftovers(folder, (), earlier)
     folder.mkdir(parents=True, exist_ok=True)
     if not run.manifest.is_file():
         made_by = {} if verb == "run" else {"verb": verb}

@@ -32,8 +32,8 @@ run_here(sys.argv[1], sys.argv[2], open(sys.argv[3]).read(), monitor=Measures())
 PLAN = """
 import resource, sys, time
 from pathlib import Path
-from robust_ham.config_files import parse_config
-from robust_ham.plan import make_plan
+from robust_ham.config.files import parse_config
+from robust_ham.runs.plan.plan import make_plan
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 start = time.monotonic()
 plan = make_plan(parse_config(open(sys.argv[2]).read()), Path(sys.argv[1]))

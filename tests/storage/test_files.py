@@ -102,7 +102,7 @@ def test_leftovers_of_others_stay(tmp_path):
 def test_a_killed_writer_leaves_nothing_for_long(tmp_path):
     write = f"""
 import os, pathlib
-from robust_ham.store import writing
+from robust_ham.storage.files import writing
 with writing(pathlib.Path({str(tmp_path / "file.csv")!r})) as temporary:
     temporary.write_text("half")
     os.kill(os.getpid(), 9)

@@ -19,7 +19,7 @@ from robust_ham.storage.locks import locked, owner, remove_dead, try_lock
 HOLD = """
 import sys, time
 from pathlib import Path
-from robust_ham.locks import try_lock
+from robust_ham.storage.locks import try_lock
 assert try_lock(Path(sys.argv[1])) is not None
 print("held", flush=True)
 time.sleep(60)
