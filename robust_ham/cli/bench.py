@@ -51,7 +51,7 @@ def bench(
     from robust_ham.experiments.benchmark.measure import measure_all
     from robust_ham.runs.plan.plan import make_plan
     from robust_ham.runs.runner import choose_device
-    from robust_ham.storage.ownership import refuse_strangers
+    from robust_ham.storage.output_folder import refuse_strangers
     from robust_ham.storage.run_folder import FILES, FOLDERS, RunFolder
     from robust_ham.storage.run_logs import log_file
     from robust_ham.storage.temporary_files import remove_leftovers

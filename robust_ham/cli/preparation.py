@@ -37,7 +37,7 @@ def load_experiment(name: str, overrides: list[str] | None, threads: int | None)
 @contextlib.contextmanager
 def claimed_folder(folder: Path, name: str) -> Iterator[None]:
     """Claim a folder for robust-ham, unless it belongs to others; it must not move or vanish."""
-    from robust_ham.storage.ownership import claim
+    from robust_ham.storage.output_folder import claim
     from robust_ham.storage.working_folder import working_in
 
     claim(folder, name)

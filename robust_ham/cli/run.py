@@ -105,7 +105,7 @@ def run(
     check_attacks_package()
     from robust_ham.runs.plan.plan import make_plan
     from robust_ham.runs.runner import choose_device, run_plan
-    from robust_ham.storage.ownership import refuse_strangers
+    from robust_ham.storage.output_folder import refuse_strangers
     from robust_ham.training import distributed
 
     if as_json and not dry_run:

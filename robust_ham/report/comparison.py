@@ -18,7 +18,7 @@ from robust_ham.report.html import render_page
 from robust_ham.report.inline import inline_svg
 from robust_ham.report.page import Report
 from robust_ham.storage.files import write_csv, write_text
-from robust_ham.storage.ownership import claim, refuse_strangers
+from robust_ham.storage.output_folder import claim, refuse_strangers
 from robust_ham.storage.run_folder import RunFolder
 
 _MOST_NETWORKS = 60

@@ -36,7 +36,7 @@ from robust_ham.storage.checksums import (
     record_run,
 )
 from robust_ham.storage.locks import locked
-from robust_ham.storage.ownership import claim, is_source
+from robust_ham.storage.output_folder import claim, is_source
 from robust_ham.storage.receipts import signed_hashes
 from robust_ham.storage.run_folder import RunFolder
 from robust_ham.storage.run_logs import note_failure, note_timing

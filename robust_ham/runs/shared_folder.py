@@ -22,7 +22,7 @@ from robust_ham.runs.status import PROCESS, num_processes
 from robust_ham.storage import signals
 from robust_ham.storage.files import MAX_TEXT_BYTES, write_text
 from robust_ham.storage.locks import locked, remove_dead, try_lock
-from robust_ham.storage.ownership import refuse_unusable, write_config
+from robust_ham.storage.output_folder import refuse_unusable, write_config
 from robust_ham.storage.run_folder import FILES, FOLDERS
 from robust_ham.storage.temporary_files import remove_leftovers
 from robust_ham.training import distributed

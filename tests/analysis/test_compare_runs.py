@@ -229,7 +229,7 @@ def test_a_dry_run_says_how_long_it_takes(run_cli, runs, tmp_path):
     plan = json.loads(run_cli(*done)[1])
     assert (plan["seconds"], plan["training_flops"]) == ({"training": 0, "attacks": 0}, 0)
     code, _, errors = run_cli("run", config, "--json")
-    assert (code, errors.startswith("robust-ham: --json: with --dry-run")) == (2, True)
+    assert (code, errors.startswith("robust-ham: --json: needs --dry-run")) == (2, True)
 
 
 def test_a_dry_run_counts_the_training_beside_networks_that_are_there(run_cli, runs, tmp_path):

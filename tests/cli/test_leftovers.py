@@ -4,7 +4,7 @@ import pytest
 from test_page import make_run
 
 from robust_ham.storage.locks import try_lock
-from robust_ham.storage.ownership import claim
+from robust_ham.storage.output_folder import claim
 
 
 def leave(folder, name):

@@ -417,5 +417,5 @@ def test_the_examples_of_the_api_reference_run(name):
     assert all(word in function.__doc__ for word in ("Args:", "Returns:", "Raises:", "Example:"))
     (example,) = doctest.DocTestFinder(recurse=False).find(function, name, globs={})
     report = []
-    doctest.DocTestRunner().run(example, out=report.append)
+    doctest.DocTestRunner(verbose=False).run(example, out=report.append)
     assert not report, "".join(report)

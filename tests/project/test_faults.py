@@ -6,6 +6,7 @@ The short versions; `make test-faults` runs the long ones.
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import tempfile
@@ -122,7 +123,7 @@ def test_killed_at_every_rename(whole, data, tmp_path, monkeypatch):
         monitor = run_here(state, data)
         assert results(state) == expected
         assert finished_files(state).items() >= kept.items()  # nothing finished was made anew
-        assert all(" jobs in " in line for line in monitor.notes)  # nothing was damaged
+        assert all(re.search(r"\d jobs? in ", line) for line in monitor.notes)
         assert not list(state.rglob(".*tmp*"))
         shutil.rmtree(state)
 
@@ -272,7 +273,7 @@ def test_a_job_that_another_process_is_at_is_waited_for_without_a_bar(data, tmp_
 
         def note(self, line):
             noted.append(line)
-            if "wait for another" in line:
+            if "waiting for another" in line:
                 threading.Timer(1, lock.release).start()
 
     run_here(folder.root, data, monitor=Watching())
@@ -340,7 +341,7 @@ def test_another_configuration_is_refused_while_one_is_run(data, tmp_path, child
         with pytest.raises(RequestError, match="another process is running another configuration"):
             run_here(folder, data, CONFIG.replace("steps: 10", "steps: 11"))
         other = write_data(tmp_path / "other", first=50)
-        with pytest.raises(RequestError, match="or other data"):
+        with pytest.raises(RequestError, match="or with other data"):
             run_here(folder, other)
     finally:
         process.kill()

@@ -92,7 +92,7 @@ def test_masked_gradients_fail(defect):
     finding = model_checks.check_gradients(defect, IMAGES, LABELS)
     assert finding.severity == "fail"
     right = int((defect(IMAGES).argmax(1) == LABELS).sum())
-    assert f"of {right} images" in finding.reason
+    assert f"of {right} correctly classified images" in finding.reason
 
 
 def test_a_gradient_that_is_not_finite_fails():

@@ -18,7 +18,7 @@ from robust_ham.errors import RequestError
 from robust_ham.models.importing.state_dicts import read_network
 from robust_ham.storage import locks
 from robust_ham.storage.files import file_hash, read_json
-from robust_ham.storage.ownership import claim
+from robust_ham.storage.output_folder import claim
 from robust_ham.storage.run_folder import RunFolder
 from robust_ham.storage.run_logs import note_failure
 

@@ -19,7 +19,7 @@ from test_faults import data, whole, write_data  # noqa: F401 - fixtures
 
 from robust_ham.errors import RequestError
 from robust_ham.runs.status import PROCESS, num_processes
-from robust_ham.storage import files, ownership
+from robust_ham.storage import files, output_folder
 from robust_ham.storage.locks import try_lock
 from robust_ham.storage.run_folder import RunFolder
 
@@ -81,7 +81,7 @@ def test_the_umask_decides(tmp_path, mask):
     before = os.umask(mask)
     try:
         run = RunFolder(tmp_path / "run")
-        ownership.claim(run.root, "name")
+        output_folder.claim(run.root, "name")
         with files.writing(run.unfinished("m")) as temporary:
             save_file({"a": torch.zeros(1)}, temporary)
         with files.writing(run.gallery("m", "a")) as temporary:
@@ -143,7 +143,7 @@ def work(folder, stop):
 def at_work(folder, user, group, umask):
     """Another user who works in a folder, undisturbed until the end."""
     stop = FORK.Event()
-    assert call(user, group, umask, ownership.claim, folder, "name") is None
+    assert call(user, group, umask, output_folder.claim, folder, "name") is None
     process, reading = start(user, group, umask, work, folder, stop)
     while not num_processes(RunFolder(folder)):
         time.sleep(0.01)
@@ -158,9 +158,9 @@ def at_work(folder, user, group, umask):
 
 def claim_and_work(folder):
     """As a second process does at its start, and a little later."""
-    ownership.claim(folder, "name")
+    output_folder.claim(folder, "name")
     run = RunFolder(folder)
-    ownership.refuse_unusable(run)
+    output_folder.refuse_unusable(run)
     for name in ("start", "timings", "tables", "cell"):
         for _ in range(20):
             if lock := try_lock(run.lock(name)):
@@ -201,31 +201,31 @@ def test_the_second_user_shares_or_is_refused_and_the_first_goes_on(place, first
 @pytest.mark.parametrize("name", ["models/m/model.json", "samples/m/a.parquet", "config.yaml"])
 def test_a_file_that_cannot_be_read_refuses_the_second(place, name):
     folder = place / "run"
-    assert call(ANNA, GROUP, 0o002, ownership.claim, folder, "name") is None
+    assert call(ANNA, GROUP, 0o002, output_folder.claim, folder, "name") is None
     assert call(ANNA, GROUP, 0o002, files.write_text, folder / name, "{}") is None
-    assert call(BERT, GROUP, 0o002, ownership.claim, folder, "name") is None
+    assert call(BERT, GROUP, 0o002, output_folder.claim, folder, "name") is None
     (folder / name).chmod(0o640)
-    assert call(BERT, GROUP, 0o002, ownership.claim, folder, "name") is None
+    assert call(BERT, GROUP, 0o002, output_folder.claim, folder, "name") is None
     (folder / name).chmod(0o600)
     before = modes(folder)
-    error = call(BERT, GROUP, 0o002, ownership.claim, folder, "name")
+    error = call(BERT, GROUP, 0o002, output_folder.claim, folder, "name")
     assert (error.filename, error.strerror) == (
         str(folder / name),
         "this user may not read it, so the run cannot be shared",
     )
     assert modes(folder) == before
-    assert call(ANNA, GROUP, 0o002, ownership.claim, folder, "name") is None
+    assert call(ANNA, GROUP, 0o002, output_folder.claim, folder, "name") is None
 
 
 @as_root
 @pytest.mark.parametrize("name", ["", "models", "models/m", "locks"])
 def test_a_folder_that_cannot_be_written_refuses_the_second(place, name):
     folder = place / "run"
-    assert call(ANNA, GROUP, 0o002, ownership.claim, folder, "name") is None
+    assert call(ANNA, GROUP, 0o002, output_folder.claim, folder, "name") is None
     for made in ("models/m/model.json", "locks/asked.key"):
         assert call(ANNA, GROUP, 0o002, files.write_text, folder / made, "{}") is None
     (folder / name).chmod(0o755)
     before = modes(folder)
-    error = call(BERT, GROUP, 0o002, ownership.claim, folder, "name")
+    error = call(BERT, GROUP, 0o002, output_folder.claim, folder, "name")
     assert (error.filename, "may not write" in error.strerror) == (str(folder / name), True)
     assert modes(folder) == before

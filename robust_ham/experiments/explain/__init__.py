@@ -95,7 +95,7 @@ def explain(name: str, folder: Path, run: Path | None = None) -> Explained:
     from robust_ham.analysis.claims.answers import answer_experiment
     from robust_ham.report.figures.style import save_figure
     from robust_ham.storage.files import write_csv
-    from robust_ham.storage.ownership import claim, refuse_strangers
+    from robust_ham.storage.output_folder import claim, refuse_strangers
 
     earlier = [f"{name}.{kind}" for kind in ("csv", "svg", "png")] + ["claims.csv"]
     refuse_strangers(folder, "explain", earlier)

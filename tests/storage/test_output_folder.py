@@ -12,7 +12,7 @@ from faulty_runs import results
 from robust_ham.config.files import parse_config
 from robust_ham.errors import RequestError
 from robust_ham.storage.files import write_json, write_text, writing
-from robust_ham.storage.ownership import claim, refuse_strangers, write_config
+from robust_ham.storage.output_folder import claim, refuse_strangers, write_config
 from robust_ham.storage.run_folder import FILES, FOLDERS, RunFolder
 
 TRAINING = ("--stop-after", "train")
