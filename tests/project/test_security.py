@@ -194,7 +194,10 @@ def test_a_configuration_stands_for_so_many_models():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        (f"models.0.widths={[4444] * 60}", "is too long for a file name: expected at most 200 bytes"),
+        (
+            f"models.0.widths={[4444] * 60}",
+            "is too long for a file name: expected at most 200 bytes",
+        ),
         (f"models.0.prefix={'x' * 100}", None),
         ("models.0.prefix=../up", "models.0.prefix: expected letters"),
         ("models.0.prefix=.hidden", "models.0.prefix: expected letters"),

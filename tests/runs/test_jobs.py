@@ -77,7 +77,11 @@ def test_which_epoch_that_is(finished, tmp_path, last, epoch):
     [
         ("accuracy_of: hamming", "accuracy_of: none", "another window"),
         ("accuracy_of: hamming", "accuracy_of: hann", "requires the model cnn2-w4-k3-hann-s0"),
-        ("accuracy_of: hamming", "seed: 7, accuracy_of: hamming", "requires the model cnn2-w4-k3-none-s7"),
+        (
+            "accuracy_of: hamming",
+            "seed: 7, accuracy_of: hamming",
+            "requires the model cnn2-w4-k3-none-s7",
+        ),
         ("accuracy_of: hamming", "accuracy_of: hamming, training: {lr: 0.3}", "the same training"),
         (", num_validation: 100", "", "num_validation"),
     ],
