@@ -72,7 +72,7 @@ def test_damaged_files_are_named(saved):
         (folder / "model.json").write_text(content)
         assert_refused(folder, "model.json")
     (folder / "model.json").write_text(card.replace("hamming", "humming"))
-    assert_refused(folder, "model.json: model: window: input should be")
+    assert_refused(folder, "model.json: model: window: expected")
 
 
 @pytest.mark.parametrize(

@@ -199,7 +199,7 @@ def test_a_state_that_cannot_be_trusted_is_not_used(tmp_path, fault, caplog):
         **options,
     )
     assert steps[0] == 1
-    assert "training starts anew" in caplog.text
+    assert "training restarts" in caplog.text
     expected = run()[0].state_dict()
     assert all(torch.equal(model.state_dict()[name], expected[name]) for name in expected)
 
