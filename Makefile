@@ -17,7 +17,7 @@ test: $(INSTALLED) lint
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
 
-# Kills, full disks, damaged files, dying nodes, a thousand jobs: the long versions (about 8 minutes).
+# Kills, full disks, damaged files, dying nodes, a thousand jobs: the long versions (about 20 minutes).
 test-faults: $(INSTALLED)
 	$(BIN)/python -m pytest -m "slow or not slow" tests/project/test_faults.py tests/project/test_faulty_calls.py tests/project/test_soak.py tests/storage/test_locks.py tests/runs/test_ray_runner.py tests/runs/test_verify.py
 

@@ -224,7 +224,7 @@ def lightning_file(path, network, monkeypatch, **hyper_parameters):
         annealing.__func__.__qualname__ = f"{__qualname__}.annealing"
 
     monkeypatch.setattr(torch.optim.lr_scheduler, "OneCycleLR", OneCycleLR)
-    optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9)
+    optimizer = torch.optim.SGD(network.parameters(), 1e-4, momentum=0.9)
     network(torch.rand(2, 1, 28, 28)).sum().backward()
     optimizer.step()
     network.zero_grad()
@@ -402,6 +402,8 @@ def test_torchvision_and_a_users_own_network(
 
 
 TWO_ALIKE = """
+import copy
+
 import torch
 from torch import nn
 from conftest import zoo_model
@@ -411,7 +413,7 @@ class Zoo(nn.Module):
     names = "conv1", "conv2"
     def __init__(self):
         super().__init__()
-        self.zoo = zoo_model(3, "none")
+        self.zoo = copy.deepcopy(zoo_model(3, "none"))  # weights are loaded into it
         for name in self.names:  # the identity, and twice its input
             self.add_module(name, nn.Conv2d(1, 1, 1))
     def forward(self, x):

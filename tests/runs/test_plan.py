@@ -18,11 +18,13 @@ evaluation: {{num_images: 10, gate: false}}
 """
 ZOO = "[{depth: 3, widths: [16, 32], first_kernel: same, kernel_size: 3, source: zoo}]"
 CODE = """
+import copy
+
 import torch
 from conftest import zoo_model
 
 def network():
-    return zoo_model(3, "none")
+    return copy.deepcopy(zoo_model(3, "none"))
 
 def pgd(model, images, labels, *, eps=8 / 255, steps=5, norm="linf"):
     moved = images.clone()
