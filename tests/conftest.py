@@ -30,9 +30,14 @@ def zoo_model(kernel_size: int, window: str, seed: int = 0) -> nn.Module:
     return checkpoints.load(folder)[0]
 
 
-@cache
 def fashion_images(count: int) -> tuple[Tensor, Tensor]:
-    """The first test images of the balanced order, in [0, 1], and their labels."""
+    """The first test images of the balanced order, in [0, 1], and their labels; fresh copies."""
+    images, labels = _read_fashion_images(count)
+    return images.clone(), labels.clone()
+
+
+@cache
+def _read_fashion_images(count: int) -> tuple[Tensor, Tensor]:
     split = load_split(DatasetConfig(name="fashion_mnist"), "test")
     rows = torch.from_numpy(balanced_order(split.labels, 0)[:count])
     return to_float(split.images[rows]), split.labels[rows]
