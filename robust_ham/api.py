@@ -42,7 +42,8 @@ def load_model(path: str | Path) -> nn.Module:
             ``zoo:fashion_mnist/ID`` for a model that the package contains.
 
     Returns:
-        The network, in eval mode: float images (N, C, H, W) in [0, 1] to logits (N, classes).
+        The network in eval mode. It maps float images (N, C, H, W) in [0, 1] to logits
+        (N, classes).
 
     Raises:
         RequestError: a file is missing or damaged, or does not match the model's card.

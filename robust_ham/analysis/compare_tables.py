@@ -73,8 +73,8 @@ def compare(
             ``robust_area``, else differences. None: 5 %, or one percentage point.
 
     Returns:
-        The values of both groups, the effect with its 95 % interval and p-value, and the verdict:
-        better, worse, equivalent or undecided. ``print`` shows them in one line.
+        The values of both groups, the effect with its 95 % interval and p-value, and the verdict
+        (better, worse, equivalent or undecided). ``print`` shows them in one line.
 
     Raises:
         ValueError: the tables have other images or numbers of networks, ``metric`` is unknown,
