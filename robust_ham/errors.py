@@ -58,6 +58,11 @@ def list_names(names: Iterable[str]) -> str:
     return ", ".join(everything[:_MAX_LISTED]) + others
 
 
+def plural(number: int, noun: str) -> str:
+    """Return a count with its noun: "1 model", "2 models"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}".replace(",", "\u202f")
+
+
 def shortened(text: str, length: int = 100) -> str:
     """Cut a text for use in a message."""
     return text if len(text) <= length else f"{text[: length - 1]}…"

@@ -11,15 +11,19 @@ from pathlib import Path
 from robust_ham.errors import RequestError
 
 _MAX_SHARE = 0.8
+_CGROUP_LIMITS = (
+    Path("/sys/fs/cgroup/memory.max"),  # version 2
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),  # version 1
+)
 _SHARES = {2: "half", 3: "a third", 4: "a quarter", 8: "an eighth"}
 
 
 def total_memory() -> int:
     """Return the memory of this machine in bytes, or the limit of its control group if smaller."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_format_bytes"):
+    for path in _CGROUP_LIMITS:
         try:
-            total = min(total, int(Path(path).read_text(encoding="ascii")))
+            total = min(total, int(path.read_text(encoding="ascii")))
         except (OSError, ValueError):  # no such file, or "max"
             continue
     return total

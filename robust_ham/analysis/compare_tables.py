@@ -16,6 +16,7 @@ from robust_ham.analysis.statistics import ratio
 from robust_ham.analysis.verdicts import Margins, Verdict, judge_mean
 from robust_ham.config.experiment import AttackConfig
 from robust_ham.config.fields import first_error
+from robust_ham.errors import plural
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,8 @@ class PairedComparison:
 
     def __str__(self) -> str:
         sign = "×" if METRICS[self.metric].scale == "ratio" else ""
-        networks = "1 network" if self.num_networks == 1 else f"{self.num_networks} networks"
-        images = "1 image" if self.num_images == 1 else f"{self.num_images} images"
+        networks = plural(self.num_networks, "network")
+        images = plural(self.num_images, "image")
         note = f"; {self.note}" if self.note else ""
         return (
             f"{self.metric} {self.other:.4g} against {self.baseline:.4g}: {self.verdict} "

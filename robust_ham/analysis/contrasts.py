@@ -276,11 +276,11 @@ def _judged_interaction(
     return low, high, judged
 
 
-def _pooled(measure: Measure, arms: list[tuple[Values, Values]]) -> tuple[float, float] | None:
+def _pooled(measure: Measure, pairs: list[tuple[Values, Values]]) -> tuple[float, float] | None:
     """Pool the seed variance over kernel sizes if seeds are few and vary alike; None: do not."""
-    if measure.scale == "median ratio" or len(arms) < 2:
+    if measure.scale == "median ratio" or len(pairs) < 2:
         return None
-    deviations = [_deviation(measure, windowed, baseline)[1] for windowed, baseline in arms]
+    deviations = [_deviation(measure, windowed, baseline)[1] for windowed, baseline in pairs]
     usable = measure.per_image and all(1 < len(d) < FEW_SEEDS for d in deviations)
     finite = all(np.isfinite(d).all() for d in deviations)
     if not (usable and finite and vary_alike(deviations)):

@@ -25,6 +25,7 @@ from robust_ham.analysis.statistics import (
     wilson,
 )
 from robust_ham.analysis.verdicts import Margins
+from robust_ham.config.attacks import NORM_SYMBOLS
 from robust_ham.config.datasets import accuracy_margin
 from robust_ham.config.experiment import AttackConfig
 from robust_ham.config.models import ModelGroup
@@ -157,7 +158,7 @@ class Metric:
         if not attack.has_budget:
             return self.label_without_budget or self.label
         detail = self.label_detail.format(
-            norm="L∞" if attack.norm == "linf" else "L2",
+            norm=NORM_SYMBOLS[attack.norm],
             budget=f"{budget or attack.main_budget:.3g}",
             largest=f"{attack.curve_budgets[-1]:.3g}",
         )

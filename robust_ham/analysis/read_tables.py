@@ -75,6 +75,13 @@ def read_csv_numbers(path: Path, numbers: list[str], **options: Any) -> pd.DataF
         return with_numbers(read_csv(path, **options), numbers)
 
 
+def memory_of(table: pd.DataFrame) -> int:
+    """Return about how many bytes a table needs, faster than ``DataFrame.memory_usage``."""
+    kinds = zip(table.columns, table.dtypes, strict=True)
+    texts = [name for name, kind in kinds if kind.kind not in "iufb"]
+    return 8 * table.size + sum(table[name].memory_usage(index=False) for name in texts)
+
+
 def with_numbers(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     """Return the table if these columns hold numbers.
 

@@ -23,6 +23,7 @@ from robust_ham.analysis.read_tables import (
     INPUT_COLUMNS,
     KERNEL_MEASURES,
     Arrays,
+    memory_of,
     read_card,
     read_csv_numbers,
     read_gallery,
@@ -149,7 +150,7 @@ class Run:
                 if rows is not None:
                     checked.append(rows)
                     samples[model_id, attack_id] = rows.table
-                    num_bytes += int(rows.table.memory_usage().sum())
+                    num_bytes += memory_of(rows.table)
                     check_memory(str(self.folder.root), num_bytes, part=2, so_far=True)
             for best, members in self.members_of_best.items():
                 done = [samples[model_id, a] for a in members if (model_id, a) in samples]

@@ -52,9 +52,8 @@ def bench(
     from robust_ham.runs.plan.plan import make_plan
     from robust_ham.runs.runner import choose_device
     from robust_ham.storage.output_folder import refuse_strangers
-    from robust_ham.storage.run_folder import FILES, FOLDERS, RunFolder
+    from robust_ham.storage.run_folder import RunFolder
     from robust_ham.storage.run_logs import log_file
-    from robust_ham.storage.temporary_files import remove_leftovers
 
     refuse_strangers(folder)
     if RunFolder(folder).has_rows and not (folder / "bench.csv").is_file():
@@ -67,7 +66,7 @@ def bench(
             say(f"{library} is not installed and is skipped: {hint}")
     plan = make_plan(experiment, data_root, attack=False)
     with claimed_folder(folder, experiment.name):
-        remove_leftovers(folder, FOLDERS, FILES)
+        RunFolder(folder).remove_leftovers()
         with log_file(RunFolder(folder).log), progress_monitor() as monitor:
             measurements = measure_all(
                 plan, folder, chosen_device, chosen_libraries, rounds, monitor, say, Path(config)

@@ -74,13 +74,11 @@ def write_report(folder: Path, form: str | None = None, width: float | None = No
     from robust_ham.report.export import export
     from robust_ham.report.page import write_page
     from robust_ham.report.verdict_table import claim_table
-    from robust_ham.storage.run_folder import FILES, FOLDERS
-    from robust_ham.storage.temporary_files import remove_leftovers
     from robust_ham.storage.working_folder import working_in
 
     with working_in(folder), _rare_garbage_collection():
         tables = write_tables(folder)
-        remove_leftovers(folder, FOLDERS, FILES)
+        tables.run.folder.remove_leftovers()
         page = write_page(tables)
         exported = export(tables, form, width) if form is not None else []
     print_table(page.header, page.rows)

@@ -30,11 +30,6 @@ class Table:
 _NUMBER = re.compile(r"[×+−-]?[0-9?∞.]|–$|$")
 
 
-def plural(number: int, noun: str) -> str:
-    """Return a count with its noun: "1 model", "2 models"."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}".replace(",", "\u202f")
-
-
 def markdown(table: Table) -> str:
     """Return a table in Markdown, under its caption."""
     return f"{table.caption}\n\n{markdown_rows(table)}"

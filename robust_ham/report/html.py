@@ -9,8 +9,7 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
-from robust_ham.errors import visible
-from robust_ham.report.formats import plural
+from robust_ham.errors import plural, visible
 
 
 def render_page(template: str, *, paged: bool = False, **values: object) -> str:

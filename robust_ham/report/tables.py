@@ -10,9 +10,10 @@ import pandas as pd
 from robust_ham.analysis.metrics import METRICS
 from robust_ham.analysis.run import Run
 from robust_ham.analysis.tables import Tables
+from robust_ham.errors import plural
 from robust_ham.report.figures.labels import attack_titles, metric_label, size_label, window_label
 from robust_ham.report.figures.robustness import primary_panels
-from robust_ham.report.formats import Table, plural
+from robust_ham.report.formats import Table
 from robust_ham.report.verdict_table import claim_table, verdict_matrix, verdict_table
 
 _MODEL_COLUMNS = {

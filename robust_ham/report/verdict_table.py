@@ -10,8 +10,8 @@ import pandas as pd
 
 from robust_ham.analysis.metrics import METRICS, headline_metric
 from robust_ham.analysis.run import Run
+from robust_ham.errors import plural
 from robust_ham.report.figures.labels import attack_titles, metric_label, size_label, window_label
-from robust_ham.report.formats import plural
 
 
 def verdict_table(run: Run, effects: pd.DataFrame) -> list[dict[str, str]]:

@@ -105,12 +105,13 @@ def _seconds_per_image(context: Context, model: nn.Module, attack_id: str) -> fl
         images = context.plan.attacked.images[:count]
         labels = logits_of(model, images, context.device).argmax(1)  # attack all
         batch = images.to(context.device), labels.to(context.device)
-        share, start = factor, time.monotonic()
+        start = time.monotonic()
         outcome = attack_function(attack.attack)[0](model, *batch, **options)
         seconds, num_images = time.monotonic() - start, len(images)
-        if options.get("stop") == "first":  # only images that are never fooled need all candidates
-            share = 1 + (factor - 1) * float((~outcome.fooled).float().mean())
-        seconds *= share
+        needs_all = 1.0  # share of images that need all candidates
+        if options.get("stop") == "first":
+            needs_all = float((~outcome.fooled).float().mean())
+        seconds *= 1 + (factor - 1) * needs_all
         if seconds > _LONG:
             break
     return seconds / num_images

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from robust_ham.errors import RequestError
+from robust_ham.errors import RequestError, plural
 from robust_ham.progress import Monitor, Silent
 from robust_ham.runs.attempt import Attempt, already_there, attempt_job
 from robust_ham.runs.inputs import write_inputs
@@ -157,7 +157,8 @@ def inline(context: Context, ledger: Ledger) -> None:
                 ledger.note(job, attempt)
         if len(left) == len(waiting):
             if not is_announced:
-                ledger.monitor.note(f"waiting for another process: {_num_jobs(len(left))} left")
+                jobs = plural(len(left), "job")
+                ledger.monitor.note(f"waiting for another process: {jobs} left")
                 is_announced = True
             time.sleep(_POLL_SECONDS)
         waiting = left
@@ -249,19 +250,14 @@ def _results(ledger: Ledger, failed: set[str]) -> Iterator[str]:
         yield path.relative_to(run.root).as_posix()
 
 
-def _num_jobs(count: int) -> str:
-    return f"{count} job{'' if count == 1 else 's'}"
-
-
 def _note_overhead(ledger: Ledger, seconds: float) -> None:
     """Show the overhead per job, for example ``120 jobs in 20.5 s (20.4 s of work; …)``."""
     if not ledger.num_done:
         return
     overhead = 1000 * (seconds - ledger.seconds) / max(1, len(ledger.ended))
     per_job = f"; overhead {overhead:.0f} ms per job" if overhead > 0 else ""  # else concurrent
-    ledger.monitor.note(
-        f"{_num_jobs(ledger.num_done)} in {seconds:.1f} s ({ledger.seconds:.1f} s of work{per_job})"
-    )
+    jobs = plural(ledger.num_done, "job")
+    ledger.monitor.note(f"{jobs} in {seconds:.1f} s ({ledger.seconds:.1f} s of work{per_job})")
 
 
 def _write_tables(

@@ -23,8 +23,6 @@ from robust_ham.storage import signals
 from robust_ham.storage.files import MAX_TEXT_BYTES, write_text
 from robust_ham.storage.locks import locked, remove_dead, try_lock
 from robust_ham.storage.output_folder import refuse_unusable, write_config
-from robust_ham.storage.run_folder import FILES, FOLDERS
-from robust_ham.storage.temporary_files import remove_leftovers
 from robust_ham.training import distributed
 
 _POLL_SECONDS = 0.2
@@ -96,5 +94,5 @@ class SharedFolder:
 
     def _tidy(self) -> None:
         """Remove what killed processes left behind."""
-        remove_leftovers(self.run.root, FOLDERS, FILES)
+        self.run.remove_leftovers()
         remove_dead(self.run.locks, _STEP_LOCKS)

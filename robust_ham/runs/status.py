@@ -49,7 +49,7 @@ class Status:
     def as_dict(self) -> dict[str, Any]:
         """Return the content of ``--json``."""
         return {
-            "num_jobs": self.num_jobs,
+            "num_cells": self.num_jobs,
             "done": self.done,
             "running": self.running,
             "failed": self.failed,

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from robust_ham.analysis.run import Run
-from robust_ham.errors import RequestError
+from robust_ham.errors import RequestError, plural
 from robust_ham.regular_files import is_regular, read_text
 from robust_ham.runs.plan.job import list_jobs
 from robust_ham.storage.checksums import is_covered, read_checksums
@@ -44,7 +44,7 @@ class Check:
     def lines(self) -> Iterator[str]:
         """Yield the lines to print, without the faults."""
         count = len(self.faults)
-        verdict = f"{count} fault{'' if count == 1 else 's'}" if count else "ok"
+        verdict = plural(count, "fault") if count else "ok"
         missing = f", {len(self.not_here)} not in this copy" if self.not_here else ""
         yield f"{self.name}: {verdict} ({self.num_checked} checked{missing})"
         if self.not_here:

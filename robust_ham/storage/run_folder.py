@@ -12,6 +12,7 @@ from pathlib import Path
 
 from robust_ham.errors import RequestError
 from robust_ham.regular_files import kind_of
+from robust_ham.storage.temporary_files import remove_leftovers
 from robust_ham.storage.working_folder import make_folder
 
 log = logging.getLogger(__name__)
@@ -160,6 +161,10 @@ class RunFolder:
     def report(self) -> Path:
         """The report page."""
         return self.root / "report.html"
+
+    def remove_leftovers(self) -> None:
+        """Remove temporary files of killed processes; see ``temporary_files``."""
+        remove_leftovers(self.root, FOLDERS, FILES)
 
     def refuse_links(self) -> None:
         """Refuse anything in the run folder that is neither a regular file nor a folder.

@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from robust_ham.analysis.read_tables import memory_of
 from robust_ham.analysis.validate_samples import AttackRows, check_agreement
 from robust_ham.config.files import parse_config
 from robust_ham.errors import RequestError
@@ -124,3 +125,12 @@ def test_a_missing_number_of_a_nullable_column_is_named(column, in_order):
     table = table if in_order else table.iloc[::-1].reset_index(drop=True)
     with pytest.raises(RequestError, match=f"{column}: expected"):
         check(table)
+
+
+def test_the_memory_of_a_table():
+    """Against pandas: numbers by their size, texts as they are stored, also long ones."""
+    table = pd.DataFrame(
+        {"l2": [0.5] * 1000, "seed": range(1000), "status": ["fooled", "x" * 3000] * 500}
+    )
+    expected = table.memory_usage(index=False).sum()
+    assert expected <= memory_of(table) <= 1.01 * expected + 8 * 1000

@@ -16,14 +16,13 @@ from test_curves import CARD, CONFIG, six_rows
 from robust_ham.analysis.mechanism import by_angle_and_shift, by_direction, spatial_grids
 from robust_ham.analysis.run import Run
 from robust_ham.analysis.tables import write_tables
-from robust_ham.errors import RequestError
+from robust_ham.errors import RequestError, plural
 from robust_ham.report.figures.heat_maps import turns
 from robust_ham.report.figures.labels import attack_titles
 from robust_ham.report.figures.panels import Panel, panel_figure
 from robust_ham.report.figures.rows import against, compares_networks, network_places
 from robust_ham.report.figures.style import figure_style, panel_grid, render
 from robust_ham.report.figures.ticks import log_ticks, readable
-from robust_ham.report.formats import plural
 from robust_ham.report.page import build_report
 from robust_ham.report.tables import headline_table
 from robust_ham.report.verdict_table import verdict_matrix, verdicts_in_words

@@ -50,7 +50,7 @@ def test_status_of_a_finished_run(run_cli, folder):
     assert code == 0
     assert printed == f"{folder}: 10 of 10 jobs done, 0 running, 0 failed, 0 left\n"
     content = json.loads(run_cli("status", folder, "--json")[1])
-    assert content["num_jobs"] == len(content["done"]) == 10
+    assert content["num_cells"] == len(content["done"]) == 10
     assert content["seconds_left"] == 0
     assert "0 running" in run_cli("status", folder, "--watch")[1]
 

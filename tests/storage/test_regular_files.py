@@ -115,6 +115,23 @@ def test_a_disk_that_fails_is_not_taken_for_a_damaged_file(read, tmp_path, monke
     assert caught.value.filename == str(path)
 
 
+@pytest.mark.parametrize("version", [0, 1])
+@pytest.mark.parametrize(
+    ("text", "limit"), [("5000000\n", 5_000_000), ("max\n", None), ("9223372036854771712\n", None)]
+)
+def test_a_control_group_limits_the_memory(tmp_path, monkeypatch, version, text, limit):
+    without = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    files = [tmp_path / name for name in ("memory.max", "memory.limit_in_bytes")]
+    assert [str(path) for path in memory._CGROUP_LIMITS] == [
+        "/sys/fs/cgroup/memory.max",
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+    ]
+    monkeypatch.setattr(memory, "_CGROUP_LIMITS", files)
+    assert total_memory() == without
+    files[version].write_text(text)
+    assert total_memory() == (without if limit is None else limit)
+
+
 def test_the_limit_is_a_share_of_this_machines_memory(monkeypatch):
     assert 1 << 28 < total_memory() < 1 << 50
     assert memory_share(0.25) == total_memory() // 4
@@ -137,7 +154,7 @@ OPENERS = {
 """Last names of calls that open a path, or may."""
 ALLOWED = {
     ("regular_files.py", "os.open"),  # the only way for users' files
-    ("memory.py", "Path(path).read_text"),  # of the kernel
+    ("memory.py", "path.read_text"),  # of the kernel
     ("experiments/benchmark/profiling.py", "_STATUS.read_text"),  # of the kernel
     ("cli/streams.py", "open"),  # /dev/null
     ("cli/streams.py", "os.open"),

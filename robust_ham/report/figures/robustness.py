@@ -11,6 +11,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from robust_ham.analysis.metrics import METRICS, headline_metric
 from robust_ham.analysis.run import Run
+from robust_ham.config.attacks import NORM_SYMBOLS
 from robust_ham.report.figures.labels import attack_titles, metric_label, window_label
 from robust_ham.report.figures.lines import AXES, draw_arms
 from robust_ham.report.figures.rows import (
@@ -114,7 +115,7 @@ def budget_figure(run: Run, curves: pd.DataFrame, attack_id: str) -> Figure:
             axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
             axes.set_ylim(0, 1)
             axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
-            norm = "L∞" if run.attacks[attack_id].norm == "linf" else "L2"
+            norm = NORM_SYMBOLS[run.attacks[attack_id].norm]
             axes.set_xlabel(f"{norm} budget")
             axes.set_ylabel("robust accuracy")
         legend_below(figure)

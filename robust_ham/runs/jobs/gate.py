@@ -237,8 +237,8 @@ def _subjects(checked: CheckedModel, others: list[CheckedModel]) -> dict[str, st
     for attack_id in checked.keys:
         beside: dict[str, Any] = {"attack": attack_id, "made": {attack_id: checked.keys[attack_id]}}
         if attack_id in checked.minimum_norm:
-            made = {name: checked.keys[name] for name in checked.minimum_norm}
-            beside |= {"made": made, "others": seen}
+            keys_of_all = {name: checked.keys[name] for name in checked.minimum_norm}
+            beside |= {"made": keys_of_all, "others": seen}
         elif attack_id in checked.epsilons:
             names = [attack_id, *_rivals(checked, attack_id)]
             beside["made"] = {name: checked.keys[name] for name in names}

@@ -119,8 +119,10 @@ def _rivals(logits: Tensor, labels: Tensor) -> Tensor:
 
 def _gaps(logits: Tensor, labels: Tensor, rivals: Tensor) -> Tensor:
     """Return the logit of the label minus that of the rival, (n,)."""
-    own, other = (logits.gather(1, classes[:, None]).squeeze(1) for classes in (labels, rivals))
-    return own - other
+    label_logit, rival_logit = (
+        logits.gather(1, classes[:, None]).squeeze(1) for classes in (labels, rivals)
+    )
+    return label_logit - rival_logit
 
 
 def _is_coarse(logits: Tensor) -> bool:

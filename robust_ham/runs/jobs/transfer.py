@@ -111,8 +111,8 @@ def _attacked_models(
 
 
 def _key(source: _Attacked, target: _Attacked, transfer: TransferConfig) -> str:
-    made = {"source": source.key, "target": target.key, "budget": transfer.budget}
-    return content_key(made | {"version": VERSION})
+    content = {"source": source.key, "target": target.key, "budget": transfer.budget}
+    return content_key(content | {"version": VERSION})
 
 
 def rescaled(context: Context, transfer: TransferConfig, model_id: str) -> Tensor:
