@@ -77,8 +77,8 @@ class SharedFolder:
     def _check_key(self) -> None:
         if read_text(self.run.shared_key, MAX_TEXT_BYTES) != self.key:
             raise RequestError(
-                f"{self.run.root}: another process is running another configuration in this "
-                "folder, or with other data, code or precision"
+                f"{self.run.root}: another process is running in this folder with another "
+                "configuration, or with other data, code or precision"
             )
 
     def _leave(self) -> None:

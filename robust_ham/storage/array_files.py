@@ -23,9 +23,9 @@ def read_arrays(path: Path, limit: int | None = None) -> dict[str, np.ndarray[An
     """Read the arrays of an .npz file, by name.
 
     Args:
-        path: of the file.
-        limit: of all arrays together, in bytes, if their size is known; never more than a third of
-            this machine's memory.
+        path: path of the file.
+        limit: limit for all arrays together, in bytes, if their size is known; never more than a
+            third of this machine's memory.
 
     Raises:
         RequestError: damaged, too large when unpacked, or an array of other than plain numbers.
