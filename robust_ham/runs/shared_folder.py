@@ -59,13 +59,13 @@ class SharedFolder:
                 self._check_key()
             refuse_unusable(self.run)  # another user may have begun just now
             with locked(self.run.lock(f"{PROCESS}{secrets.token_hex(4)}")):
-                if distributed.num_processes() == 1:  # a torchrun lets no other process join
+                if distributed.num_processes() == 1:  # under torchrun, no other process may join
                     starting.close()
                 yield
         self._leave()
 
     def _begin(self) -> None:
-        """Prepare the folder: nobody else takes part."""
+        """Prepare the folder while no other process takes part."""
         self._tidy()
         self.run.failures.unlink(missing_ok=True)
         for line in set_aside_stale(self.context):
@@ -82,7 +82,7 @@ class SharedFolder:
             )
 
     def _leave(self) -> None:
-        """Tidy the folder if nobody else takes part any more."""
+        """Tidy the folder if no other process takes part any more."""
         while (start := try_lock(self.run.lock(_START))) is None:
             if num_processes(self.run):  # the last of them tidies
                 return

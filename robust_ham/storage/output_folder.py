@@ -130,7 +130,7 @@ def claim(folder: Path, name: str, verb: str = "run", earlier: Collection[str] =
     if folder.is_dir():
         run.refuse_links()
         _refuse_unshared(run)
-        if verb != "run":  # a run tidies its folder while nobody else takes part
+        if verb != "run":  # a run tidies its folder while no other process takes part
             remove_leftovers(folder, (), earlier)
     folder.mkdir(parents=True, exist_ok=True)
     if not run.manifest.is_file():
