@@ -30,7 +30,7 @@ from robust_ham.training import distributed
 _POLL_SECONDS = 0.2
 _START = "start"
 _STEP_LOCKS = re.compile(rf"({_START}|tables|timings|failures|(process|ray)-[0-9a-f]+)\.lock")
-"""Names of all locks of a run but those of jobs."""
+"""Names of all locks of a run except those of jobs."""
 
 
 class SharedFolder:
