@@ -12,8 +12,8 @@ The contract of every attack::
   unchanged.
 - ``outcome``: an ``AttackOutcome``, confirmed on the caller's model.
 - No state, no global random numbers, no printing. The result for an image does not depend on the
-  batch or its order, except for randomised attacks of foolbox. A NaN image is a failure; an empty
-  batch gives an empty outcome.
+  batch or its order, except for randomised attacks of foolbox. An image with NaN counts as not
+  fooled; an empty batch gives an empty outcome.
 
 To add an attack, write one function in one file, list it in ``ATTACKS``, add its row to
 ``robust_ham/config/attacks.py``, and test it.

@@ -50,7 +50,7 @@ def deepfool(
         model: images (N, C, H, W) in [0, 1] to logits (N, K).
         images: floats (N, C, H, W) in [0, 1].
         labels: int64 (N,), the original classes.
-        norm: of the perturbation.
+        norm: norm of the perturbation.
         steps: maximum number of linearisations per image; the final point is judged too.
         overshoot: factor 1 + overshoot on the accumulated perturbation.
         candidates: number of most likely classes at the clean image to consider, including the

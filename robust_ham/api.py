@@ -138,7 +138,7 @@ def evaluate(
         Distances ``l2`` and ``linf`` are in units of pixel values in [0, 1].
 
     Raises:
-        ValueError: images or labels have another shape, type or range, there are no images or no
+        ValueError: images or labels have the wrong shape, type or range, there are no images or no
             models, or ``batch_size`` is out of range.
         RequestError: the attack or an option is unknown or invalid, or a model does not accept the
             images.

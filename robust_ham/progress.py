@@ -8,7 +8,7 @@ Progress = Callable[[int, int], None]
 
 
 def no_progress(done: int, total: int) -> None:
-    """Report progress to nobody."""
+    """Ignore the progress."""
 
 
 def format_duration(seconds: float) -> str:

@@ -25,7 +25,7 @@ from attacks.utils.linearise import Norm
 from attacks.utils.model import Model
 from attacks.utils.outcome import AttackOutcome
 
-_NO_START = "init_attack failed"  # foolbox's message if a decision-based attack finds no start
+_NO_START = "init_attack failed"  # foolbox's message if an attack finds no starting point
 _generators = threading.RLock()  # one user of the global random generators at a time
 
 
@@ -176,7 +176,7 @@ def _attacked(
     labels: Tensor,
     epsilon: float | None,
 ) -> Tensor:
-    """Run foolbox on B images, one by one if it finds no start for some."""
+    """Run foolbox on B images, one by one if it finds no starting point for some."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

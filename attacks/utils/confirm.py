@@ -37,9 +37,9 @@ def run_confirmed(
 ) -> AttackOutcome:
     """Run ``search`` on a fast copy of the model and confirm every image on the model itself.
 
-    Images that fool only the copy, and images that do not fool the copy, are searched again on the
-    model. First the copy is compared with the model on these images: if they differ, a warning is
-    logged and all images are searched on the model.
+    Images that fool only the copy, and images that do not fool the copy, are attacked again on the
+    model. First the copy is compared with the model on these images: if the two differ, a warning
+    is logged and all images are attacked on the model.
 
     Args:
         search: the attack, on a model in attack mode that returns logits.
@@ -70,8 +70,8 @@ def run_confirmed(
         doubtful = (~(outcome.fooled & fooled)).nonzero().squeeze(1)
         if len(doubtful) and not agrees(fast, model, outcome.images[doubtful]):
             log.warning(
-                "the fast copy of the model differs from it on some of %d images that it did not "
-                "fool; all %d images of the batch are attacked on the model itself",
+                "the fast copy of the model differs from it on some of the %d images that do not "
+                "fool both; all %d images of the batch are attacked on the model itself",
                 len(doubtful),
                 len(images),
             )

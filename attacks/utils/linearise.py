@@ -163,10 +163,10 @@ def nearest_boundary(
 ) -> Boundary:
     """Judge L points and find each one's nearest linearised boundary (equations 8 and 11).
 
-    ``rivals`` are those of each point, or the number of most likely classes to consider;
-    ``project`` maps gradients to the subspace of allowed steps. A graph is dropped when fewer than
-    half of its images need it; the remaining gradients are computed in new graphs, together with
-    those of other chunks.
+    ``rivals``: those of each point, or the number of most likely classes to consider; ``project``
+    maps gradients to the subspace of allowed steps. A graph is dropped when fewer than half of its
+    images need it; the remaining gradients are computed in new graphs, together with those of other
+    chunks.
     """
     every = torch.arange(len(points), device=points.device)
     parts = []

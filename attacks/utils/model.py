@@ -33,7 +33,7 @@ class InvalidAnswerError(ValueError):
 
 
 def check_inputs(images: Tensor, labels: Tensor) -> None:
-    """Refuse invalid images and labels. NaN pixels pass, as images that cannot be attacked.
+    """Refuse invalid images and labels. Images with NaN are accepted, but cannot be attacked.
 
     Raises:
         ValueError: wrong shapes or dtypes, or pixels outside [0, 1] by more than 1e-6.

@@ -75,4 +75,4 @@ def _read_old(read: Callable[[], Any], switches: list[Any]) -> Any:  # noqa: ANN
             switch.fp32_precision = value
         with contextlib.suppress(RuntimeError):
             return read()
-    raise AssertionError("torch reads this switch in no state")
+    raise AssertionError("torch cannot read this switch in any state")

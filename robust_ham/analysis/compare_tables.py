@@ -78,7 +78,7 @@ def compare(
         (better, worse, equivalent or undecided). ``print`` shows them in one line.
 
     Raises:
-        ValueError: the tables have other images or numbers of networks, ``metric`` is unknown,
+        ValueError: the tables differ in images or number of networks, ``metric`` is unknown,
             distances are missing for the metric, or ``budget`` is not above 0 and finite.
 
     Example:
@@ -164,7 +164,7 @@ def _check_images(tables: list[pd.DataFrame]) -> None:
 
 def _check_distances(tables: list[pd.DataFrame], norm: str) -> None:
     if any(table.loc[table["status"] == "fooled", norm].isna().any() for table in tables):
-        raise ValueError(f"no {norm} distances: ask for robust_accuracy without a budget")
+        raise ValueError(f"no {norm} distances: use robust_accuracy without a budget")
 
 
 def _by_network(rows: pd.DataFrame) -> list[pd.DataFrame]:

@@ -28,7 +28,7 @@ Versus = Literal["same k", "3x3 baseline", "claim"]
 
 @dataclass(frozen=True)
 class Measure:
-    """A metric under one attack at one budget: what two arms are compared by.
+    """A metric under one attack at one budget, by which two arms are compared.
 
     ``margins``: effects that count as equivalent; None: no agreed margin.
     """

@@ -25,7 +25,7 @@ def pair_rows(
     Both are in the order of the first and have its ``sample_id``.
 
     Raises:
-        OtherImagesError: numbers of images differ; without hashes, data sets or splits differ.
+        OtherImagesError: the numbers of images differ, or, without hashes, data sets or splits.
         RequestError: a ``sample_id`` is a different image in each run, its label differs, or the
             runs have no image in common; the message names the image.
     """

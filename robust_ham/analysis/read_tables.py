@@ -49,7 +49,7 @@ def read_numbers(
     """Read a parquet table with rows whose columns ``numbers`` hold numbers.
 
     Args:
-        path: of the table.
+        path: path of the table.
         numbers: columns that it must have.
         columns: columns to read; None: ``numbers``.
     """

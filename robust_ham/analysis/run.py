@@ -167,9 +167,9 @@ class Run:
         """Read and check the rows of one attack on one model; None: not run on these weights.
 
         Args:
-            model_id: of the model.
-            attack_id: of the attack.
-            recipes: attack id to the options and images of its first table; gains this one's.
+            model_id: id of the model.
+            attack_id: id of the attack.
+            recipes: attack id to the options and images of its first table; this table's are added.
         """
         path, attack = self.folder.samples(model_id, attack_id), self.config.attacks[attack_id]
         metadata = (read_metadata(path) or {}) if is_regular(path) else None

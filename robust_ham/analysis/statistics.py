@@ -33,7 +33,7 @@ def wilson(count: int, total: int, confidence: float = 0.95) -> Interval:
 
 @lru_cache
 def unseen_share(num_images: int, confidence: float = 0.95) -> float:
-    """Return the upper bound on the share of a kind of image that none of ``num_images`` is.
+    """Return the upper bound on the share of a kind of image not seen among ``num_images``.
 
     This is z²/(n + z²), the upper end of Wilson's interval for 0 of n.
     """

@@ -53,8 +53,8 @@ class AttackRows:
         """Check the rows by themselves, against the configuration and the attacked images.
 
         Args:
-            config: of the run.
-            attack: of the rows.
+            config: configuration of the run.
+            attack: attack that gave the rows.
             inputs: ``sample_id label`` of the run's images, in order; None: not known.
 
         Raises:
@@ -90,7 +90,7 @@ class AttackRows:
         if (
             np.array_equal(row_ids, ids) and len(ids) == num_images
         ):  # the order in which runs write them
-            self.refuse(row_labels != expected, "label", "that of inputs.parquet")
+            self.refuse(row_labels != expected, "label", "the one in inputs.parquet")
             return
         sample_ids = self.table["sample_id"]
         labels = inputs.iloc[:num_images].set_index("sample_id")["label"]
@@ -101,7 +101,7 @@ class AttackRows:
             self.fail(f"image {missing[0]} of inputs.parquet has no row")
         self.refuse(~sample_ids.isin(labels.index).to_numpy(), "sample_id", "an attacked image")
         other = row_labels != labels.reindex(sample_ids).to_numpy(np.float64)
-        self.refuse(other, "label", "that of inputs.parquet")
+        self.refuse(other, "label", "the one in inputs.parquet")
         if len(sample_ids) != num_images:
             self.fail(f"expected {num_images} rows (num_images), got {len(sample_ids)}")
 

@@ -116,7 +116,7 @@ def judge_mean(
     Args:
         estimate: the effect.
         deviation: values (S, n) whose mean has the effect's error.
-        confidence: of the simultaneous interval.
+        confidence: confidence of the simultaneous interval.
         pooled: variance of seed means over several comparisons, and its degrees of freedom.
         null: no effect: 0 for a difference, 1 for a ratio.
         margins: effects that count as equivalent.

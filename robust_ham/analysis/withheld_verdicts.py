@@ -34,7 +34,7 @@ def withhold_doubtful(
     Args:
         run: run with the gate's findings.
         arms: the compared models, paired.
-        attack_id: of the measure; empty: no attack.
+        attack_id: attack of the measure; empty: no attack.
         row: with the ``verdict`` over all pairs.
         judge: judges the pairs that are kept, (S,), and returns their ``verdict``.
     """

@@ -1,4 +1,4 @@
-"""``robust-ham bench``: the attacks beside those of other libraries."""
+"""``robust-ham bench``: time the attacks against those in other libraries."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def bench(
     device: Device = "auto",
     threads: Threads = None,
     rounds: Annotated[
-        int, typer.Option(min=1, max=MAX_ROUNDS, help="How often each library is timed.")
+        int, typer.Option(min=1, max=MAX_ROUNDS, help="Number of times each library is timed.")
     ] = 3,
     libraries: Annotated[
         str | None,
@@ -37,7 +37,7 @@ def bench(
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Time the attacks beside those of other libraries.
+    """Time the attacks against those in other libraries.
 
     Trains or loads the models of the config, then times each attack that another library also has:
     same models, images, threads and process.
@@ -57,7 +57,7 @@ def bench(
 
     refuse_strangers(folder)
     if RunFolder(folder).has_rows and not (folder / "bench.csv").is_file():
-        raise RequestError(f"{folder}: contains attacks of a run; `bench` needs another folder")
+        raise RequestError(f"{folder}: contains results of a run; `bench` needs another folder")
     chosen_device = choose_device(device)
     versions = peer_libraries.installed()
     chosen_libraries = libraries.split(",") if libraries else list(versions)

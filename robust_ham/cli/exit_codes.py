@@ -35,7 +35,7 @@ def report_error(error: Exception) -> int:
         prefix = f"{error.filename}: " if error.filename else ""
         complain(f"{prefix}{error.strerror or error}")
         return ENVIRONMENT
-    usage_message = getattr(error, "format_message", None)  # an error of the command line's words
+    usage_message = getattr(error, "format_message", None)  # an error in the arguments
     if usage_message is None:
         raise error
     complain(_with_suggestion(usage_message().replace("Value error, ", "")))
@@ -43,7 +43,7 @@ def report_error(error: Exception) -> int:
 
 
 def _with_suggestion(message: str) -> str:
-    """Suggest the closest choice for a value that is none of an option's choices."""
+    """Suggest the closest choice for a value that an option does not allow."""
     unknown = re.search(r"'([^']*)' is not one of (.*?)\.?$", message)
     if unknown is None:
         return message

@@ -55,8 +55,8 @@ def import_(
 ) -> None:
     """Convert a third-party checkpoint without running its code.
 
-    Measures the accuracy of the network and writes it in robust-ham's layout.
-    To use the network in a config, write `source: FOLDER` with the folder that this prints.
+    Measures the network's accuracy, then writes the network in robust-ham's layout.
+    To use the network in a config, write `source: FOLDER` with the folder that this command prints.
     """
     from robust_ham.config.files import parse_dataset, parse_network, parse_numbers
 

@@ -13,7 +13,7 @@ from robust_ham.config.bounds import MAX_THREADS
 
 
 def refuse_nan(value: float | None) -> float | None:
-    """Refuse nan, which passes every check of a range."""
+    """Refuse nan, which passes every range check."""
     if value is not None and math.isnan(value):
         raise typer.BadParameter("expected a number, got nan")
     return value

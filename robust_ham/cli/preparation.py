@@ -36,7 +36,7 @@ def load_experiment(name: str, overrides: list[str] | None, threads: int | None)
 
 @contextlib.contextmanager
 def claimed_folder(folder: Path, name: str) -> Iterator[None]:
-    """Claim a folder for robust-ham, unless it belongs to others; it must not move or vanish."""
+    """Claim a folder for robust-ham, unless others use it; it must stay in place in the block."""
     from robust_ham.storage.output_folder import claim
     from robust_ham.storage.working_folder import working_in
 

@@ -113,7 +113,9 @@ def run(
     refuse_strangers(folder)
     execute = _executor(executor, data_root, address, workers, gpus_per_cell)
     if distributed.launched() and stop_after != StopAfter.train:
-        raise RequestError("torchrun only trains: add --stop-after train, then run without it")
+        raise RequestError(
+            "torchrun only trains: add --stop-after train, then run without torchrun"
+        )
     if not sys.stdout.isatty() and not distributed.launched() and not as_json:
         num_models, num_attacks = len(experiment.model_specs()), len(experiment.attacks)
         say(f"{experiment.name}: {num_models} models, {num_attacks} attacks")

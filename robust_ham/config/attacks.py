@@ -53,9 +53,9 @@ class AttackFacts:
     function: str = ""
     """Key in ``attacks.ATTACKS`` where it differs from ``name``; see ``catalogue_name``."""
     in_band: bool = False
-    """Limits the perturbation to one frequency band, so that its distances compete with none."""
+    """Limits the perturbation to a frequency band; other attacks' distances are not comparable."""
     candidates: Candidates | None = None
-    """How it chooses the transforms that it tries on an image; None: it tries no list of them."""
+    """How it chooses the transforms that it tries on an image; None: it has no such list."""
     few_candidates: Mapping[str, int] = field(default_factory=dict)
     """Options that leave about a thousand candidates, to estimate the run time."""
     stops_at_boundary: bool = False
@@ -145,7 +145,7 @@ _ROWS = (
     ),
 )
 ATTACK_FACTS = {row.name: row for row in _ROWS}
-"""Facts by attack name. ``best``, computed from finished attacks, is no function of ``ATTACKS``."""
+"""Facts by attack name. ``best``, computed from finished attacks, is not in ``ATTACKS``."""
 
 
 def attack_facts(name: str) -> AttackFacts:

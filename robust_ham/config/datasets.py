@@ -128,7 +128,7 @@ _ROWS = (
     ),
 )
 DATASETS = {row.name: row for row in _ROWS}
-"""Facts by name; a folder of the user's is in none of the rows."""
+"""Facts by name; a user's own folder has no row."""
 
 
 def accuracy_margin(name: str) -> float:

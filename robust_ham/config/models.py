@@ -41,7 +41,7 @@ class ModelGroup(Section):
         "train",
         min_length=1,
         description="train (models that this run has trained are loaded), zoo, or a folder of "
-        "models: the models/ of another run, or the output of robust-ham import",
+        "models: the models/ folder of another run, or the output of robust-ham import",
     )
     kernel_size: OddSize = Field(7, description="kernel size k of the k×k convolutions, odd")
     window: Window = Field("none", description="window of the kernels; none: the baseline")
@@ -235,7 +235,7 @@ class FactoryGroup(ModelGroup):
     )
     label_only: bool = Field(
         False,
-        description="whether window and kernel_size are mere labels, unchecked against the layers",
+        description="whether window and kernel_size are labels only, not checked in the network",
     )
 
     @model_validator(mode="after")

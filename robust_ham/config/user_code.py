@@ -50,7 +50,7 @@ def import_function(name: str, key: str) -> Any:  # noqa: ANN401
 
 @contextlib.contextmanager
 def one_line_for(name: str) -> Iterator[None]:
-    """Turn an exception of user code into one line that says where; ``name`` is the code's name.
+    """Turn an exception of user code into one line with its place; ``name`` is the code's name.
 
     Raises:
         RequestError: for any exception except a lack of memory.
@@ -104,8 +104,8 @@ def options_after(function: Callable[..., Any], name: str) -> dict[str, Paramete
     """Return the parameters of a custom attack after model, images and labels.
 
     Raises:
-        RequestError: it does not take these three, or an option has the name of a key of all
-            attacks.
+        RequestError: it does not take these three, or an option has the name of a key that every
+            attack has.
     """
     try:
         try:
@@ -122,8 +122,8 @@ def options_after(function: Callable[..., Any], name: str) -> dict[str, Paramete
     for parameter in options:
         if parameter.name in _KEYS:
             raise RequestError(
-                f"attack {name}: its option {parameter.name} has the name of a key of all "
-                "attacks; rename it, for example to eps"
+                f"attack {name}: its option {parameter.name} has the name of a key that "
+                "every attack has; rename the option, for example to eps"
             )
     return {p.name: p for p in options if p.kind is not p.POSITIONAL_ONLY}
 

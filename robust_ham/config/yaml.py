@@ -116,7 +116,7 @@ def _check_keys(node: yaml.MappingNode) -> None:
             what = key.value if isinstance(key, yaml.ScalarNode) else "a list or mapping"
             raise _refused(f"expected text as a key, got {what or 'nothing'}", key)
         if key.value in lines:
-            raise _refused(f"{key.value}: given twice, first in line {lines[key.value]}", key)
+            raise _refused(f"{key.value}: given twice, first on line {lines[key.value]}", key)
         lines[key.value] = key.start_mark.line + 1
 
 

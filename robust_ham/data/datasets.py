@@ -141,8 +141,8 @@ def load_split(config: DatasetConfig, split: SplitName, data_root: Path | None =
     """Load one split of a data set from the first place that has it.
 
     Searches one folder (``data_root``, else ``ROBUST_HAM_DATA``, else ``config.data_root``), then
-    the system's package and the copy in this package. Downloads it by torchvision if it is nowhere
-    and ``config.download`` is set.
+    the system's package and the copy in this package. If none of them has it and
+    ``config.download`` is set, torchvision downloads it.
 
     Raises:
         RequestError: no place has it (the message lists the places), or a file is damaged.

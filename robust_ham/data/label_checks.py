@@ -1,4 +1,4 @@
-"""Refuse labels that cannot be right: out of range, incomplete, or cut out of ordered classes."""
+"""Refuse labels that cannot be right: out of range, incomplete, or cut from ordered classes."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def _is_unlikely(counts: NDArray[np.int64], weights: NDArray[Any]) -> bool:
 
 
 def _is_ordered_by_class(labels: NDArray[np.int64]) -> bool:
-    """Whether neighbours share a class more often than the mean of chance and always."""
+    """Whether neighbours share a class more often than halfway between chance and always."""
     shares = np.bincount(labels) / len(labels)
     chance = float((shares**2).sum())
     return bool((labels[1:] == labels[:-1]).mean() > (1 + chance) / 2)

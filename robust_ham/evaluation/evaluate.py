@@ -168,7 +168,7 @@ def evaluate(
         parts = work.attack(options, 0, done)
         full = work.attack(unpruned, 0, done)
         if not same_answer(_rows(parts), _rows(full), config.norm):
-            log.warning("%s: pruning changes the answer; running without it", attack_id)
+            log.warning("%s: pruning changes the result; running without pruning", attack_id)
             options, parts = unpruned, full
     parts += work.attack(options, done, count, progress)
     samples, outcomes = _rows(parts), [part.outcome for part in parts]

@@ -139,7 +139,7 @@ def resolve_attack(
 ) -> AttackConfig:
     """Complete an attack's configuration with the norm, size and kind of the function's defaults.
 
-    Code that has the configuration but not the function, such as a report, then measures alike.
+    Code that has the configuration but not the function, such as a report, then measures the same.
 
     Raises:
         RequestError: unknown attack or option, a norm other than l2 and linf, or a custom attack

@@ -38,7 +38,7 @@ def normal_cosines(
         images: floats (n, C, H, W).
         adversarials: the perturbed images, same shape.
         labels: int64 (n,).
-        norm: of the perturbation.
+        norm: norm of the perturbation.
         device: where the model is.
         batch_size: images per pass.
     """

@@ -1,4 +1,4 @@
-"""Which window a convolution applies to its kernel, also if its class is not known here."""
+"""Which window a convolution applies to its kernel, even if its class is not known here."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ def read_card(folder: Path) -> dict[str, Any]:
     for key in ("in_channels", "num_classes"):
         if not 1 <= card[key] <= MAX_CLASSES:
             raise RequestError(
-                f"{path}: {key}: expected a number of 1 … {MAX_CLASSES:,}, got {card[key]}"
+                f"{path}: {key}: expected a number from 1 to {MAX_CLASSES:,}, got {card[key]}"
             )
     if type(card.get("test_accuracy", 0.0)) not in (int, float):
         raise RequestError(f"{path}: test_accuracy: expected a number")

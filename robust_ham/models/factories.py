@@ -130,5 +130,5 @@ def load_weights(
         raise RequestError(
             f"{path}: its tensor names differ from the network's, and "
             f"{assignment.ambiguous_layers} have the same shapes, so their order is uncertain: "
-            "check it by accuracy with robust-ham import --accuracy"
+            "check the accuracy with robust-ham import --accuracy"
         )

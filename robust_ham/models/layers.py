@@ -59,7 +59,7 @@ class WindowedConv2d(nn.Conv2d):
         return output
 
     def fold(self) -> nn.Conv2d:
-        """Return an equal plain convolution, with the window multiplied into its weight.
+        """Return an equivalent plain convolution, with the window multiplied into its weight.
 
         Effects of spectral_norm, weight_norm and pruning on the weight are included; other hooks
         are kept.

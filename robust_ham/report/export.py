@@ -23,7 +23,7 @@ def check_export(form: str | None, width: float | None) -> None:
     """Check the arguments of ``export``.
 
     Raises:
-        RequestError: an unknown form, or a width that is out of range or of no figure.
+        RequestError: an unknown form, or a width that is out of range or not for figures.
     """
     known = [*FORMATS, *WRITERS]
     if form is None and width is not None:

@@ -97,7 +97,8 @@ def _note_cluster(joined: str, address: str, ledger: Ledger) -> None:
     ignored = os.environ.get("RAY_ADDRESS") if address == LOCAL else None
     if ignored:
         ledger.monitor.note(
-            f"RAY_ADDRESS={ignored} is ignored: Ray runs on this machine; --address auto joins it"
+            f"RAY_ADDRESS={ignored} is ignored: Ray runs on this machine; to join that cluster, "
+            "add --address auto"
         )
     if address != LOCAL:
         ledger.monitor.note(f"joined the Ray cluster at {joined}")

@@ -181,7 +181,7 @@ def run_plan(
     Args:
         plan: what to do.
         folder: run folder; created if missing.
-        device: for the computation.
+        device: where to compute.
         monitor: shows the progress.
         executor: runs the jobs.
         source: file from which the plan's configuration was read; it is never written.
@@ -224,7 +224,7 @@ def _run(ledger: Ledger, executor: Executor, *, keeps_config: bool) -> Outcome:
         num_steps = has_attacks * ((plan.config.transfer is not None) + plan.config.evaluation.gate)
         monitor.started(len(plan.jobs) + num_steps)
         executor(context, ledger)
-        log.info("%d of %d jobs were there already", ledger.num_there, len(plan.jobs))
+        log.info("%d of %d jobs were already finished", ledger.num_there, len(plan.jobs))
         _note_overhead(ledger, time.monotonic() - start)
         with locked(run.lock("tables"), signals.check):
             failed = ledger.still_failed()

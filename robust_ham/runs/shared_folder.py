@@ -28,7 +28,7 @@ from robust_ham.training import distributed
 _POLL_SECONDS = 0.2
 _START = "start"
 _STEP_LOCKS = re.compile(rf"({_START}|tables|timings|failures|(process|ray)-[0-9a-f]+)\.lock")
-"""Names of all locks of a run but those of jobs."""
+"""Names of all locks of a run except those of jobs."""
 
 
 class SharedFolder:
@@ -57,13 +57,13 @@ class SharedFolder:
                 self._check_key()
             refuse_unusable(self.run)  # another user may have begun just now
             with locked(self.run.lock(f"{PROCESS}{secrets.token_hex(4)}")):
-                if distributed.num_processes() == 1:  # a torchrun lets no other process join
+                if distributed.num_processes() == 1:  # under torchrun, no other process may join
                     starting.close()
                 yield
         self._leave()
 
     def _begin(self) -> None:
-        """Prepare the folder: nobody else takes part."""
+        """Prepare the folder while no other process takes part."""
         self._tidy()
         self.run.failures.unlink(missing_ok=True)
         for line in set_aside_stale(self.context):
@@ -75,12 +75,12 @@ class SharedFolder:
     def _check_key(self) -> None:
         if read_text(self.run.shared_key, MAX_TEXT_BYTES) != self.key:
             raise RequestError(
-                f"{self.run.root}: another process is running another configuration in this "
-                "folder, or with other data, code or precision"
+                f"{self.run.root}: another process is running in this folder with another "
+                "configuration, or with other data, code or precision"
             )
 
     def _leave(self) -> None:
-        """Tidy the folder if nobody else takes part any more."""
+        """Tidy the folder if no other process takes part any more."""
         while (start := try_lock(self.run.lock(_START))) is None:
             if num_processes(self.run):  # the last of them tidies
                 return

@@ -39,7 +39,7 @@ class Status:
     seconds_left: float | None
     """Estimate for one worker from similar jobs; None: no similar job is done."""
     num_processes: int
-    """Processes that take part in the run; of a Ray cluster, only the driver."""
+    """Processes that take part in the run; on a Ray cluster, only the driver."""
 
     @property
     def num_jobs(self) -> int:

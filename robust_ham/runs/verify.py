@@ -48,7 +48,7 @@ def verify(
 ) -> Iterator[Check]:
     """Yield the results of all checks, the quick ones first.
 
-    ``make_context`` reads the data once they are needed. Of imported tables only the files are
+    ``make_context`` reads the data once they are needed. For imported tables, only the files are
     checked: there is no model to attack again.
 
     Raises:

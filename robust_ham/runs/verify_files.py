@@ -177,5 +177,5 @@ def _failure_faults(run: RunFolder) -> list[str]:
             faults.append(f"failures.jsonl: expected a failed job per line, got {line[:100]!r}")
             continue
         if name in finished and not recorded:
-            faults.append(f"failures.jsonl says that {name} failed, but it is finished")
+            faults.append(f"failures.jsonl lists {name} as failed, but it is finished")
     return faults

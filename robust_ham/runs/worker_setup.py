@@ -1,4 +1,4 @@
-"""What a worker on another machine must know of a run. Without torch."""
+"""What a worker on another machine must know about a run. Without torch."""
 
 from __future__ import annotations
 

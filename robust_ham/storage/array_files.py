@@ -23,12 +23,12 @@ def read_arrays(path: Path, limit: int | None = None) -> dict[str, np.ndarray[An
     """Read the arrays of an .npz file, by name.
 
     Args:
-        path: of the file.
-        limit: of all arrays together, in bytes, if their size is known; never more than a third of
-            this machine's memory.
+        path: path of the file.
+        limit: limit for all arrays together, in bytes, if their size is known; never more than a
+            third of this machine's memory.
 
     Raises:
-        RequestError: damaged, too large when unpacked, or an array of other than plain numbers.
+        RequestError: damaged, too large when unpacked, or not arrays of plain numbers.
     """
     # Read here, because zipfile reports a failing disk as a damaged file.
     file = io.BytesIO(read_bytes(path, memory_share(1 / 3)))
@@ -58,7 +58,7 @@ def _check_array(file: IO[bytes], size: int) -> None:
     """Compare an array's header with its actual size before allocating memory.
 
     Raises:
-        ValueError: they differ, or the array holds other than plain numbers.
+        ValueError: they differ, or the array does not hold plain numbers.
     """
     version = np.lib.format.read_magic(file)
     if version == (1, 0):

@@ -75,7 +75,7 @@ def refuse_strangers(folder: Path, verb: str = "run", earlier: Collection[str] =
     if written_by is None:
         raise RequestError(
             f"{folder}: expected an empty folder or one made by `robust-ham {verb}`, got "
-            f"{strange[0]} without our {manifest.name}"
+            f"{strange[0]} without robust-ham's {manifest.name}"
         )
     if written_by != verb:
         raise RequestError(
@@ -130,7 +130,7 @@ def claim(folder: Path, name: str, verb: str = "run", earlier: Collection[str] =
     if folder.is_dir():
         run.refuse_links()
         _refuse_unshared(run)
-        if verb != "run":  # a run tidies its folder while nobody else takes part
+        if verb != "run":  # a run tidies its folder while no other process takes part
             remove_leftovers(folder, (), earlier)
     folder.mkdir(parents=True, exist_ok=True)
     if not run.manifest.is_file():
@@ -154,7 +154,7 @@ def is_source(run: RunFolder, config: Config, source: Path | None) -> bool:
         return False
     if is_own and parse_config(config_text(run.config), origin=str(run.config)) != config:
         raise RequestError(
-            f"{run.config}: is the record of this run, and the options would change it; copy it "
+            f"{run.config}: the record of this run, which the options would change; copy the file "
             "elsewhere and run the copy"
         )
     return is_own

@@ -77,7 +77,7 @@ def read_table(
     """Read a parquet table of numbers and texts.
 
     Args:
-        path: of the table.
+        path: path of the table.
         columns: read only these, if present; None: all.
         follow_links: see ``open_regular``.
 

@@ -28,7 +28,7 @@ _CUT = "?"
 
 
 def note_timing(run: RunFolder, name: str, seconds: float) -> None:
-    """Add a job's seconds to ``timings.csv``; of several lines of a job, the last counts."""
+    """Add a job's seconds to ``timings.csv``; if a job has several lines, the last counts."""
     _append(run, run.timings, f"{name},{round(seconds, 3)}", heading=",".join(_COLUMNS))
 
 

@@ -43,7 +43,7 @@ def hold() -> None:
 
 
 def listen() -> None:
-    """Let SIGINT, SIGTERM and SIGHUP raise ``Stopped``, and so a signal remembered before."""
+    """Let SIGINT, SIGTERM and SIGHUP raise ``Stopped``; so does a signal remembered before."""
     global _can_raise  # noqa: PLW0603 - a signal handler needs a global
     hold()
     sys.unraisablehook = _unraisable
@@ -99,6 +99,6 @@ def _arrived(number: int, frame: FrameType | None) -> None:
 
 
 def _unraisable(lost: sys.UnraisableHookArgs) -> None:
-    """Keep quiet about a ``Stopped`` raised in a destructor: ``check`` raises it again."""
+    """Do not report a ``Stopped`` raised in a destructor: ``check`` raises it again."""
     if not isinstance(lost.exc_value, Stopped):
         sys.__unraisablehook__(lost)

@@ -25,7 +25,7 @@ def check_step_memory(
         spec: the network.
         config: recipe.
         split: images trained on.
-        bytes_per_value: of activations: 2 under bf16 autocast, else 4.
+        bytes_per_value: bytes per activation: 2 under bf16 autocast, else 4.
     """
     values = [0]
 

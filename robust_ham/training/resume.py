@@ -50,7 +50,9 @@ class Unfinished:
             about, tensors = {}, {}
         text = about.get("rows", "")
         if about.get("key") != self.key or about.get("sha256") != _hash(tensors, text):
-            log.warning("%s is damaged or of another model: training restarts", self.path.name)
+            log.warning(
+                "%s is damaged or belongs to another model: training restarts", self.path.name
+            )
             return []
         for name, parameter in model.named_parameters():
             if f"momentum.{name}" in tensors:

@@ -97,8 +97,8 @@ def train(
         config: recipe.
         train_split: training images.
         validation_split: evaluated after each epoch; no decision depends on it.
-        device: for the computation.
-        precision: of the autocast forward pass; parameters are always float32.
+        device: where to compute.
+        precision: precision of the autocast forward pass; parameters are always float32.
         progress: called with (batches done, batches in all).
         unfinished: file of the state after each epoch; None: none is kept.
         last_epoch: stop after this epoch; None: after all epochs.

@@ -247,14 +247,14 @@ def test_other_content_is_not_overwritten(tmp_path):
     write_run_folder([path], out)
     before = content(out)
     for other in (TABLE.replace("0.5", "0.25"), TABLE + "b,d,1,0.2,,,7\n"):
-        with pytest.raises(RequestError, match="out: holds other content than these tables"):
+        with pytest.raises(RequestError, match="out: holds something other than these tables"):
             write_run_folder([written(tmp_path, other)], out)
     assert content(out) == before
     (out / "samples/a-k7-none-s0/d.parquet").write_bytes(b"damaged")
     with pytest.raises(RequestError, match=r"d.parquet has changed since .*remove the folder"):
         write_run_folder([written(tmp_path)], out)
     for occupied in (tmp_path, path):
-        with pytest.raises(RequestError, match="holds other content"):
+        with pytest.raises(RequestError, match="holds something other"):
             write_run_folder([path], occupied)
 
 
@@ -838,7 +838,7 @@ def test_names_come_from_folders_where_nothing_else_has_them(tmp_path):
         ({}, {"hashes": []}, "info.json: hashes: expected the SHA-512"),
         ({}, {"ori_success": [True]}, "ori_success: expected true or false for each of 4"),
         ({}, {"adv_success": [0, 1, 0, 1]}, "adv_success: expected true or false for each of 4"),
-        ({}, {"distances": {"linf": [1.0] * 4}}, "info.json: distances: no l2"),
+        ({}, {"distances": {"linf": [1.0] * 4}}, "info.json: distances: expected l2 distances"),
         ({}, {"distances": {"l2": [1, 2, 3]}}, "info.json: l2: expected a number for each of 4"),
         ({}, {"distances": {"l2": [1, 2, 3, "4"]}}, "info.json: l2: expected a number for each"),
         ({}, {"distances": {"l2": [10**400, 2, 3, 4]}}, "info.json: l2: a number is too large"),

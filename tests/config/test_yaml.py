@@ -22,10 +22,10 @@ def refused(text, message, overrides=()):
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        ("attacks:\n  e: {attack: stadv}\n", r"line 4: attacks: given twice, first in line 3$"),
-        ("'attacks': {}\n", "line 4: attacks: given twice, first in line 3"),
+        ("attacks:\n  e: {attack: stadv}\n", r"line 4: attacks: given twice, first on line 3$"),
+        ("'attacks': {}\n", "line 4: attacks: given twice, first on line 3"),
         ("evaluation:\n  seed: 1\n  threads: 1\n  seed: 1\n", "line 7: seed: given twice, .* 5"),
-        ("evaluation: {seed: 1, seed: 2}\n", "line 4: seed: given twice, first in line 4"),
+        ("evaluation: {seed: 1, seed: 2}\n", "line 4: seed: given twice, first on line 4"),
         ("dataset: &a {name: mnist}\ntraining: {<<: *a, <<: *a}\n", "line 5: <<: given twice"),
         ("x: [[{a: [{b: 1, b: 1}]}]]\n", "line 4: b: given twice"),
         ("1: x\n", "line 4: expected text as a key, got 1"),
@@ -143,5 +143,5 @@ def test_an_override_changes_no_alias():
 
 
 def test_options_of_the_command_line_too():
-    with pytest.raises(RequestError, match="^--as: depth: given twice, first in line 1$"):
+    with pytest.raises(RequestError, match="^--as: depth: given twice, first on line 1$"):
         parse_network("--as", "{architecture: cnn, depth: 3, depth: 4}")

@@ -75,10 +75,10 @@ def test_a_train_file_without_number(tmp_path):
         (["test-1"], "test-0.parquet is missing"),
         (["test-00000-of-00001", "test-00001-of-00001"], "expected 1 files test-\\*, got 2"),
         (["test-00000-of-00000"], "expected 0 files"),
-        (["test-00000-of-00001", "test-00000-of-00002"], "are of two exports; remove one"),
+        (["test-00000-of-00001", "test-00000-of-00002"], "are from two exports; remove one"),
         (
             ["test-00000-of-00001-aaaaaaaa", "test-00000-of-00001-bbbbbbbb"],
-            "-aaaaaaaa.parquet and test-00000-of-00001-bbbbbbbb.parquet are of two exports",
+            "-aaaaaaaa.parquet and test-00000-of-00001-bbbbbbbb.parquet are from two exports",
         ),
         (["test", "test-00000-of-00001"], "test.parquet .*two exports"),
         (["test-0", "test-00000-of-00001"], "two exports"),

@@ -182,7 +182,7 @@ def refused(tmp_path, content, network=None, key=None, suffix=".pth"):
 )
 def test_averaged_weights_beside_raw_ones_are_asked_for(tmp_path, content, keys):
     message = refused(tmp_path, content)
-    assert "choose one by weights_key: " in message
+    assert "choose one with weights_key: " in message
     for key, state in zip(keys, (STATE, OTHER), strict=True):
         assert key in message
         network = Net()

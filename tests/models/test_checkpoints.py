@@ -305,7 +305,7 @@ def test_weights_of_a_factory_in_a_run(own_nets, run_cli, tmp_path):
     code, _, errors = run_cli("run", config, *only)
     assert code == 2
     assert (
-        "weights.pth: contains several networks; choose one by weights_key: model, model_ema"
+        "weights.pth: contains several networks; choose one with weights_key: model, model_ema"
         in errors
     )
     code, _, errors = run_cli("run", config, "-o", "models.0.weights_key=model_ema", *only)

@@ -153,7 +153,7 @@ def test_the_papers_file_says_which_is_windowed_and_how_good(paper_file, run_imp
     network = f"{{{ZOO_NET}, kernel_size: 3}}"
     refused = run_import(path, network)
     assert_refused(
-        refused, tmp_path, "several networks; choose one by --key: state_dict, state_dict_win"
+        refused, tmp_path, "several networks; choose one with --key: state_dict, state_dict_win"
     )
     refused = run_import(path, network, "--key", "state_dict_wn")
     assert_refused(refused, tmp_path, "no state dict 'state_dict_wn'")
@@ -281,7 +281,7 @@ def test_lightning_without_windows_and_what_it_says(run_import, tmp_path, monkey
     refused = run_import(path, f"{{{spec}}}")
     assert_refused(refused, tmp_path, "--mean, --std: required with normalize: true")
     refused = run_import(path, f"{{{spec}}}", *NORMALIZED)
-    assert_refused(refused, tmp_path, "cannot tell whether it is windowed")
+    assert_refused(refused, tmp_path, "cannot tell whether the network is windowed")
     stated = accuracy(normalized(network))
     assert run_import(path, f"{{{spec}}}", *NORMALIZED, "--accuracy", stated)[0] == 0
     assert_same(tmp_path, "resnet18-x0.0625-k7-none-s0", normalized(network), fashion_images(16)[0])
@@ -576,9 +576,8 @@ def test_the_readings_are_on_the_card(run_import, tmp_path):
         folder.parent / "cnn3-w16x32-k7-hamming-s1/model.safetensors", network
     )
     assert code == 2
-    assert (
-        "contains another model: choose another folder by --out, or add a prefix in --as" in errors
-    )
+    remedy = "choose another folder with --out, or add a prefix in --as"
+    assert f"contains another model: {remedy}" in errors
 
 
 # --- files that must not be believed ---------------------------------------------------------

@@ -241,7 +241,7 @@ def test_compare_refuses(attacked):
         compare(rows, rows, "area")
     spatial = rows.assign(l2=np.nan, linf=np.nan)
     for metric, budget in (("robust_area", None), ("robust_accuracy", 0.5)):
-        with pytest.raises(ValueError, match="no l2 distances: ask for robust_accuracy without"):
+        with pytest.raises(ValueError, match="no l2 distances: use robust_accuracy without"):
             compare(spatial, spatial, metric, budget=budget)
     assert compare(spatial, spatial, "robust_accuracy").verdict == "equivalent"
 

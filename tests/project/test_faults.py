@@ -338,7 +338,7 @@ def test_another_configuration_is_refused_while_one_is_run(data, tmp_path, child
         os.kill(process.pid, signal.SIGSTOP)
         assert len(read_status(folder).running) <= 1
         assert read_status(folder).num_processes == 1
-        with pytest.raises(RequestError, match="another process is running another configuration"):
+        with pytest.raises(RequestError, match="running in this folder with another configuration"):
             run_here(folder, data, CONFIG.replace("steps: 10", "steps: 11"))
         other = write_data(tmp_path / "other", first=50)
         with pytest.raises(RequestError, match="or with other data"):

@@ -108,7 +108,7 @@ def test_an_idle_restart_logs_one_line_for_all_that_was_there(contexts, caplog):
         assert added.count(b"\n") == 1  # the gate's
     count = len(contexts[-1].plan.jobs)
     assert len(logged[0]) == len(logged[1]) < 5
-    assert f"{count} of {count} jobs were there already" in logged[1]
+    assert f"{count} of {count} jobs were already finished" in logged[1]
 
 
 def test_tied_ranks_of_few_pairs_are_tested_as_scipy_does():

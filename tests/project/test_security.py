@@ -358,8 +358,8 @@ def rewrite_card(model_folder, **changes):
     [
         ({"in_channels": "3"}, "in_channels: expected a whole number, got '3'"),
         ({"in_channels": True}, "in_channels: expected a whole number, got True"),
-        ({"num_classes": 10**12}, "num_classes: expected a number of 1 … 100,000"),
-        ({"num_classes": 0}, "num_classes: expected a number of 1"),
+        ({"num_classes": 10**12}, "num_classes: expected a number from 1 to 100,000"),
+        ({"num_classes": 0}, "num_classes: expected a number from 1"),
         ({"model": []}, "model: expected a mapping"),
         ({"weights_sha256": None}, "weights_sha256: expected text"),
         ({"test_accuracy": "high"}, "test_accuracy: expected a number"),

@@ -311,9 +311,9 @@ def test_faults_of_older_folders(run_cli, folder, data):
         f"robust-ham: {line}"
         for line in (
             f"samples/{MODEL}/x.parquet has no checksum: it was added later",
-            f"failures.jsonl says that {MODEL}/shift/1of2 failed, but it is finished",
+            f"failures.jsonl lists {MODEL}/shift/1of2 as failed, but it is finished",
             f"{folder}/samples/{MODEL}/deepfool_l2.parquet: {MODEL}/deepfool_l2: image "
-            f"{rows['sample_id'][3]}: label: expected that of inputs.parquet, got "
+            f"{rows['sample_id'][3]}: label: expected the one in inputs.parquet, got "
             f"{rows['label'][3] - 1}",
             f"inputs.parquet: label of image {rows['sample_id'][3]} does not match the data",
             "manifest.json: dataset does not match the configuration and data",

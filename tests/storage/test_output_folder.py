@@ -143,7 +143,8 @@ def test_a_process_killed_before_its_manifest_leaves_a_folder_that_can_be_used(t
             path.with_name(path.name.replace(".lock", ".json")).touch()
     (tmp_path / ".config.yaml.01234567.tmp.yaml").touch()
     (tmp_path / "manifest.json").unlink()
-    with pytest.raises(RequestError, match=r"got \.config\.yaml\.01234567\.tmp\.yaml without our"):
+    name = r"\.config\.yaml\.01234567\.tmp\.yaml"
+    with pytest.raises(RequestError, match=f"got {name} without robust-ham's"):
         refuse_strangers(tmp_path)
 
 
@@ -184,7 +185,7 @@ def test_the_file_that_is_run_is_never_written(run_cli, config, tmp_path, monkey
     shutil.copy(config, own)
     code, _, errors = run_cli("run", own, *TRAINING, "--out", folder)
     assert (code, own.read_text()) == (2, config.read_text())
-    assert "got config.yaml without our manifest.json" in errors
+    assert "got config.yaml without robust-ham's manifest.json" in errors
     own.unlink()
     assert run_cli("run", config, *TRAINING, "--out", folder)[0] == 0
     resolved = own.read_text()
@@ -199,7 +200,7 @@ def test_the_file_that_is_run_is_never_written(run_cli, config, tmp_path, monkey
         assert own.read_text() == f"# mine\n{resolved}"
         code, _, errors = run_cli("run", name, "-o", "training.epochs=2", "--out", folder)
         assert (code, errors.count("\n")) == (2, 1)
-        assert "config.yaml: is the record of this run" in errors
+        assert "config.yaml: the record of this run" in errors
     assert own.read_text() == f"# mine\n{resolved}"
     assert not (folder / "superseded").exists()
     before = results(folder)
@@ -267,5 +268,5 @@ def test_what_earlier_versions_wrote_without_a_manifest_is_taken_up(tmp_path):
         (tmp_path / name).write_text("a")
     refuse_strangers(tmp_path, "explain", earlier)
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(RequestError, match="without our manifest.json"):
+    with pytest.raises(RequestError, match="without robust-ham's manifest.json"):
         refuse_strangers(tmp_path, "explain", earlier)

@@ -65,7 +65,7 @@ def test_torchrun_is_for_training(tmp_path, run_cli, monkeypatch):
     code, _, err = run_cli("run", path, "--out", tmp_path / "out")
     assert code == 2
     assert err.strip() == (
-        "robust-ham: torchrun only trains: add --stop-after train, then run without it"
+        "robust-ham: torchrun only trains: add --stop-after train, then run without torchrun"
     )
     assert not (tmp_path / "out").exists()
 

@@ -95,7 +95,7 @@ def _arms(run: Run, part: ArmsPart) -> list[Evidence]:
     if measure is None:
         return []
     if part.margin is not None:
-        assert measure.scale == "difference", "a margin of a claim is of a difference"
+        assert measure.scale == "difference", "the margin of a claim is a difference"
         measure = replace(measure, margins=(-part.margin, part.margin))
     return [
         Evidence(

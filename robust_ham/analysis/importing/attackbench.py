@@ -1,10 +1,10 @@
 """Read AttackBench's results (arXiv 2404.19460) as rows of a per-image table.
 
 A result is a folder with ``config.json`` (model and attack) and ``info.json`` (one outcome per
-image), or, since its API of 2025, one ``results.json`` whose ``metadata`` name both. ``distances``
+image), or, since the API of 2025, one ``results.json`` whose ``metadata`` name both. ``distances``
 are those of the images that the attack returned, clipped to [0, 1] as in AttackBench;
-``best_optim_distances``, the least that the attack passed, become ``best_distance``, from which
-optimality is computed.
+``best_optim_distances``, the least distances at which the attack passed a fooling image, become
+``best_distance``, from which optimality is computed.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def read_result(path: Path) -> BenchResult:
     distances = _section(info, "distances", path)
     known = {n: _numbers(distances, n, count, path) for n in NORMS if n in distances}
     if norm not in known:
-        raise RequestError(f"{path}: distances: no {norm}")
+        raise RequestError(f"{path}: distances: expected {norm} distances")
     crashed = _crashed(info, names, [d == 0 for d in known[norm]], path)
     fooled = [s and not w and not c for s, w, c in zip(success, wrong, crashed, strict=True)]
     invalid = [f and not math.isfinite(d) for f, d in zip(fooled, known[norm], strict=True)]

@@ -62,7 +62,7 @@ def folders_to_report(paths: list[Path], out: Path | None) -> list[Path]:
     if not tables:
         if out is not None:
             raise RequestError(
-                f"--out: only for tables; the report of {paths[0]} is written into it"
+                f"--out: only for tables; the report of a run is written into {paths[0]}"
             )
         return paths
     if len(tables) < len(paths):
@@ -121,7 +121,7 @@ def _check_same(run: RunFolder, rows: pd.DataFrame, key: str) -> None:
         receipt = receipt_of(run, path)
         if receipt is None or receipt.key != key:
             raise RequestError(
-                f"{run.root}: holds other content than these tables; remove it or choose another "
+                f"{run.root}: holds something other than these tables; remove it or choose another "
                 "folder with --out"
             )
         damage = fault(run, receipt)

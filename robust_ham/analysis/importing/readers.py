@@ -41,7 +41,7 @@ COLUMNS = {
     "backwards": "backward passes",
     "dataset": "name of the data set, the same in all rows",
     "sha256": "SHA-256 of the image's 8-bit pixels; identifies the image",
-    "best_distance": "least distance at which the attack passed a fooling image, in its norm",
+    "best_distance": "least distance of a fooling image on the attack's path, in the attack's norm",
 }
 """Column to its content; in brackets the default if it is empty or missing."""
 
@@ -156,9 +156,9 @@ def _name_repeat(
     """Name an AttackBench result that repeats an attack on a model: ``NAME_run2``.
 
     Args:
-        path: of the result.
+        path: path of the result.
         table: its rows, all of one model and attack.
-        before: model and attack to the settings of earlier results; gains this one's.
+        before: model and attack to the settings of earlier results; this result's are added.
 
     Raises:
         RequestError: the settings differ, so it is not a repeat.

@@ -201,7 +201,7 @@ def _images_below(folder: Path, left_out: list[Path], above: tuple[Path, ...]) -
     """List image files at any depth; those of a folder come before those of its sub-folders."""
     above = (*above, folder.resolve())
     if above[-1] in above[:-1]:
-        raise RequestError(f"{folder}: a symbolic link to a folder above it; remove it")
+        raise RequestError(f"{folder}: a symbolic link to a folder above it; remove the link")
     images, deeper = list[Path](), list[Path]()
     for entry in _entries(folder):
         path = folder / entry.name

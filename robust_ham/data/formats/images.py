@@ -22,7 +22,7 @@ from robust_ham.memory import check_memory
 from robust_ham.regular_files import read_bytes
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "PPM", "GIF", "TIFF")
-"""Accepted formats; others start programs in Pillow (EPS)."""
+"""Accepted formats; some others (EPS) make Pillow start programs."""
 _MAX_PIXELS = 89_000_000
 """Limit for one image, below Pillow's own."""
 _MAX_FILE_BYTES = 1 << 29

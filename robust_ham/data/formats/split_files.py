@@ -25,11 +25,11 @@ SplitFiles = list[Path] | Path
 def find_split_files(folder: Path, split: SplitName) -> Iterator[SplitFiles]:
     """Find the files of a split, preferred first: ``test``, then ``validation`` for the test split.
 
-    Parquet files are searched in the folder, in ``data/``, or, if neither has a split, in the only
-    sub-folder that has one; in each of these, also in a folder per split.
+    Parquet files are looked for in the folder, in ``data/``, or, if neither has a split, in the
+    only sub-folder that has one; in each of these, also in a folder per split.
 
     Raises:
-        RequestError: a split is there twice, in two layouts or sub-folders, or a shard is missing.
+        RequestError: a split exists twice, in two layouts or sub-folders, or a shard is missing.
     """
     places = _parquet_folders(folder)
     for names in _NAMES[split]:
@@ -48,7 +48,7 @@ def find_split_files(folder: Path, split: SplitName) -> Iterator[SplitFiles]:
 
 
 def _parquet_folders(folder: Path) -> list[Path]:
-    """List where to search parquet files; Hugging Face has data/ or a folder per configuration."""
+    """List where parquet files may be; Hugging Face has data/ or a folder per configuration."""
     places = [folder, folder / "data"]
     if any(map(_holds_splits, places)):
         return places
@@ -146,7 +146,7 @@ def _check_complete(folder: Path, name: str, shards: list[_Shard]) -> None:
         if not is_like_first or shard.number in file_of:
             other = file_of.get(shard.number, first.file)
             raise RequestError(
-                f"{folder}: {other.name} and {shard.file.name} are of two exports; remove one"
+                f"{folder}: {other.name} and {shard.file.name} are from two exports; remove one"
             )
         file_of[shard.number] = shard.file
     if first.number is None:

@@ -1,4 +1,4 @@
-"""Read CIFAR in torchvision's layout, and download data sets by torchvision."""
+"""Read CIFAR in torchvision's layout, and download data sets with torchvision."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from robust_ham.errors import RequestError
 
 
 def read_cifar(root: Path, config: DatasetConfig, split: SplitName) -> Split | None:
-    """Read CIFAR by torchvision, which checks the MD5 of every file before it opens it."""
+    """Read CIFAR with torchvision, which checks the MD5 of every file before it opens it."""
     if not (root / DATASETS[config.name].torchvision_folder).is_dir():
         return None
     try:
@@ -26,7 +26,7 @@ def read_cifar(root: Path, config: DatasetConfig, split: SplitName) -> Split | N
 
 
 def download(root: Path, config: DatasetConfig, split: SplitName) -> Split:
-    """Download a data set into ``root`` by torchvision, and read a split of it.
+    """Download a data set into ``root`` with torchvision, and read a split of it.
 
     Raises:
         RequestError: the download fails.

@@ -82,7 +82,7 @@ def explain(
     """Attack the networks of seed 0 on the same class-balanced test images, on the CPU.
 
     Args:
-        kernel_sizes: of the networks, baseline and windowed.
+        kernel_sizes: kernel sizes of the networks, baseline and windowed.
         num_images: attacked images; the table counts the correctly classified ones.
         values: the values of each setting, including the default.
     """

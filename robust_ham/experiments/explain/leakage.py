@@ -2,7 +2,7 @@
 
 The measures are those of ``models.kernel_spectra``; for a run, they come from its ``kernels.csv``.
 Energy outside the main lobe is leakage. But a kernel that has learned to use few taps passes a wide
-band by design, and the same number counts it; so bandwidth is shown too. The energy on the
+band by design, which this number counts as well, so bandwidth is shown too. The energy on the
 outermost taps shows how abrupt the truncation is.
 """
 

@@ -189,7 +189,7 @@ def _choose_holder(stored: StoredNetwork, weights: Tensors, holders: Mapping[str
             keys = ", ".join(_key_of(stored, module) for module in modules)
             raise RequestError(
                 f"{stored.path}: contains the network more than once, with different values; "
-                f"choose one by {stored.option}: {keys}"
+                f"choose one with {stored.option}: {keys}"
             )
         used |= set(other_pairs.values())
     extra = [name for name in weights if name not in used]

@@ -106,7 +106,7 @@ def import_checkpoint(
         expected = (checkpoints.describe(spec), dataset.test_hash)
         if (card["model"], card.get("test_sha256")) != expected or not _is_from(card, source):
             raise RequestError(
-                f"{folder}: contains another model: choose another folder by --out, or add a "
+                f"{folder}: contains another model: choose another folder with --out, or add a "
                 "prefix in --as"
             )
         return Imported(folder, card, already_there=True)
@@ -269,8 +269,8 @@ def _accuracy_by_window(
     if must_decide and any(_lead(requested, is_correct[w]) < CLEARLY for w in others):
         listed = ", ".join(f"{share:.1%} with window {w}" for w, share in accuracies.items())
         raise RequestError(
-            f"{path}: cannot tell whether it is windowed: accuracy is {listed}, on {len(part)} "
-            "test images; check --mean and --std, or give the published --accuracy"
+            f"{path}: cannot tell whether the network is windowed: accuracy is {listed}, on "
+            f"{len(part)} test images; check --mean and --std, or give the published --accuracy"
         )
     return accuracies
 

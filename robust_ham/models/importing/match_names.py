@@ -182,7 +182,7 @@ def pair_by_order(file_layers: Layers, model_layers: Layers) -> Names:
 
 
 def _identifies(name: str, file_layers: Layers) -> bool:
-    """Whether the file has a layer of that name, and it is not a number of an nn.Sequential."""
+    """Whether the file has a layer of that name, which is not a number in an nn.Sequential."""
     return name in file_layers and not name.rpartition(".")[2].isdecimal()
 
 

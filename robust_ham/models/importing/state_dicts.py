@@ -67,7 +67,7 @@ def read_network(path: Path, key: str | None = None, option: str = "--key") -> S
         raise RequestError(f"{path}: contains no state dict{_other_values(content)}")
     if key is None and len(state_dicts) > 1:
         names = list_names(name or "(the file itself)" for name in state_dicts)
-        raise RequestError(f"{path}: contains several networks; choose one by {option}: {names}")
+        raise RequestError(f"{path}: contains several networks; choose one with {option}: {names}")
     key = next(iter(state_dicts)) if key is None else key
     tensors = _select_tensors(state_dicts, key)
     if not tensors:

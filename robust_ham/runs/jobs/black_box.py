@@ -37,7 +37,7 @@ def random_search(
         images: floats (n, C, H, W).
         labels: int64 (n,).
         epsilon: largest length of each image's perturbation, (n,); finite.
-        norm: of that length.
+        norm: norm of that length.
     """
     if not len(images):
         return np.zeros(0, dtype=np.bool_)
