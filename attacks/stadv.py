@@ -31,7 +31,7 @@ def stadv(
     steps: int = 200,
     seed: int = 0,
 ) -> AttackOutcome:
-    """Move pixels by a small, smooth flow until the image fools.
+    """Move pixels by a small, smooth flow until the model is fooled.
 
     Minimises max(g_y − max_{i≠y} g_i, −κ) + τ Σ_p Σ_{q∈N4(p)} √(Δu² + Δv² + 1e-8) (equations 3
     and 4, untargeted) by Adam. Each image has its own step size, halved when its loss has not

@@ -33,16 +33,18 @@ def _against_budget() -> list[Metric]:
 
 def budget_curves(run: Run) -> pd.DataFrame:
     """``curves.csv``: robust accuracy of each model against budget, with Wilson intervals."""
-    rows = []
+    rows, metrics = [], _against_budget()
     for (model_id, attack_id), samples in run.samples.items():
         attack = run.attacks[attack_id]
         if not attack.has_budget:
             continue
         even = np.linspace(0, attack.curve_budgets[-1], _CURVE_POINTS + 1)
-        for budget in np.unique(np.concatenate([even, attack.curve_budgets])):
+        budgets = np.unique(np.concatenate([even, attack.curve_budgets]))
+        values = [m.image_values(samples, attack, budgets[:, None]) for m in metrics]
+        for i, budget in enumerate(budgets):
             row = [model_id, attack_id, budget]
-            for metric in _against_budget():
-                average = metric.of_one_model(metric.image_values(samples, attack, budget))
+            for metric, of_images in zip(metrics, values, strict=True):
+                average = metric.of_one_model(of_images[i])
                 row += average[: len(metric.summary_columns)]
             rows.append(row)
     return pd.DataFrame(rows, columns=curve_columns())

@@ -70,7 +70,7 @@ class Metric:
     """Attacks under which it is defined."""
     values: Callable[[pd.DataFrame, AttackConfig], Values] | None = None
     """Value of each image, (n,), from the rows of one model and attack; NaN: not counted."""
-    values_at: Callable[[pd.DataFrame, AttackConfig, float], Values] | None = None
+    values_at: Callable[[pd.DataFrame, AttackConfig, float | Values], Values] | None = None
     """The same at a given budget; ``values`` then serves attacks without a budget."""
     model_values: Callable[[Run, ModelGroup], Values | None] | None = None
     """Values of a model without any attack: (n,) over the test split, or (1,)."""
@@ -100,11 +100,16 @@ class Metric:
         return attack.has_budget == (self.attacks == "with budget")
 
     def image_values(
-        self, samples: pd.DataFrame, attack: AttackConfig, budget: float | None = None
+        self, samples: pd.DataFrame, attack: AttackConfig, budget: float | Values | None = None
     ) -> Values:
-        """Return the value of each image, (n,), at ``budget`` or else the attack's main one."""
+        """Return the value of each image, (n,), at ``budget`` or else the attack's main one.
+
+        Several budgets (b, 1) give values (b, n).
+        """
         if self.values_at is not None and (budget is not None or attack.has_budget):
-            return self.values_at(samples, attack, attack.main_budget if budget is None else budget)
+            budget = attack.main_budget if budget is None else budget
+            values = self.values_at(samples, attack, budget)
+            return np.broadcast_to(values, np.broadcast_shapes(np.shape(budget), values.shape))
         assert self.values is not None, f"{self.id} is not measured under an attack"
         return self.values(samples, attack)
 
@@ -194,7 +199,7 @@ def correctly_classified(samples: pd.DataFrame) -> NDArray[np.bool_]:
     return correct
 
 
-def tolerance(budget: float) -> float:
+def tolerance(budget: float | Values) -> Values:
     """Return how far rounding may put a distance beyond the budget that it was clipped to.
 
     Pixels in float32 are rounded by half an ulp of [0, 1], once when the perturbation is added and
@@ -202,11 +207,12 @@ def tolerance(budget: float) -> float:
     stored in float32, have a relative error; for an image of 3×224×224 random pixels it is up to
     30 ulp: 32. Together 3e-7 at 8/255 and 1.2e-6 at 0.5. A budget of 0 has no rounding error.
     """
-    return _ULP * (4 + 32 * budget) if budget > 0 else 0.0
+    budget = np.asarray(budget)
+    return np.where(budget > 0, _ULP * (4 + 32 * budget), 0.0)
 
 
-def beyond_budget(distances: Values, budget: float) -> NDArray[np.bool_]:
-    """Return whether distances exceed a budget by more than rounding errors, in their shape."""
+def beyond_budget(distances: Values, budget: float | Values) -> NDArray[np.bool_]:
+    """Return whether distances exceed a budget by more than rounding errors; both broadcast."""
     return np.asarray(distances > budget + tolerance(budget))
 
 
@@ -223,8 +229,8 @@ def _clean_values(samples: pd.DataFrame, _: AttackConfig) -> Values:
     return correctly_classified(samples).astype(np.float64)
 
 
-def robust_within(samples: pd.DataFrame, attack: AttackConfig, budget: float) -> Values:
-    """Return 1.0 for images that stay correctly classified within ``budget``, (n,)."""
+def robust_within(samples: pd.DataFrame, attack: AttackConfig, budget: float | Values) -> Values:
+    """Return 1.0 for images that stay correctly classified within ``budget``: (n,) or (b, n)."""
     return np.asarray(beyond_budget(distances(samples, attack), budget), dtype=np.float64)
 
 

@@ -36,7 +36,6 @@ from robust_ham.analysis.validate_samples import AttackRows, check_agreement
 from robust_ham.config.experiment import AttackConfig, Config
 from robust_ham.config.files import config_text, parse_config
 from robust_ham.config.models import ModelGroup
-from robust_ham.errors import RequestError
 from robust_ham.memory import check_memory
 from robust_ham.regular_files import is_regular
 from robust_ham.storage.files import read_csv, reading
@@ -60,7 +59,7 @@ class Run:
         """
         path = self.folder.config
         if not is_regular(path):
-            raise RequestError(f"{self.folder.root}: not a run folder (no config.yaml)")
+            raise self.folder.not_a_run()
         return parse_config(config_text(path), origin=str(path))
 
     # --- models -------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ def list_(
 
 
 def _first_line(documented: object) -> str:
-    return (documented.__doc__ or "").strip().splitlines()[0]
+    return (documented.__doc__ or "").strip().splitlines()[0].replace("``", "")
 
 
 def _attacks() -> Rows:

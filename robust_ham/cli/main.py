@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
+from robust_ham import __version__
 from robust_ham.cli import exit_codes
 from robust_ham.cli.bench import bench
 from robust_ham.cli.compare import compare
@@ -18,7 +19,7 @@ from robust_ham.cli.explain import HELP as EXPLAIN_HELP
 from robust_ham.cli.explain import explain
 from robust_ham.cli.import_ import import_
 from robust_ham.cli.list import list_
-from robust_ham.cli.output import complain
+from robust_ham.cli.output import complain, say
 from robust_ham.cli.report import report
 from robust_ham.cli.run import run
 from robust_ham.cli.status import status
@@ -46,6 +47,24 @@ app.command(help=EXPLAIN_HELP)(explain)
 app.command("import")(import_)
 app.command("list")(list_)
 app.command()(doctor)
+
+
+def _show_version(is_wanted: bool) -> None:
+    if is_wanted:
+        say(f"robust-ham {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    pass
 
 
 def main() -> NoReturn:

@@ -48,12 +48,12 @@ def report(
     """
     from robust_ham.analysis.importing.convert import folders_to_report
     from robust_ham.report.export import check_export
-    from robust_ham.storage.run_folder import runs_below
+    from robust_ham.storage.run_folder import RunFolder, runs_below
 
     check_export(export, width)
     folders = folders_to_report(run_dirs, out)
     if missing := [folder for folder in folders if not folder.is_dir()]:
-        raise RequestError(f"{missing[0]}: not a run folder (no such folder)")
+        raise RunFolder(missing[0]).not_a_run()
     code = 0
     for folder in folders:
         runs = runs_below(folder)

@@ -28,11 +28,12 @@ from robust_ham.cli.preparation import (
 )
 from robust_ham.cli.report import write_report
 from robust_ham.config.bounds import MAX_GPUS, MAX_WORKERS
-from robust_ham.errors import RequestError
+from robust_ham.errors import RequestError, plural
 
 if TYPE_CHECKING:
     import torch
 
+    from robust_ham.config.experiment import Config
     from robust_ham.runs.plan.plan import Plan
     from robust_ham.runs.runner import Executor
 
@@ -117,8 +118,7 @@ def run(
             "torchrun only trains: add --stop-after train, then run without torchrun"
         )
     if not sys.stdout.isatty() and not distributed.launched() and not as_json:
-        num_models, num_attacks = len(experiment.model_specs()), len(experiment.attacks)
-        say(f"{experiment.name}: {num_models} models, {num_attacks} attacks")
+        say(f"{experiment.name}: {_models_and_attacks(experiment)}")
     chosen_device = choose_device(device)
     plan = make_plan(experiment, data_root, attack=stop_after != StopAfter.train)
     if dry_run:
@@ -168,6 +168,11 @@ def _run(
     return exit_codes.GATE if outcome.distrusted else 0
 
 
+def _models_and_attacks(config: Config) -> str:
+    models, attacks = len(config.model_specs()), len(config.attacks)
+    return f"{plural(models, 'model')}, {plural(attacks, 'attack')}"
+
+
 def _executor(
     name: ExecutorName,
     data_root: Path | None,
@@ -179,7 +184,7 @@ def _executor(
 
     if gpus_per_cell is not None and gpus_per_cell > 1 and gpus_per_cell % 1:
         raise RequestError(
-            f"--gpus-per-cell: expected a whole number above 1, got {gpus_per_cell:g}"
+            f"--gpus-per-cell: expected at most 1 or a whole number, got {gpus_per_cell:g}"
         )
     if name == ExecutorName.ray:
         from robust_ham.runs.ray_runner import on_ray
@@ -213,8 +218,8 @@ def _show_plan(plan: Plan, folder: Path, device: torch.device, *, as_json: bool)
     for job in plan.jobs:
         say(f"  {job.name}")
     say(
-        f"{len(plan.jobs)} jobs: {len(config.model_specs())} models, {len(config.attacks)} "
-        f"attacks on {config.evaluation.num_images} images each, into {folder}"
+        f"{plural(len(plan.jobs), 'job')}: {_models_and_attacks(config)} on "
+        f"{plural(config.evaluation.num_images, 'image')} each, into {folder}"
     )
     cost = expected_cost(context)
     say(

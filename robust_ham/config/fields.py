@@ -178,6 +178,8 @@ def first_error(error: ValidationError, section: type[Section] | None = None) ->
     where = ".".join(p for p in parts if not p.endswith("Group") and not p.startswith("function-"))
     message = str(fault["msg"]).removeprefix("Value error, ")
     message = re.sub("^Input should be (greater|less)", r"expected a number \1", message)
+    message = re.sub("^Input should be a valid integer.*", "expected a whole number", message)
+    message = re.sub("^Input should be a valid number.*", "expected a number", message)
     message = re.sub("^Input should be", "expected", message)
     if kind == "extra_forbidden":
         message = "unknown key" + _suggest_key(section, parts)

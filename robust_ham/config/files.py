@@ -166,7 +166,8 @@ def config_folder() -> Path:
 
 def shipped_configs() -> dict[str, Path]:
     """Shipped configurations by name."""
-    return {path.stem: path for path in sorted(config_folder().rglob("*.yaml"))}
+    files = sorted(config_folder().rglob("*.yaml"), key=lambda path: path.stem)
+    return {path.stem: path for path in files}
 
 
 def load_config(name_or_path: str, overrides: list[str] | None = None) -> Config:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from robust_ham.config.bounds import MAX_CHANNELS, MAX_DEPTH, MAX_MODELS, MAX_WIDTH
 from robust_ham.config.fields import (
@@ -205,6 +206,15 @@ class ImageNetGroup(ModelGroup):
         return f"imagenet-{self.architecture}" + ("" if self.normalize else "-raw")
 
 
+_MODULE_AND_FUNCTION = r"^[\w.]+:[\w.]+$"
+
+
+def _module_and_function(name: str) -> str:
+    if re.match(_MODULE_AND_FUNCTION, name):
+        return name
+    raise ValueError("expected module:function, such as my_package.networks:build")
+
+
 class FactoryGroup(ModelGroup):
     """A custom model: a function that returns an ``nn.Module`` with inputs in [0, 1].
 
@@ -218,8 +228,9 @@ class FactoryGroup(ModelGroup):
         min_length=1,
         description="factory: call the function; or a folder that robust-ham import wrote",
     )
-    factory: str = Field(
-        pattern=r"^[\w.]+:[\w.]+$", description="module:function; this runs that module's code"
+    factory: Annotated[str, AfterValidator(_module_and_function)] = Field(
+        description="module:function; this runs that module's code",
+        json_schema_extra={"pattern": _MODULE_AND_FUNCTION},
     )
     weights: PathText | None = Field(
         None,

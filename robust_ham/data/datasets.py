@@ -156,7 +156,7 @@ def load_split(config: DatasetConfig, split: SplitName, data_root: Path | None =
     if config.download and known is not None and known.torchvision_class is not None:
         root = _root(config, data_root) or Path.home() / ".cache" / "robust-ham"
         return _check_and_subsample(download(root, config, split), config, root)
-    hint = known.how_to_get if known else "--data-root FOLDER"
+    hint = "--data-root FOLDER" + (f", or {known.how_to_get}" if known else "")
     searched = ", ".join(dict.fromkeys(str(place) for place, _ in places)) or "any place"
     raise RequestError(
         f"dataset {config.name} ({split}): not found in {searched}; to get it: {hint}"

@@ -86,6 +86,11 @@ def read_card(folder: Path) -> dict[str, Any]:
     path = folder / CARD
     try:
         card = read_json(path, follow_links=True)
+    except NotADirectoryError:
+        raise RequestError(
+            f"{folder}: expected the folder of a model, got a file; `robust-ham import` converts "
+            "weights of other libraries"
+        ) from None
     except FileNotFoundError:
         raise RequestError(
             f"{path}: no such model card; expected the folder of a model, such as "

@@ -22,12 +22,16 @@ class Table:
 
     @cached_property
     def numeric(self) -> list[bool]:
-        """Whether each column holds numbers."""
+        """Whether each column holds numbers; names may consist of digits."""
         columns = zip(*self.rows, strict=True) if self.rows else [()] * len(self.header)
-        return [all(_NUMBER.match(value) for value in column) for column in columns]
+        return [
+            heading.lower() not in _NAMES and all(map(_NUMBER.match, column))
+            for heading, column in zip(self.header, columns, strict=True)
+        ]
 
 
-_NUMBER = re.compile(r"[×+−-]?[0-9?∞.]|–$|$")
+_NUMBER = re.compile(r"[×+−-]?([0-9?∞.]|inf$)|nan$|–$|$")
+_NAMES = {"attack", "contestant", "layer", "library", "model", "network", "run", "window"}
 
 
 def markdown(table: Table) -> str:

@@ -61,7 +61,7 @@ def choose_device(name: str) -> torch.device:
     except RuntimeError:
         device = None
     if device is None or device.type not in ("cpu", "cuda"):
-        raise RequestError(f"--device: expected auto, cpu or cuda, got {name}")
+        raise RequestError(f"--device: expected auto, cpu, cuda or cuda:N, got {name}")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise RequestError("--device cuda: no CUDA device on this machine")
     return device

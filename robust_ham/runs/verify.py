@@ -55,7 +55,7 @@ def verify(
         RequestError: not a run folder, or the data are missing.
     """
     if not is_regular(run.config):
-        raise RequestError(f"{run.root}: not a run folder (no {run.config.name})")
+        raise run.not_a_run()
     yield check_files(run)
     config = _config_of(run)
     if isinstance(config, Check):

@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -104,7 +105,18 @@ def read_table(
             place = arrow.schema.names.index(field.name)
             arrow = arrow.set_column(place, field.name, arrow[place].cast(field.type.value_type))
         frame: pd.DataFrame = arrow.to_pandas()
-        return frame
+        return _with_plain_numbers(frame)
+
+
+def _with_plain_numbers(frame: pd.DataFrame) -> pd.DataFrame:
+    """Convert nullable columns of numbers to numpy's types; a missing number is NaN."""
+    for name, kind in frame.dtypes.items():
+        is_number = pd.api.types.is_integer_dtype(kind) or pd.api.types.is_float_dtype(kind)
+        if is_number and pd.api.types.is_extension_array_dtype(kind):
+            column = frame[name]
+            plain = np.float64 if column.hasnans else kind.numpy_dtype
+            frame[name] = column.to_numpy(plain, na_value=np.nan if column.hasnans else 0)
+    return frame
 
 
 @contextlib.contextmanager

@@ -162,6 +162,11 @@ class RunFolder:
         """The report page."""
         return self.root / "report.html"
 
+    def not_a_run(self) -> RequestError:
+        """Return the error that this is not the folder of a run."""
+        reason = f"no {self.config.name}" if self.root.is_dir() else "no such folder"
+        return RequestError(f"{self.root}: not a run folder ({reason})")
+
     def remove_leftovers(self) -> None:
         """Remove temporary files of killed processes; see ``temporary_files``."""
         remove_leftovers(self.root, FOLDERS, FILES)

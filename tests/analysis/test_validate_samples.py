@@ -10,6 +10,7 @@ from robust_ham.analysis.read_tables import memory_of
 from robust_ham.analysis.validate_samples import AttackRows, check_agreement
 from robust_ham.config.files import parse_config
 from robust_ham.errors import RequestError
+from robust_ham.storage.parquet_tables import read_table
 
 CONFIG = parse_config(
     "name: rows\ndataset: {name: fashion_mnist}\nmodels: [{architecture: cnn, depth: 2}]\n"
@@ -119,12 +120,27 @@ def test_models_have_the_same_labels():
 
 @pytest.mark.parametrize("column", ["sample_id", "label"])
 @pytest.mark.parametrize("in_order", [True, False])
-def test_a_missing_number_of_a_nullable_column_is_named(column, in_order):
-    table = rows_of().astype({column: "Int64"})
+@pytest.mark.parametrize("kind", ["Int64", "Float32", "int64[pyarrow]", "float64[pyarrow]"])
+def test_a_missing_number_of_a_nullable_column_is_named(column, in_order, kind, tmp_path):
+    table = rows_of().astype({column: kind})
     table.loc[0, column] = pd.NA
+    table.to_parquet(tmp_path / "t.parquet")
+    table = read_table(tmp_path / "t.parquet")
     table = table if in_order else table.iloc[::-1].reset_index(drop=True)
     with pytest.raises(RequestError, match=f"{column}: expected"):
         check(table)
+
+
+def test_nullable_columns_without_missing_numbers_are_plain_ones(tmp_path):
+    values = [0, 1, 2**53 + 1]
+    kinds = ["Int64", "int64[pyarrow]", "UInt64", "uint64[pyarrow]"]
+    table = pd.DataFrame({kind: pd.Series(values, dtype=kind) for kind in kinds})
+    table["text"] = ["a", None, "c"]
+    table.to_parquet(tmp_path / "t.parquet")
+    read = read_table(tmp_path / "t.parquet")
+    assert [read[kind].tolist() for kind in kinds] == [values] * 4
+    assert [str(read[kind].dtype) for kind in kinds] == ["int64", "int64", "uint64", "uint64"]
+    assert read["text"].isna().tolist() == [False, True, False]
 
 
 def test_the_memory_of_a_table():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import torch
 from conftest import TINY_RUN
 from torch import nn
 
+from robust_ham import __version__
 from robust_ham.cli import exit_codes, main
 from robust_ham.runs import attempt
 from robust_ham.storage import signals
@@ -231,7 +233,26 @@ def test_training_that_diverges_is_a_failed_job(run_cli, config, tmp_path):
         (["run", "{config}", "-o", "evaluation.num_images=20000"], "expected at most 10000"),
         (["run", "{config}", "-o", "dataset.name=nothing"], "nothing (test): not found"),
         (["run", "{config}", "--data-root", "/no/such"], "--data-root: expected a folder"),
-        (["run", "{config}", "--device", "tpu"], "--device: expected auto, cpu or cuda, got tpu"),
+        (
+            ["run", "{config}", "-o", "models=[{factory: net.build, pretrained: true}]"],
+            "factory: expected module:function, such as my_package.networks:build, got 'net.build'",
+        ),
+        (
+            ["run", "{config}", "-o", "training.epochs=x"],
+            "epochs: expected a whole number, got 'x'",
+        ),
+        (
+            ["run", "{config}", "-o", "training.lr=x"],
+            "lr: expected a number such as 0.5 or 8/255, got 'x'",
+        ),
+        (
+            ["run", "{config}", "--executor", "ray", "--gpus-per-cell", "1.5"],
+            "--gpus-per-cell: expected at most 1 or a whole number, got 1.5",
+        ),
+        (
+            ["run", "{config}", "--device", "tpu"],
+            "--device: expected auto, cpu, cuda or cuda:N, got tpu",
+        ),
         (["run", "{config}", "--stop-after", "lunch"], "lunch"),
         (["run", "{config}", "--thread", "2"], "--thread"),
         (["run", "no_such"], "no_such: no such file and no shipped config"),
@@ -322,6 +343,19 @@ def test_list_and_doctor(run_cli):
     assert code == 0
     assert "torch" in printed
     assert "fashion_mnist" in printed
+
+
+def test_the_version(run_cli):
+    assert run_cli("--version") == (0, f"robust-ham {__version__}\n", "")
+
+
+def test_doctor_names_data_that_a_folder_lacks(run_cli, tmp_path, monkeypatch):
+    (tmp_path / "mnist").mkdir()
+    for arguments in (["doctor", "--data-root", tmp_path], ["list", "datasets"]):
+        code, printed, errors = run_cli(*arguments)
+        assert (code, errors) == (0, "")
+        assert re.search(r"mnist +not found", printed)
+        monkeypatch.setenv("ROBUST_HAM_DATA", str(tmp_path))
 
 
 def test_debug_shows_the_traceback(monkeypatch):

@@ -32,7 +32,7 @@ def shell(command, **environment):
         ("$HAM list keys | true; exit ${PIPESTATUS[0]}", 1, ""),
         ("$HAM status /no/such 2>/dev/full", 2, ""),
         ("$HAM status /no/such <&- >&- 2>&-", 2, ""),
-        (f"$HAM status {NAME}", 2, "robust-ham: caf\\udce9: not a run folder (no config.yaml)"),
+        (f"$HAM status {NAME}", 2, "robust-ham: caf\\udce9: not a run folder (no such folder)"),
         (f"$HAM run {NAME}.yaml", 2, "robust-ham: caf\\udce9.yaml: no such file"),
     ],
 )

@@ -184,7 +184,9 @@ def test_to_float_is_the_pixel_over_255():
 
 def test_missing_data_names_the_places_and_how_to_get_it(tmp_path):
     assert_refused(
-        "cifar10", tmp_path, f"not found in {tmp_path}.*to get it: -o dataset.download=true"
+        "cifar10",
+        tmp_path,
+        f"not found in {tmp_path}.*to get it: --data-root FOLDER, or -o dataset.download=true",
     )
     assert_refused("nothing_such", tmp_path, "not found in .*nothing_such; to get it: --data-root")
     assert_refused("mnist", tmp_path / "gone", "--data-root: expected a folder, got .*gone")

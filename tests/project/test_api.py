@@ -374,6 +374,8 @@ def test_images_and_networks_are_those_of_a_run():
         assert torch.equal(model(images), known(images))
     with pytest.raises(RequestError, match="no such model card"):
         load_model("zoo:fashion_mnist/nothing")
+    with pytest.raises(RequestError, match="expected the folder of a model, got a file"):
+        load_model(__file__)
     with pytest.raises(RequestError, match="expected at most 10000"):
         load_images("fashion_mnist", 10_001)
     for none in (0, -3):

@@ -109,7 +109,9 @@ def test_a_report_rebuilds_every_table_and_prints_the_answers(run_cli, tmp_path)
     assert re.search(r"\n(supported|contradicted|undecided) +On MNIST subsampled to 14×14", printed)
     assert len(tables) >= 8
     for path in tables:
-        assert (folder / path.name).read_bytes() == path.read_bytes(), path.name
+        if (folder / path.name).read_bytes() != path.read_bytes():  # another version of scipy
+            one, other = pd.read_csv(folder / path.name), pd.read_csv(path)
+            pd.testing.assert_frame_equal(one, other, rtol=1e-9, obj=path.name)
     figures = {path.name for path in (run / "figures").iterdir()}
     assert {path.name for path in (folder / "figures").iterdir()} == figures
 

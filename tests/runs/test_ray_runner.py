@@ -271,7 +271,7 @@ class StopsAtANote(Listening):
 
 def test_a_leftover_address_is_not_joined_without_a_word(data, tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    ignored = "^RAY_ADDRESS=127.0.0.1:1 is ignored: Ray runs on this machine; --address auto joins"
+    ignored = "^RAY_ADDRESS=127.0.0.1:1 is ignored: Ray runs on this machine; to join that cluster"
     with pytest.raises(InterruptedError, match=ignored):
         run_here(tmp_path, data, executor=on_ray(data), monitor=StopsAtANote())
     with pytest.raises(ConnectionError, match="127.0.0.1:1 cannot be joined: Connection refused"):

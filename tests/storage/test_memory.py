@@ -61,7 +61,7 @@ def readings(tmp_path_factory):
     """Name of each file to the message, and to what memory the process that read it had taken."""
     folder = tmp_path_factory.mktemp("bombs")
     make_all(folder)
-    program = [sys.executable, "-m", "tests.memory_bombs", str(folder)]
+    program = [sys.executable, "tests/memory_bombs.py", str(folder)]
     done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, check=True)
     return json.loads(done.stdout)
 

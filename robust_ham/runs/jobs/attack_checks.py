@@ -21,6 +21,7 @@ from attacks.utils.linearise import Norm
 from attacks.utils.model import attack_mode, predict_logits
 from attacks.utils.random_streams import image_streams
 from robust_ham.analysis.statistics import Values, per_image_ratios
+from robust_ham.errors import plural
 from robust_ham.evaluation.scoring import describe_invalid, invalid_rows
 from robust_ham.runs.jobs.black_box import QUERIES, random_search
 
@@ -144,7 +145,10 @@ def check_black_box(distances: Values, transferred: Values) -> Finding:
     right = distances > 0
     nearer = transferred[right] < 0.95 * distances[right]
     share = float(nearer.mean()) if right.any() else 0.0
-    reason = f"images made for other models are over 5 % nearer on {share:.0%} of the images"
+    reason = (
+        f"adversarial images of other models are more than 5 % closer on {share:.0%} of "
+        f"{plural(int(right.sum()), 'image')}"
+    )
     return finding("black box", share, _MOST_NEARER, reason, "warn")
 
 
@@ -171,7 +175,8 @@ def check_random_search(
     is_closer = random_search(model, images[rows], labels[rows], epsilon, norm)
     share = float(is_closer.mean()) if len(is_closer) else 0.0
     reason = (
-        f"a random search of {QUERIES} queries comes over 5 % nearer on {share:.0%} of the images: "
+        f"a random search of {QUERIES} queries finds adversarial images more than 5 % closer on "
+        f"{share:.0%} of {plural(len(is_closer), 'image')}: "
         "the attack is too weak here, or the gradients are masked"
     )
     lenient = only_deepfool and norm == "linf" and share <= _MOST_NEARER_DEEPFOOL_LINF
@@ -247,7 +252,8 @@ def check_random_search_within(
     fooled = random_search(model, images[rows], labels[rows], np.full(len(left), epsilon), norm)
     share = float(fooled.sum()) / max(int(right.sum()), 1)
     reason = (
-        f"a random search of {QUERIES} queries within epsilon fools {share:.0%} of the images, "
+        f"a random search of {QUERIES} queries within epsilon fools {fooled.sum()} of the "
+        f"{plural(int(right.sum()), 'correctly classified image')}, "
         "which this attack did not: it is too weak, or the gradients are masked"
     )
     return finding("random search", share, _MOST_NEARER, reason)
