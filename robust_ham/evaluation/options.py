@@ -46,6 +46,8 @@ def attack_options(
                 raise RequestError(f"{key}: expected l2 or linf, got {shown(value)}")
         elif name not in named and not takes_any:
             hint = did_you_mean(name, [*named, *AttackConfig.model_fields])
+            if name in EPSILON_OPTIONS and "epsilon" in named:
+                hint = "; did you mean epsilon?"
             raise RequestError(f"{key}: {_why_no_option(config, name)} ({', '.join(named)}){hint}")
         else:
             options[name] = _typed(name, value, named.get(name), key)

@@ -43,7 +43,7 @@ def attack_function(
     if facts.catalogue_name not in ATTACKS or (is_foolbox and not facts.library_attack):
         raise ValueError(
             f"expected one of {', '.join(ATTACKS)}, foolbox:NAME or module:function, got {name!r}"
-            + did_you_mean(name, ATTACKS)
+            + (did_you_mean(name, ATTACKS) or _foolbox_suggestion(name))
         )
     function = ATTACKS[facts.catalogue_name]
     parameters = inspect.signature(function, eval_str=True).parameters.values()
@@ -57,6 +57,13 @@ def attack_function(
             raise ValueError(f"{error}{hint}") from None
         return partial(foolbox_attack, attack=facts.library_attack), options
     return function, options
+
+
+def _foolbox_suggestion(name: str) -> str:
+    """End of a message for the name of an attack of foolbox, with or without "Attack"."""
+    known = {other.lower().removesuffix("attack"): other for other in foolbox_attack_names()}
+    other = known.get(name.lower().removesuffix("attack"))
+    return f"; did you mean foolbox:{other}?" if other else ""
 
 
 def user_code_hash(name: str) -> str | None:

@@ -359,7 +359,11 @@ def row(**values):
         ("model,attack,l2\na,d,1\n", "t.csv: no column sample_id; known columns"),
         (
             "model,attack,sample_id,l2,kernel\na,d,1,1,3\n",
-            "t.csv: unknown column 'kernel'; known columns: model, .{180,200}$",
+            r"unknown column 'kernel'; did you mean kernel_size\?; known columns: .{187,207}$",
+        ),
+        (
+            "model_id,attack,sample_id,l2\na,d,1,1\n",
+            "t.csv: unknown column 'model_id'; did you mean model\\?; known columns",
         ),
         (",model,attack,sample_id,l2\n0,a,d,1,1\n", "the first column, '', .* with index=False$"),
         ("Unnamed: 0,model,attack,sample_id,l2\n0,a,d,1,1\n", "'Unnamed: 0', .* index=False$"),

@@ -3,10 +3,12 @@
 import pytest
 
 from robust_ham.config.files import load_config, parse_config, parse_dataset, parse_network
-from robust_ham.config.sections import DatasetConfig
+from robust_ham.config.sections import AttackConfig, DatasetConfig
 from robust_ham.config.suggestions import did_you_mean
 from robust_ham.data.datasets import load_split
 from robust_ham.errors import RequestError
+from robust_ham.evaluation.options import attack_options
+from robust_ham.evaluation.registry import attack_function
 from robust_ham.models.windows import window_2d
 
 CONFIG = """
@@ -104,6 +106,28 @@ def test_a_suggestion_for_the_name_of_a_configuration():
 def test_a_suggestion_for_the_name_of_a_data_set(name, suggestion):
     with pytest.raises(RequestError, match=f"not found in .*; did you mean {suggestion}?"):
         load_split(DatasetConfig(name=name), "test")
+
+
+@pytest.mark.parametrize(
+    ("name", "suggestion"),
+    [
+        ("deepfol", "deepfool"),
+        ("LinfPGD", "foolbox:LinfPGD"),
+        ("pgd", "foolbox:PGD"),
+        ("DDN", "foolbox:DDNAttack"),
+        ("ddnattack", "foolbox:DDNAttack"),
+        ("foolbox:LinfPGDD", "LinfPGD"),
+    ],
+)
+def test_a_suggestion_for_an_attack(name, suggestion):
+    with pytest.raises(ValueError, match=f"did you mean {suggestion}\\?$"):
+        attack_function(name)
+
+
+def test_a_suggestion_for_the_budget_of_an_attack_of_foolbox():
+    config = AttackConfig(attack="foolbox:LinfPGD", eps=0.1)
+    with pytest.raises(RequestError, match="did you mean epsilon\\?$"):
+        attack_options(config, "pgd")
 
 
 def test_a_suggestion_for_a_window():

@@ -15,6 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from robust_ham.analysis.importing.attackbench import read_result
+from robust_ham.config.suggestions import did_you_mean
 from robust_ham.errors import RequestError, printable
 from robust_ham.regular_files import read_bytes
 from robust_ham.storage.files import MAX_CSV_BYTES, reading
@@ -191,7 +192,11 @@ def _check_columns(path: Path, columns: list[str]) -> None:
             f"{path}: the first column, {columns[0]!r}, is an unnamed index: "
             "write the table with index=False"
         )
-    problems = [f"unknown column {name!r:.60}" for name in columns if name not in COLUMNS]
+    problems = [
+        f"unknown column {name!r:.60}{did_you_mean(name, COLUMNS)}"
+        for name in columns
+        if name not in COLUMNS
+    ]
     problems += [f"no column {name}" for name in REQUIRED if name not in columns]
     problems += [f"two columns {name}" for name in COLUMNS if columns.count(name) > 1]
     if not {"l2", "linf", "fooled"} & set(columns):
