@@ -206,11 +206,11 @@ class ImageNetGroup(ModelGroup):
         return f"imagenet-{self.architecture}" + ("" if self.normalize else "-raw")
 
 
-_MODULE_AND_FUNCTION = r"^[\w.]+:[\w.]+$"
+_MODULE_AND_FUNCTION = r"[\w.]+:[\w.]+"
 
 
 def _module_and_function(name: str) -> str:
-    if re.match(_MODULE_AND_FUNCTION, name):
+    if re.fullmatch(_MODULE_AND_FUNCTION, name):
         return name
     raise ValueError("expected module:function, such as my_package.networks:build")
 
@@ -230,7 +230,7 @@ class FactoryGroup(ModelGroup):
     )
     factory: Annotated[str, AfterValidator(_module_and_function)] = Field(
         description="module:function; this runs that module's code",
-        json_schema_extra={"pattern": _MODULE_AND_FUNCTION},
+        json_schema_extra={"pattern": f"^{_MODULE_AND_FUNCTION}$"},
     )
     weights: PathText | None = Field(
         None,

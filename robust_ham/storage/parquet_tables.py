@@ -114,8 +114,11 @@ def _with_plain_numbers(frame: pd.DataFrame) -> pd.DataFrame:
         is_number = pd.api.types.is_integer_dtype(kind) or pd.api.types.is_float_dtype(kind)
         if is_number and pd.api.types.is_extension_array_dtype(kind):
             column = frame[name]
-            plain = np.float64 if column.hasnans else kind.numpy_dtype
-            frame[name] = column.to_numpy(plain, na_value=np.nan if column.hasnans else 0)
+            frame[name] = (
+                column.to_numpy(np.float64, na_value=np.nan)
+                if column.hasnans
+                else column.to_numpy(kind.numpy_dtype)
+            )
     return frame
 
 

@@ -164,7 +164,9 @@ class RunFolder:
 
     def not_a_run(self) -> RequestError:
         """Return the error that this is not the folder of a run."""
-        reason = f"no {self.config.name}" if self.root.is_dir() else "no such folder"
+        reason = "not a folder" if self.root.exists() else "no such folder"
+        if self.root.is_dir():
+            reason = f"no {self.config.name}"
         return RequestError(f"{self.root}: not a run folder ({reason})")
 
     def remove_leftovers(self) -> None:

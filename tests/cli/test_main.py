@@ -238,6 +238,10 @@ def test_training_that_diverges_is_a_failed_job(run_cli, config, tmp_path):
             "factory: expected module:function, such as my_package.networks:build, got 'net.build'",
         ),
         (
+            ["run", "{config}", "-o", 'models=[{factory: "net:build\\n", pretrained: true}]'],
+            "factory: expected module:function, such as",
+        ),
+        (
             ["run", "{config}", "-o", "training.epochs=x"],
             "epochs: expected a whole number, got 'x'",
         ),
@@ -257,7 +261,9 @@ def test_training_that_diverges_is_a_failed_job(run_cli, config, tmp_path):
         (["run", "{config}", "--thread", "2"], "--thread"),
         (["run", "no_such"], "no_such: no such file and no shipped config"),
         (["run"], "Missing argument"),
-        (["report", "/no/such"], "/no/such: not a run folder"),
+        (["report", "/no/such"], "/no/such: not a run folder (no such folder)"),
+        (["status", "{config}"], "tiny.yaml: not a run folder (not a folder)"),
+        (["verify", "{config}"], "tiny.yaml: not a run folder (not a folder)"),
         (["walk"], "walk"),
         (["run", "{config}", "-o", "models.0.source=zoo"], "is not in the zoo of fashion_mnist"),
         (["run", "{config}", "-o", "models=[{factory: 'no_module:f'}]"], "No module named"),

@@ -14,7 +14,7 @@ from image_files import assert_refused, mnist_like, png, write_folders, write_id
 
 from robust_ham.config.datasets import DATASETS
 from robust_ham.config.experiment import DatasetConfig
-from robust_ham.data.datasets import Dataset, load_split, load_train_validation
+from robust_ham.data.datasets import Dataset, load_files, load_split, load_train_validation
 from robust_ham.data.splits import balanced_order, to_float
 from robust_ham.errors import RequestError
 
@@ -180,6 +180,12 @@ def test_to_float_is_the_pixel_over_255():
 
 
 # --- what is wrong is said in one line that names the file --------------------------------------
+
+
+def test_images_to_stream_that_are_missing(tmp_path):
+    config = DatasetConfig(name="imagenet", stream=True, image_size=32)
+    with pytest.raises(RequestError, match=f"no class folders in .*{tmp_path}/imagenet/train"):
+        load_files(config, tmp_path)
 
 
 def test_missing_data_names_the_places_and_how_to_get_it(tmp_path):

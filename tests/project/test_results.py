@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import scipy
 from results_tables import PAGE, PLACE, filled
 
 from robust_ham.analysis.run import Run
@@ -29,6 +30,9 @@ if not RUNS:
     pytest.skip("not a git checkout with results", allow_module_level=True)
 runs = pytest.mark.parametrize("run", RUNS, ids=lambda run: run.name)
 reported = pytest.mark.parametrize("run", REPORTED, ids=lambda run: run.name)
+
+OLD_SCIPY = tuple(map(int, scipy.__version__.split(".")[:2])) < (1, 17)
+"""Older than the one behind the committed tables: last digits of p values differ."""
 
 
 def test_there_are_results():
@@ -109,9 +113,11 @@ def test_a_report_rebuilds_every_table_and_prints_the_answers(run_cli, tmp_path)
     assert re.search(r"\n(supported|contradicted|undecided) +On MNIST subsampled to 14×14", printed)
     assert len(tables) >= 8
     for path in tables:
-        if (folder / path.name).read_bytes() != path.read_bytes():  # another version of scipy
+        if OLD_SCIPY:
             one, other = pd.read_csv(folder / path.name), pd.read_csv(path)
             pd.testing.assert_frame_equal(one, other, rtol=1e-9, obj=path.name)
+        else:
+            assert (folder / path.name).read_bytes() == path.read_bytes(), path.name
     figures = {path.name for path in (run / "figures").iterdir()}
     assert {path.name for path in (folder / "figures").iterdir()} == figures
 

@@ -33,7 +33,7 @@ def test_a_random_search_comes_no_nearer_than_a_sound_attack(size, window, norm)
     assert weak.severity == "fail"
     assert weak.value > 0.5
     assert (
-        "a random search of 100 queries finds adversarial images more than 5 % closer on"
+        "a random search of 100 queries finds adversarial images more than 5% closer on"
         in weak.reason
     )
 

@@ -46,8 +46,6 @@ def read_files(folder: Path, config: DatasetConfig) -> FileSplit | None:
 
 def describe_test_files(folder: Path) -> str | None:
     """Return the folder of the test split, or why it is unreadable; None if there is none."""
-    if not folder.is_dir():
-        return None
     try:
         files = next(find_split_files(folder, "test"), None)
     except RequestError as error:

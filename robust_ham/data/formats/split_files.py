@@ -28,10 +28,12 @@ def find_split_files(folder: Path, split: SplitName) -> Iterator[SplitFiles]:
     Parquet files are looked for in the folder, in ``data/``, or, if neither has a split, in the
     only sub-folder that has one; in each of these, also in a folder per split.
 
+    Nothing is yielded if there is no such folder.
+
     Raises:
         RequestError: a split exists twice, in two layouts or sub-folders, or a shard is missing.
     """
-    places = _parquet_folders(folder)
+    places = _parquet_folders(folder) if folder.is_dir() else []
     for names in _NAMES[split]:
         candidates: list[SplitFiles] = []
         for name in names:

@@ -146,7 +146,7 @@ def check_black_box(distances: Values, transferred: Values) -> Finding:
     nearer = transferred[right] < 0.95 * distances[right]
     share = float(nearer.mean()) if right.any() else 0.0
     reason = (
-        f"adversarial images of other models are more than 5 % closer on {share:.0%} of "
+        f"adversarial images of other models are more than 5% closer on {share:.0%} of "
         f"{plural(int(right.sum()), 'image')}"
     )
     return finding("black box", share, _MOST_NEARER, reason, "warn")
@@ -175,7 +175,7 @@ def check_random_search(
     is_closer = random_search(model, images[rows], labels[rows], epsilon, norm)
     share = float(is_closer.mean()) if len(is_closer) else 0.0
     reason = (
-        f"a random search of {QUERIES} queries finds adversarial images more than 5 % closer on "
+        f"a random search of {QUERIES} queries finds adversarial images more than 5% closer on "
         f"{share:.0%} of {plural(len(is_closer), 'image')}: "
         "the attack is too weak here, or the gradients are masked"
     )
