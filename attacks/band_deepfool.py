@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from attacks.deepfool import check_options, search
+from attacks.deepfool import PRUNE, audited, check_options, search
 from attacks.utils.confirm import run_confirmed
-from attacks.utils.linearise import Pruning
 from attacks.utils.model import Model, check_inputs
 from attacks.utils.outcome import AttackOutcome
 
@@ -28,6 +26,7 @@ def band_deepfool(
     steps: int = 50,
     overshoot: float = 0.02,
     candidates: int | Literal["all"] = 10,
+    prune: float | None = PRUNE,
 ) -> AttackOutcome:
     """Near-minimal L2 perturbation within one ring of the 2-D Fourier plane.
 
@@ -40,7 +39,7 @@ def band_deepfool(
 
     The accumulated perturbation lies in the ring, but clipping the image to [0, 1] moves a part of
     its energy out: none if no pixel is near 0 or 1, a fifth in the higher rings of Fashion-MNIST,
-    whose pixels are mostly black. That part alone may fool. No class is pruned. An image fails if
+    whose pixels are mostly black. That part alone may fool. An image fails if
     all its projected gradients vanish, or if it is not fooled after ``steps``.
 
     Args:
@@ -53,6 +52,7 @@ def band_deepfool(
         steps: maximum number of linearisations per image; the final point is judged too.
         overshoot: factor 1 + overshoot on the accumulated perturbation.
         candidates: classes considered, as in ``deepfool``.
+        prune: as in ``deepfool``, with norms of projected gradients.
 
     Returns:
         An ``AttackOutcome``; ``transform`` and ``margins`` are None.
@@ -61,21 +61,23 @@ def band_deepfool(
         ValueError: an option or the input is out of range, or the images have too few pixels for
             the rings.
     """
-    check_options("l2", steps, overshoot, candidates, None)
+    check_options("l2", steps, overshoot, candidates, prune)
     check_inputs(images, labels)
     masks = ring_masks(images.shape[2], images.shape[3], bands)
     if not 0 <= band < bands:
         raise ValueError(f"band: expected 0 to {bands - 1}, got {band}")
-    attack = partial(
-        search,
-        norm="l2",
-        steps=steps,
-        overshoot=overshoot,
-        candidates=candidates,
-        pruning=Pruning(None),
-        refine=False,
-        project=None if bands == 1 else _projection(masks[band].to(images.device)),
-    )
+    project = None if bands == 1 else _projection(masks[band].to(images.device))
+    options: dict[str, Any] = {"steps": steps, "overshoot": overshoot, "candidates": candidates}
+
+    def attack(model: Model, images: Tensor, labels: Tensor) -> AttackOutcome:
+        def attempt(prune: float | None) -> tuple[AttackOutcome, bool]:
+            found = search(
+                model, images, labels, norm="l2", prune=prune, project=project, **options
+            )
+            return found.outcome(), found.missed
+
+        return audited(attempt, prune)
+
     return run_confirmed(attack, model, images, labels)
 
 
@@ -136,7 +138,7 @@ def _projection(mask: Tensor) -> Callable[[Tensor], Tensor]:
     half = mask[:, : shape[1] // 2 + 1]  # real images: the other half is conjugate
 
     def project(gradient: Tensor) -> Tensor:
-        part: Tensor = torch.fft.irfft2(torch.fft.rfft2(gradient) * half, s=shape)
+        part: Tensor = torch.fft.irfft2(torch.fft.rfft2(gradient.contiguous()) * half, s=shape)
         noise = _ROUNDING * torch.finfo(gradient.dtype).eps
         vanishes = part.flatten(1).norm(dim=1) <= noise * gradient.flatten(1).norm(dim=1)
         return part.masked_fill(vanishes.view(-1, 1, 1, 1), 0)

@@ -1,31 +1,40 @@
 """DeepFool (Moosavi-Dezfooli et al., arXiv 1511.04599), batched.
 
 Each image follows the same path as in a batch of its own. Finished images leave the batch before
-gradients are computed, one forward pass serves the gradients of all classes, and classes that
-cannot be the nearest are skipped (``prune``).
+gradients are computed, and classes that cannot be the nearest are skipped
+(``attacks.utils.linearise``).
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from attacks.utils.confirm import run_confirmed
-from attacks.utils.linearise import Norm, Pruning, Rivals, first_boundary, nearest_boundary
-from attacks.utils.model import Model, chunks
-from attacks.utils.outcome import AttackOutcome, margins_of, misclassified
+from attacks.utils.linearise import (
+    Factors,
+    Norm,
+    Project,
+    Rivals,
+    first_boundary,
+    nearest_boundary,
+)
+from attacks.utils.model import Model
+from attacks.utils.outcome import AttackOutcome
+from attacks.utils.refine import refined
 
 STEP_CONSTANT = 1e-4
 """Added to the distance of all steps but the first, so that no image stalls at the boundary."""
 
 PRUNE = 2.5
-"""Default γ: bound on an unseen gradient, as a multiple of those seen."""
+"""Default of ``prune``."""
 
-BISECTIONS = 12
-_BEYOND = 1.001
+log = logging.getLogger(__name__)
 
 
 def deepfool(
@@ -55,12 +64,10 @@ def deepfool(
         overshoot: factor 1 + overshoot on the accumulated perturbation.
         candidates: number of most likely classes at the clean image to consider, including the
             label; ``"all"``: all classes.
-        prune: γ, the factor by which a gradient may exceed its expected norm; a class that cannot
-            be the nearest even then is skipped. The expected norm is the class's own when it was
-            last computed; before that, it is proportional to its gradient at the last layer, if a
-            sample of the images confirms the proportion (``attacks.utils.linearise``). None: no
-            class is skipped.
-        refine: bisect back towards the boundary and end 0.1 % beyond it.
+        prune: how many times farther than the nearest class a class may seem to be, by what is
+            known of it at the logits, without being skipped; more where a sample of the images asks
+            for it (``attacks.utils.linearise``). None: no class is skipped.
+        refine: move back towards the boundary and end 0.1 % beyond it.
 
     Returns:
         An ``AttackOutcome``; ``transform`` and ``margins`` are None.
@@ -69,19 +76,16 @@ def deepfool(
         ValueError: an option or the input is out of range.
     """
     check_options(norm, steps, overshoot, candidates, prune)
+    options: dict[str, Any] = {"norm": norm, "steps": steps, "overshoot": overshoot}
 
     def attack(model: Model, images: Tensor, labels: Tensor) -> AttackOutcome:
-        return search(
-            model,
-            images,
-            labels,
-            norm=norm,
-            steps=steps,
-            overshoot=overshoot,
-            candidates=candidates,
-            pruning=Pruning(prune),
-            refine=refine,
-        )
+        def attempt(prune: float | None) -> tuple[AttackOutcome, bool]:
+            found = search(model, images, labels, candidates=candidates, prune=prune, **options)
+            if refine:
+                found.refine(model, images, labels)
+            return found.outcome(), found.missed
+
+        return audited(attempt, prune)
 
     return run_confirmed(attack, model, images, labels)
 
@@ -110,6 +114,58 @@ def check_options(
         raise ValueError(f"prune: expected a positive number or null, got {prune}")
 
 
+@dataclass
+class Known:
+    """What a search has learnt about N images.
+
+    ``rivals``: as at the last linearised point; ``audited`` bool (N,): images of which the nearest
+    classes are never skipped; ``factors``: of the pruning rules.
+    """
+
+    rivals: Rivals
+    audited: Tensor
+    factors: Factors | None
+
+    def of(self, rows: Tensor) -> Known:
+        """What is known about the images in ``rows``."""
+        return Known(self.rivals.of(rows), self.audited[rows], self.factors)
+
+    def update(self, rows: Tensor, rivals: Rivals) -> None:
+        """Enter the rivals of the images in ``rows``."""
+        self.rivals.classes[rows], self.rivals.norms[rows] = rivals.classes, rivals.norms
+
+
+@dataclass
+class Found:
+    """Result of DeepFool on N images.
+
+    ``points`` (N, C, H, W): overshot and clipped; ``fooled`` bool (N,); ``directions`` (N, C, H,
+    W): unit step to the nearest boundary at the last linearised point; ``missed``: whether pruning
+    would have missed that of an audited image; ``forwards``, ``backwards`` (N,): passes.
+    """
+
+    points: Tensor
+    fooled: Tensor
+    directions: Tensor
+    known: Known | None
+    missed: bool
+    forwards: Tensor
+    backwards: Tensor
+
+    def refine(self, model: Model, images: Tensor, labels: Tensor) -> None:
+        """Move fooling points back towards ``images``, to 0.1 % beyond the boundary."""
+        moved = self.fooled & (self.points != images).flatten(1).any(1)
+        rows = moved.nonzero().squeeze(1)
+        nearer, forwards = refined(model, images[rows], self.points[rows], labels[rows])
+        self.points[rows] = nearer
+        self.forwards[rows] += forwards
+
+    def outcome(self) -> AttackOutcome:
+        """The outcome, with passes in whole numbers."""
+        passes = self.forwards.round().long(), self.backwards.round().long()
+        return AttackOutcome(self.points.contiguous(), self.fooled, *passes)
+
+
 def search(
     model: Model,
     images: Tensor,
@@ -119,70 +175,69 @@ def search(
     steps: int,
     overshoot: float,
     candidates: int | Literal["all"],
-    pruning: Pruning,
-    refine: bool,
-    project: Callable[[Tensor], Tensor] | None = None,
-) -> AttackOutcome:
-    """Run DeepFool on a model already in attack mode; arguments as for ``deepfool``.
+    prune: float | None,
+    project: Project | None = None,
+    known: Known | None = None,
+) -> Found:
+    """Run DeepFool on a model already in attack mode; other arguments as for ``deepfool``.
 
-    ``project`` maps gradients (B, C, H, W) to the subspace of allowed perturbations.
+    ``project`` maps gradients (B, C, H, W) to the subspace of allowed perturbations; ``known`` is
+    what an earlier search has learnt about these images.
     """
     count, device = len(images), images.device
-    points = images.clone(memory_format=torch.channels_last)  # overshot and clipped
-    perturbation = torch.zeros_like(points)
-    fooled = torch.zeros(count, dtype=torch.bool, device=device)
-    forwards = torch.zeros(count, dtype=torch.int64, device=device)
-    backwards = torch.zeros_like(forwards)
+    points = images.clone(memory_format=torch.channels_last)
+    perturbation, directions = torch.zeros_like(points), torch.zeros_like(points)
+    fooled, missed = torch.zeros(count, dtype=torch.bool, device=device), False
+    forwards, backwards = torch.zeros(2, count, device=device)
     live = torch.isfinite(images).flatten(1).all(1).nonzero().squeeze(1)
-    rivals: Rivals | None = None  # of the live images
     for step in range(steps + 1):
         if len(live) == 0:
             break
         arguments = model, points[live], labels[live]
-        if rivals is None:
-            boundary = first_boundary(
-                *arguments, candidates, norm=norm, pruning=pruning, project=project
+        if known is None:
+            boundary, factors, audited = first_boundary(
+                *arguments, candidates, norm=norm, prune=prune, project=project
             )
+            shape = (count, boundary.classes.shape[1])
+            rivals = Rivals(labels.new_zeros(shape), images.new_full(shape, torch.inf))
+            known = Known(rivals, torch.zeros_like(fooled).index_copy(0, live, audited), factors)
         else:
             boundary = nearest_boundary(
                 *arguments,
-                rivals,
+                known.rivals.of(live),
                 norm=norm,
-                prune=pruning.gamma,
+                factors=known.factors,
+                complete=known.audited[live],
                 judge_only=step == steps,
                 project=project,
             )
         fooled[live] = boundary.fooled
         forwards[live] += boundary.forwards
         backwards[live] += boundary.backwards
+        missed |= bool(boundary.missed.any())
         going = torch.isfinite(boundary.distance).nonzero().squeeze(1)
-        going = going[boundary.seen[going].argsort(stable=True)]  # neighbours need similar work
-        live, rivals = live[going], boundary.rivals(going)
-        length = boundary.distance[going] + (STEP_CONSTANT if step > 0 else 0.0)
-        perturbation[live] += length.view(-1, 1, 1, 1) * boundary.direction[going]
+        live, boundary = live[going], boundary.of(going)
+        known.update(live, boundary.rivals())
+        directions[live] = boundary.direction
+        length = boundary.distance + (STEP_CONSTANT if step > 0 else 0.0)
+        perturbation[live] += length.view(-1, 1, 1, 1) * boundary.direction
         points[live] = (images[live] + (1 + overshoot) * perturbation[live]).clamp(0, 1)
-    if refine:
-        moved = fooled & (points != images).flatten(1).any(1)
-        for rows in chunks(moved.nonzero().squeeze(1)):
-            points[rows] = refined(model, images[rows], points[rows], labels[rows])
-            forwards[rows] += BISECTIONS + 1
-    return AttackOutcome(points.contiguous(), fooled, forwards, backwards)
+    return Found(points, fooled, directions, known, missed, forwards, backwards)
 
 
-@torch.no_grad()
-def refined(model: Model, images: Tensor, fooling: Tensor, labels: Tensor) -> Tensor:
-    """Bisect from fooling towards clean images; end 0.1 % beyond the boundary, or unrefined."""
-    low = torch.zeros(len(images), dtype=images.dtype, device=images.device)
-    high = torch.ones_like(low)
+Attempt = Callable[[float | None], tuple[AttackOutcome, bool]]
+"""An attack with a value of ``prune``, to its outcome and whether an audit failed."""
 
-    def along(share: Tensor) -> Tensor:
-        return images + share.view(-1, 1, 1, 1) * (fooling - images)
 
-    for _ in range(BISECTIONS):
-        middle = (low + high) / 2
-        inside = margins_of(model(along(middle)), labels) < 0
-        high = torch.where(inside, middle, high)
-        low = torch.where(inside, low, middle)
-    refined = along((high * _BEYOND).clamp_max(1))
-    holds = misclassified(model(refined), labels)
-    return torch.where(holds.view(-1, 1, 1, 1), refined, fooling)
+def audited(attempt: Attempt, prune: float | None) -> AttackOutcome:
+    """Make the attempt, and repeat it without pruning if its audit fails."""
+    outcome, missed = attempt(prune)
+    if not missed:
+        return outcome
+    log.warning("pruning is not exact for this network, so it is off (slower, same result)")
+    again, _ = attempt(None)
+    return replace(
+        again,
+        forwards=outcome.forwards + again.forwards,
+        backwards=outcome.backwards + again.backwards,
+    )

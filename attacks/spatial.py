@@ -2,13 +2,15 @@
 
 "Worst" is the candidate with the smallest margin, the lowest index among equals. With
 ``stop="first"``, candidates are tried in a fixed order, the largest first, until one fools. This
-fools the same images as trying all candidates.
+fools the same images as trying all candidates. Late candidates are screened in bfloat16, where that
+is fast (``attacks.utils.screening``); each candidate counts as one forward pass.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -17,8 +19,9 @@ from torch import Tensor
 
 from attacks.utils.confirm import run_confirmed
 from attacks.utils.model import Model, chunks
-from attacks.utils.outcome import AttackOutcome, margins_of
+from attacks.utils.outcome import AttackOutcome
 from attacks.utils.random_streams import image_streams
+from attacks.utils.screening import Screen, margins_of_images
 from attacks.utils.search_order import search_order
 from attacks.utils.transforms import (
     check_rotation,
@@ -33,6 +36,9 @@ Stop = Literal["first"] | None
 MAX_DRAWS = 100_000
 """Draws per image of ``spatial_random``; those of a whole batch are in memory at once."""
 _LARGEST_BLOCK = 32
+_BLOCKS_BEFORE_SCREENING = 6  # of 1, 1, 2, 4, 8 and 16 candidates
+
+log = logging.getLogger(__name__)
 
 
 def spatial_grid(
@@ -164,7 +170,7 @@ def _attack(
 
     def search(model: Model, images: Tensor, labels: Tensor) -> AttackOutcome:
         transforms = transforms_of(images).to(images.device)
-        return _search(model, images, labels, transforms, padding, stop, whole_pixels)
+        return _search(model, images, labels, _Candidates(transforms, padding, whole_pixels), stop)
 
     outcome = run_confirmed(search, model, images, labels, retry_survivors=False)
     if len(images):
@@ -174,37 +180,78 @@ def _attack(
     return replace(outcome, transform=images.new_zeros(0, 3), margins=margins)
 
 
+@dataclass(frozen=True)
+class _Candidates:
+    """Transforms (T, 3) shared by all images, or (N, T, 3), and how to apply them."""
+
+    transforms: Tensor
+    padding: Padding
+    whole_pixels: bool
+
+    @property
+    def shared(self) -> bool:
+        """Whether all images have the same transforms."""
+        return self.transforms.ndim == 2
+
+    def renderer(self, images: Tensor, block: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return a function that applies the transforms in ``block`` (B,) to ``images[rows]``.
+
+        It maps rows (L,) to (B · L, C, H, W).
+        """
+        if self.shared:
+            render = _renderer(images, self.transforms[block], self.padding, self.whole_pixels)
+            return lambda rows: render(images[rows]).flatten(0, 1)
+
+        def render_own(rows: Tensor) -> Tensor:
+            render = _per_image_renderer(self.transforms[rows][:, block], self.padding)
+            return render(images[rows]).flatten(0, 1)
+
+        return render_own
+
+    def of(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """The transform of each pair of an image and a candidate, (P, 3)."""
+        return self.transforms[columns] if self.shared else self.transforms[rows, columns]
+
+    def render(self, images: Tensor, transforms: Tensor) -> Tensor:
+        """Apply one transform (P, 3) to each image (P, C, H, W)."""
+        return _render_each(images, transforms, self.padding, self.whole_pixels)
+
+
 @torch.no_grad()
 def _search(
     model: Model,
     images: Tensor,
     labels: Tensor,
-    transforms: Tensor,
-    padding: Padding,
+    candidates: _Candidates,
     stop: Stop,
-    whole_pixels: bool,
+    *,
+    screening: bool = True,
 ) -> AttackOutcome:
-    count, num_candidates = len(images), transforms.shape[-2]
-    shared = transforms.ndim == 2
+    count, num_candidates = len(images), candidates.transforms.shape[-2]
     order = torch.arange(num_candidates, device=images.device)
-    if stop == "first" and shared:
-        order = search_order(transforms)
-    clean = _margins(model, images, labels)
+    if stop == "first" and candidates.shared:
+        order = search_order(candidates.transforms)
+    clean = margins_of_images(model, images, labels)
     margins = images.new_full((count, num_candidates), torch.nan)
+    exact = torch.ones_like(margins, dtype=torch.bool)  # margins in full precision
     forwards = torch.ones(count, dtype=torch.int64, device=images.device)
     chosen = torch.full_like(forwards, -1)  # candidate that fools, or the worst one
     valid = torch.isfinite(images).flatten(1).all(1) & torch.isfinite(clean)
     live = (valid & (clean >= 0)).nonzero().squeeze(1)
-    for block in _blocks(order, stop):
+    screen: Screen | None = None
+    for number, block in enumerate(_blocks(order, stop)):
         if len(live) == 0:
             break
-        if shared:
-            render = _renderer(images, transforms[block], padding, whole_pixels)
+        render = candidates.renderer(images, block)
         for rows in chunks(live, passes_per_row=len(block)):
-            if not shared:
-                render = _per_image_renderer(transforms[rows][:, block], padding)
-            warped = render(images[rows])  # (B, L, C, H, W)
-            tried = _margins(model, warped.flatten(0, 1), labels[rows].repeat(len(block)))
+            warped, label = render(rows), labels[rows].repeat(len(block))
+            if screening and stop == "first" and number == _BLOCKS_BEFORE_SCREENING:
+                screen, screening = Screen.of(model, warped, label), False
+            if screen:
+                tried, is_exact = screen.margins(warped, label)
+                exact[rows[:, None], block] = is_exact.view(len(block), len(rows)).T
+            else:
+                tried = margins_of_images(model, warped, label)
             margins[rows[:, None], block] = tried.view(len(block), len(rows)).T
             forwards[rows] += len(block)
         if stop == "first":
@@ -212,18 +259,23 @@ def _search(
             hit = fools.any(1)
             chosen[live[hit]] = block[_first_true(fools[hit])]
             live = live[~hit]
+    if screen:
+        for rows, columns in _doubtful(margins, exact, live, screen.threshold):
+            warped = candidates.render(images[rows], candidates.of(rows, columns))
+            margins[rows, columns] = screen.confirmed(warped, labels[rows], margins[rows, columns])
+        if screen.failed:
+            log.warning("bfloat16 is not accurate enough for this network, so it is off (slower)")
+            again = _search(model, images, labels, candidates, stop, screening=False)
+            return replace(again, forwards=again.forwards + forwards)
     comparable = margins.nan_to_num(nan=torch.inf).cpu().numpy()
-    worst = torch.from_numpy(comparable.argmin(1)).to(
-        chosen
-    )  # numpy: the lowest index among equals
+    worst = torch.from_numpy(comparable.argmin(1)).to(chosen)  # the lowest index among equals
     moved = valid & (clean >= 0)
     chosen = torch.where(chosen < 0, worst, chosen)
     rows = torch.arange(count, device=images.device)
-    transform = transforms[chosen] if shared else transforms[rows, chosen]  # (N, 3)
-    transform = torch.where(moved[:, None], transform, 0.0)
+    transform = torch.where(moved[:, None], candidates.of(rows, chosen), 0.0)
     adversarials = images.clone()
     for part in chunks(moved.nonzero().squeeze(1)):
-        adversarials[part] = _render_each(images[part], transform[part], padding, whole_pixels)
+        adversarials[part] = candidates.render(images[part], transform[part])
     fooled = torch.where(moved, margins[rows, chosen] < 0, valid & (clean < 0))
     zeros = torch.zeros_like(forwards)
     return AttackOutcome(
@@ -234,6 +286,16 @@ def _search(
         transform.to(images.dtype),
         margins if stop is None else None,
     )
+
+
+def _doubtful(
+    margins: Tensor, exact: Tensor, live: Tensor, threshold: float
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the pairs that may be the worst of the ``live`` images, but are in low precision."""
+    smallest = margins[live].amin(1, keepdim=True)
+    close = ~exact[live] & (margins[live] <= smallest + threshold)
+    for pairs in chunks(close.nonzero()):
+        yield live[pairs[:, 0]], pairs[:, 1]
 
 
 def _blocks(order: Tensor, stop: Stop) -> Iterator[Tensor]:
@@ -249,11 +311,6 @@ def _first_true(table: Tensor) -> Tensor:
     """Index of the first True of each row of (L, B): int64 (L,)."""
     columns = torch.arange(table.shape[1], device=table.device)
     return torch.where(table, columns, table.shape[1]).amin(1)
-
-
-def _margins(model: Model, images: Tensor, labels: Tensor) -> Tensor:
-    parts = zip(chunks(images), chunks(labels), strict=True)
-    return torch.cat([margins_of(model(x), y) for x, y in parts])
 
 
 Render = Callable[[Tensor], Tensor]

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from attacks.deepfool import BISECTIONS, PRUNE, check_options, refined
-from attacks.deepfool import search as deepfool_search
+from attacks.deepfool import PRUNE, Found, Known, audited, check_options, search
 from attacks.utils.confirm import run_confirmed
-from attacks.utils.linearise import Pruning
-from attacks.utils.model import Model, chunks, gradient
+from attacks.utils.model import Model
 from attacks.utils.outcome import AttackOutcome
+from attacks.utils.tape import norms_of
 
 _WORTHWHILE = 0.99  # stop when a round leaves more than this share of the perturbation's length
 
@@ -52,81 +50,67 @@ def superdeepfool(
         ValueError: an option or the input is out of range.
     """
     check_options("l2", steps, overshoot, candidates, prune)
-    search = partial(_search, steps=steps, overshoot=overshoot, candidates=candidates, prune=prune)
-    return run_confirmed(search, model, images, labels)
+
+    def attack(model: Model, images: Tensor, labels: Tensor) -> AttackOutcome:
+        def attempt(prune: float | None) -> tuple[AttackOutcome, bool]:
+            found = _search(model, images, labels, steps, overshoot, candidates, prune)
+            found.refine(model, images, labels)
+            return found.outcome(), found.missed
+
+        return audited(attempt, prune)
+
+    return run_confirmed(attack, model, images, labels)
 
 
 def _search(
     model: Model,
     images: Tensor,
     labels: Tensor,
-    *,
     steps: int,
     overshoot: float,
     candidates: int | Literal["all"],
     prune: float | None,
-) -> AttackOutcome:
-    points = images.clone()  # where the next DeepFool run starts
-    nearest = images.clone()  # nearest fooling point so far, else the last iterate
-    distance = images.new_full((len(images),), torch.inf)
-    forwards = torch.zeros(len(images), dtype=torch.int64, device=images.device)
-    backwards = torch.zeros_like(forwards)
-    live, pruning = torch.arange(len(images), device=images.device), Pruning(prune)
+) -> Found:
+    """Return the nearest fooling points of all rounds, else the last iterates."""
+    starts = images.clone()
+    nearest, distance = images.clone(), images.new_full((len(images),), torch.inf)
+    forwards, backwards = torch.zeros(2, len(images), device=images.device)
+    live = torch.arange(len(images), device=images.device)
+    known: Known | None = None
+    missed = False
     for _ in range(steps):
-        outcome = deepfool_search(
+        found = search(
             model,
-            points[live],
+            starts[live],
             labels[live],
             norm="l2",
             steps=steps,
             overshoot=overshoot,
             candidates=candidates,
-            pruning=pruning,
-            refine=False,
+            prune=prune,
+            known=known,
         )
-        forwards[live] += outcome.forwards
-        backwards[live] += outcome.backwards
-        length = _norm(outcome.images - images[live])
-        better = outcome.fooled & (length < distance[live])
-        improves = outcome.fooled & (length < _WORTHWHILE * distance[live])
+        missed |= found.missed
+        forwards[live] += found.forwards
+        backwards[live] += found.backwards
+        length = norms_of(found.points - images[live])
+        better = found.fooled & (length < distance[live])
+        improves = found.fooled & (length < _WORTHWHILE * distance[live])
         kept = better | ~torch.isfinite(distance[live])
-        nearest[live[kept]] = outcome.images[kept]
+        nearest[live[kept]] = found.points[kept]
         distance[live[better]] = length[better]
-        continues = improves & (outcome.images != points[live]).flatten(1).any(1)
-        live, reached = live[continues], outcome.images[continues]
+        going = improves & (found.points != starts[live]).flatten(1).any(1)
+        live, known = live[going], found.known and found.known.of(going)
         if len(live) == 0:
             break
-        points[live] = (reached + _projected(model, images[live], reached, labels[live])) / 2
-        forwards[live] += 1
-        backwards[live] += 1
+        reached = found.points[going]
+        projected = _projected(images[live], reached, found.directions[going])
+        starts[live] = (reached + projected) / 2
     fooled = torch.isfinite(distance)
-    moved = (fooled & (distance > 0)).nonzero().squeeze(1)
-    for rows in chunks(moved):
-        nearest[rows] = refined(model, images[rows], nearest[rows], labels[rows])
-        forwards[rows] += BISECTIONS + 1
-    return AttackOutcome(nearest, fooled, forwards, backwards)
+    return Found(nearest, fooled, torch.zeros_like(images), known, missed, forwards, backwards)
 
 
-def _projected(model: Model, images: Tensor, reached: Tensor, labels: Tensor) -> Tensor:
-    """x₀ + ((x̃ − x₀)·w / ‖w‖²) w, clipped, with w = ∇(f_adv − f_0) at x̃: (N, C, H, W)."""
-    parts = []
-    for rows in chunks(torch.arange(len(images), device=images.device)):
-        inputs = reached[rows].requires_grad_()
-        logits = model(inputs)
-        gap = logits.gather(1, logits.argmax(1, keepdim=True)) - logits.gather(
-            1, labels[rows, None]
-        )
-        normal = gradient(gap.sum(), inputs)
-        step = (reached[rows] - images[rows]).flatten(1)
-        size = (normal.flatten(1) ** 2).sum(1)
-        along: Tensor = (step * normal.flatten(1)).sum(1) / size.clamp_min(
-            torch.finfo(size.dtype).tiny
-        )
-        moved = images[rows] + along.view(-1, 1, 1, 1) * normal
-        parts.append(torch.where(torch.isfinite(moved), moved, reached[rows]).clamp(0, 1))
-    return torch.cat(parts)
-
-
-def _norm(difference: Tensor) -> Tensor:
-    length: Tensor = torch.linalg.vector_norm(difference.flatten(1), dim=1)
-    return length
+def _projected(images: Tensor, reached: Tensor, normals: Tensor) -> Tensor:
+    """x₀ + ((x̃ − x₀)·w) w, clipped, with unit ``normals`` w: (N, C, H, W)."""
+    along = ((reached - images) * normals).sum((1, 2, 3))
+    return (images + along.view(-1, 1, 1, 1) * normals).clamp(0, 1)

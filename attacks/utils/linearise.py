@@ -1,21 +1,29 @@
 """A step of DeepFool: find the nearest linearised decision boundary of many points at once.
 
-One forward pass serves the gradients of all classes. Classes are visited in the order of their
-expected distance, and the rest is skipped (pruned) when none of them can be nearer. The bound is
+The distance to a class is the gap of its logit to the label's, divided by the dual norm of the
+gap's gradient. Most classes are too far away to be worth a backward pass to the pixels:
 
-- the dual norm of the class's gradient when it was last computed for this image, or
-- before that, its gradient at the last layer, in proportion to the visited classes; this is used
-  only if it holds for a sample of the images, for which all classes are visited
-  (``first_boundary``).
+1. The expected norm of a class is its norm at the image's last step; at the first step, the norm of
+   its gradient at the final linear layer; without either, ∞.
+2. A class is visited if its expected distance is at most a factor times that of the nearest class.
+3. On the way to the pixels, the norm of the gradient so far takes the place of the expected norm,
+   and classes that are too far by a factor are dropped (``Factors``). The factor falls from layer
+   to layer. All classes of all images go back together (``Tape``).
+4. Classes are visited after all if the nearest one was not the one expected.
+5. The factors are so large that no class of a sample would have been dropped wrongly, and exceed
+   3 standard deviations of the sample's norms (``first_boundary``).
+6. Of two images, all classes are visited at all steps. If one would have been missed, the caller is
+   told so (``Boundary.missed``) and repeats the attack without pruning.
 
-Apart from the result for that sample, no point affects the result of another.
+Models without a tape are differentiated by autograd, one class of each image after the other: rules
+1, 2, 4 and 6. The result of an image does not depend on the others, unless pruning errs.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from functools import partial
 from typing import Literal
 
 import torch
@@ -24,130 +32,133 @@ from torch import Tensor
 from attacks.utils.model import Model, chunks, gradient
 from attacks.utils.outcome import misclassified
 from attacks.utils.prepare import FastCopy
+from attacks.utils.tape import Cut, Recording, norms_of
 
 Norm = Literal["l2", "linf"]
+Project = Callable[[Tensor], Tensor]
+Observed = dict[float, Tensor]
+"""Norms (B, m) of the gradients so far, by the share of layers ahead; NaN: unknown."""
 
-AUDITED_POINTS = 10
-"""Number of sampled points, from different classes; 2 if there are many candidates."""
+_SAMPLED_IMAGES = 10
+_SAMPLED_SHARE = 20  # at most one image of so many
+_SAMPLED_CLASSES = 20
+_AUDITED_IMAGES = 2
+_DEVIATIONS = 3
+_LARGEST_EXPONENT = 50
+_ON_THE_WAY = 0.5
+_MISSED = 1.001  # a nearest class that is farther by this factor than another one is wrong
+_PAIRS_AT_ONCE = 128
 
 
-@dataclass
-class Pruning:
-    """How to skip classes: γ (None: skip none), and whether pruning is valid at the start.
+@dataclass(frozen=True)
+class Factors:
+    """How many times farther than the nearest class a class may seem to be.
 
-    ``holds_at_start`` is None until the first call of ``first_boundary``.
+    ``logits``: where no layer but the last two has been passed; ``way``: the factor is
+    ``way`` ^ √u with the share u of layers ahead, and ``way`` itself for norms of the last step.
     """
 
-    gamma: float | None
-    holds_at_start: bool | None = None
+    logits: float
+    way: float
+
+    @classmethod
+    def of(cls, prune: float) -> Factors:
+        """The smallest factors for the option ``prune``."""
+        return cls(prune, prune**_ON_THE_WAY)
+
+    def at(self, layers_ahead: float) -> float:
+        """The factor with this share of layers ahead."""
+        return self.logits if layers_ahead == 1 else float(self.way ** (layers_ahead**0.5))
 
 
 @dataclass
 class Rivals:
     """The m candidate classes of each of L images.
 
-    ``classes`` int64 (L, m); ``duals`` (L, m): dual norm of the class's gradient when last
-    computed, 0: never; ``sizes`` (L, m): norm of its gradient at the last layer; ``sized`` bool
-    (L,): whether that is known.
+    ``classes`` int64 (L, m); ``norms`` (L, m): expected dual norm of the class's gradient, up to a
+    factor of each image; ∞: unknown.
     """
 
     classes: Tensor
-    duals: Tensor
-    sizes: Tensor
-    sized: Tensor
+    norms: Tensor
 
     def of(self, rows: Tensor) -> Rivals:
         """Rivals of the images in ``rows``."""
-        return Rivals(*(getattr(self, field.name)[rows] for field in fields(Rivals)))
-
-    def expected(self) -> Tensor:
-        """Expected dual norm of each gradient, (L, m): the last one, else in proportion to size."""
-        ratio = (self.duals / self.sizes).amax(1, keepdim=True)
-        return torch.where(
-            self.duals > 0, self.duals, self.sizes * torch.where(ratio > 0, ratio, 1)
-        )
+        return Rivals(self.classes[rows], self.norms[rows])
 
 
 @dataclass
 class Boundary:
     """The search for the nearest linearised boundary of L points; every field is (L, …).
 
-    ``fooled``; ``active``: correctly classified and finite; ``classes``, ``duals``, ``sizes``,
-    ``sized`` of the rivals in the order of visits, and their logit ``gaps``; ``seen``: number of
-    visited rivals; ``distance`` (∞: none) and unit ``direction`` of the nearest boundary so far;
-    ``largest``: largest dual norm so far, in units of the rival's size; ``forwards``,
-    ``backwards``: passes.
+    ``fooled``; ``active``: correctly classified and finite; ``complete``: whether its nearest 20
+    rivals are visited in any case. Of each rival, in the order of expected distance: its class,
+    expected dual norm (``norms``), logit ``gaps``, whether it was ``visited``, its ``distances``
+    (∞: not known) and, if it was dropped, how many times farther than the nearest it ``seemed``
+    (else 0). ``direction``: unit step to the nearest boundary; ``missed``: whether pruning would
+    have missed that one; ``forwards``, ``backwards``: passes, of which a dropped pair has spent a
+    part.
     """
 
     fooled: Tensor
     active: Tensor
+    complete: Tensor
     classes: Tensor
-    duals: Tensor
-    sizes: Tensor
-    sized: Tensor
+    norms: Tensor
     gaps: Tensor
-    seen: Tensor
-    distance: Tensor
+    visited: Tensor
+    distances: Tensor
+    seemed: Tensor
     direction: Tensor
-    largest: Tensor
+    missed: Tensor
     forwards: Tensor
     backwards: Tensor
+
+    @property
+    def distance(self) -> Tensor:
+        """Distance to the nearest boundary, (L,); ∞: none."""
+        return self.distances.amin(1)
 
     def of(self, rows: Tensor) -> Boundary:
         """The search for the points in ``rows``."""
         return Boundary(*(getattr(self, field.name)[rows] for field in fields(Boundary)))
 
-    def rivals(self, rows: Tensor) -> Rivals:
-        """Rivals of the points in ``rows``."""
-        return Rivals(self.classes, self.duals, self.sizes, self.sized).of(rows)
+    def rivals(self) -> Rivals:
+        """Rivals with the norms that this step has measured, else estimated."""
+        nearest = self.distances.argmin(1, keepdim=True)
+        distance = self.distances.gather(1, nearest)
+        growth = self.gaps.gather(1, nearest) / distance / self.norms.gather(1, nearest)
+        unvisited = self.norms * growth
+        dropped = self.gaps / (self.seemed * distance)
+        norms = torch.where(self.seemed > 0, dropped, unvisited)
+        norms = torch.where(torch.isfinite(self.distances), self.gaps / self.distances, norms)
+        usable = torch.isfinite(norms) & (norms > 0)
+        return Rivals(self.classes, torch.where(usable, norms, torch.inf))
 
-    def next(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Row and column of the rival that each point visits next, or of its last one."""
-        return rows, self.seen[rows].clamp_max(self.classes.shape[1] - 1)
-
-    def wanted(self, rows: Tensor, prune: float | None) -> Tensor:
-        """Whether each of ``rows`` needs the gradient of its next rival: bool (B,)."""
-        wanted = self.active[rows] & (self.seen[rows] < self.classes.shape[1])
-        if prune is None:
-            return wanted
-        upcoming = self.next(rows)
-        bound = _dual_bound(
-            prune,
-            self.duals[upcoming],
-            torch.where(self.sized[rows], self.sizes[upcoming], torch.inf),
-            self.largest[rows],
-            self.seen[rows],
+    def wanted(self, rows: Tensor, factor: float | None) -> Tensor:
+        """Whether each rival of ``rows`` still has to be visited: bool (B, m)."""
+        open_ = self.active[rows, None] & ~self.visited[rows]
+        if factor is None:
+            return open_
+        expected, distances = self.gaps[rows] / self.norms[rows], self.distances[rows]
+        nearest = distances.argmin(1, keepdim=True)
+        reference = torch.where(
+            torch.isfinite(distances.gather(1, nearest)),
+            expected.gather(1, nearest),
+            expected.amin(1, keepdim=True),
         )
-        return wanted & (self.gaps[upcoming] < bound * self.distance[rows])
+        in_any_case = torch.arange(expected.shape[1], device=rows.device) < _SAMPLED_CLASSES
+        in_any_case = self.complete[rows, None] & in_any_case
+        return open_ & ((expected <= factor * reference) | in_any_case)
 
-    def take(self, rows: Tensor, wanted: Tensor, gradients: Tensor, norm: Norm) -> None:
-        """Update ``rows`` with the gradient (B, C, H, W) of their next rival where wanted."""
-        upcoming, dual = self.next(rows), _dual_norm(gradients, norm)
-        usable = wanted & torch.isfinite(dual) & (dual > 0)
-        distance = torch.where(usable, self.gaps[upcoming] / dual, torch.inf)
-        nearer = (distance < self.distance[rows]).view(-1, 1, 1, 1)
-        step = _unit_step(gradients, dual, norm)
-        self.direction[rows] = torch.where(nearer, step, self.direction[rows])
-        self.distance[rows] = self.distance[rows].minimum(distance)
-        self.duals[upcoming] = torch.where(usable, dual, self.duals[upcoming])
-        dual = torch.where(usable, dual / self.sizes[upcoming], 0.0)
-        self.largest[rows] = self.largest[rows].maximum(dual)
-        self.seen[rows] += wanted
-        self.backwards[rows] += 1
-
-
-def _dual_bound(
-    prune: float, duals: Tensor, sizes: Tensor, largest: Tensor, seen: Tensor
-) -> Tensor:
-    """Upper bound on the dual norm of a rival's gradient; all arguments (B,).
-
-    γ^½ times the rival's last dual norm. For a rival that was never visited: γ_j times ``largest``
-    in proportion to its size, ∞ if its size is unknown. γ_j = 1 + 2 (γ − 1) / (j + 1) falls with
-    the number j of rivals visited at this point.
-    """
-    gamma = 1 + 2 * (prune - 1) / (seen + 1)
-    in_proportion = torch.where(largest > 0, gamma * largest * sizes, torch.inf)
-    return torch.where(duals > 0, prune**0.5 * duals, in_proportion)
+    def take(self, rows: Tensor, columns: Tensor, gradients: Tensor, norm: Norm) -> None:
+        """Enter the gradients (P, C, H, W) of rivals, given by row and column."""
+        dual = _dual_norm(gradients, norm)
+        usable = torch.isfinite(dual) & (dual > 0)
+        distance = torch.where(usable, self.gaps[rows, columns] / dual, torch.inf)
+        self.distances[rows, columns] = distance
+        nearest = usable & (self.distances[rows].argmin(1) == columns)
+        self.direction[rows[nearest]] = _unit_step(gradients[nearest], dual[nearest], norm)
 
 
 def nearest_boundary(
@@ -157,42 +168,65 @@ def nearest_boundary(
     rivals: Rivals | int | Literal["all"],
     *,
     norm: Norm,
-    prune: float | None,
-    judge_only: bool,
-    project: Callable[[Tensor], Tensor] | None = None,
+    factors: Factors | None,
+    complete: Tensor,
+    judge_only: bool = False,
+    project: Project | None = None,
+    observed: Observed | None = None,
 ) -> Boundary:
     """Judge L points and find each one's nearest linearised boundary (equations 8 and 11).
 
-    ``rivals``: those of each point, or the number of most likely classes to consider; ``project``
-    maps gradients to the subspace of allowed steps. A graph is dropped when fewer than half of its
-    images need it; the remaining gradients are computed in new graphs, together with those of other
-    chunks.
+    Args:
+        model: logits of images.
+        points: (L, C, H, W).
+        labels: int64 (L,).
+        rivals: those of each point; or the number of most likely classes to consider.
+        norm: norm of the perturbation.
+        factors: of the pruning rules; None: no class is skipped.
+        complete: bool (L,), points whose nearest 20 rivals are visited in any case.
+        judge_only: only classify.
+        project: maps gradients (B, C, H, W) to the subspace of allowed steps.
+        observed: gets the norms of at most one chunk of points on the way.
     """
     every = torch.arange(len(points), device=points.device)
+    start = None
+    if factors is not None:
+        start = factors.way if isinstance(rivals, Rivals) else factors.logits
+    rules = _Rules(norm, factors, start, project)
+    tape = model.tape if isinstance(model, FastCopy) else None
     parts = []
     for rows in chunks(every):
-        label = labels[rows]
-        inputs = points[rows].requires_grad_(not judge_only)
-        logits = model(inputs)
+        label, inputs = labels[rows], points[rows]
+        if tape:
+            recording = tape.record(inputs)
+            logits = recording.logits
+        else:
+            inputs = inputs.requires_grad_(not judge_only)
+            logits = model(inputs)
         if isinstance(rivals, Rivals):
             chosen = rivals.of(rows)
         else:
-            chosen = _likely(logits, label, rivals, None if judge_only else _features(model))
-        part = _judged(logits.detach(), inputs, label, chosen)
+            chosen = _likely(logits, label, rivals, tape.head if tape else None)
+        part = _judged(logits.detach(), points[rows], label, chosen, complete[rows])
         parts.append(part)
-        if judge_only or not logits.requires_grad:  # the model hides its gradient
+        if judge_only or not (tape or logits.requires_grad):  # else the model hides its gradient
             part.active[:] = False
+        elif tape:
+            _visit_by_tape(part, recording, label, rules, observed)
         else:
-            _follow(part, every[: len(rows)], inputs, logits, label, norm, prune, project)
+            graph = _Graph(every[: len(rows)], inputs, logits, label)
+            _visit_by_autograd(part, graph, rules)
     boundary = _joined(parts)
-    rows = every[boundary.wanted(every, prune)]
+    rows = every[boundary.wanted(every, start).any(1)]
     while len(rows):
-        for part_rows in chunks(rows):
-            inputs = points[part_rows].requires_grad_()
-            boundary.forwards[part_rows] += 1
-            label = labels[part_rows]
-            _follow(boundary, part_rows, inputs, model(inputs), label, norm, prune, project)
-        rows = rows[boundary.wanted(rows, prune)]
+        for some in chunks(rows):
+            inputs = points[some].requires_grad_()
+            boundary.forwards[some] += 1
+            graph = _Graph(some, inputs, model(inputs), labels[some])
+            _visit_by_autograd(boundary, graph, rules)
+        rows = rows[boundary.wanted(rows, start).any(1)]
+    if start is not None:
+        _audit(boundary, start)
     return boundary
 
 
@@ -203,154 +237,262 @@ def first_boundary(
     candidates: int | Literal["all"],
     *,
     norm: Norm,
-    pruning: Pruning,
-    project: Callable[[Tensor], Tensor] | None = None,
-) -> Boundary:
-    """``nearest_boundary`` of L images at the start, when no rival has been visited.
+    prune: float | None,
+    project: Project | None = None,
+) -> tuple[Boundary, Factors | None, Tensor]:
+    """``nearest_boundary`` of L points at their first step.
 
-    The first call visits all rivals of a sample of the images. The others are pruned only if
-    pruning, even with a γ smaller by a third, would find the same boundaries for the sample.
+    Returns:
+        The boundary; the factors for this and all other steps (None: no pruning); and the points to
+        audit at the other steps, bool (L,).
     """
-    few = candidates != "all" and candidates <= 20
-    find = partial(nearest_boundary, model, norm=norm, judge_only=False, project=project)
-    gamma = pruning.gamma
-    if gamma is None or pruning.holds_at_start is not None:
-        trusted = gamma if pruning.holds_at_start else None
-        return find(points, labels, candidates, prune=trusted)
-    sampled = _sample(labels, AUDITED_POINTS if few else 2)
+
+    def find(rows: Tensor, factors: Factors | None, observed: Observed | None = None) -> Boundary:
+        return nearest_boundary(
+            model,
+            points[rows],
+            labels[rows],
+            candidates,
+            norm=norm,
+            factors=factors,
+            complete=torch.full_like(rows, observed is not None, dtype=torch.bool),
+            project=project,
+            observed=observed,
+        )
+
+    sampled = _sample(labels)
+    audited = sampled & (sampled.cumsum(0) <= _AUDITED_IMAGES)
+    factors = None if prune is None else Factors.of(prune)
+    if factors is None or not (isinstance(model, FastCopy) and model.tape):
+        return find(torch.arange(len(points), device=points.device), factors), factors, audited
     sample, others = sampled.nonzero().squeeze(1), (~sampled).nonzero().squeeze(1)
-    in_full = find(points[sample], labels[sample], candidates, prune=None)
-    pruning.holds_at_start = _prunes_rightly(in_full, gamma / 1.5)
-    if len(others) == 0:
-        return in_full
-    trusted = gamma if pruning.holds_at_start else None
-    pruned = find(points[others], labels[others], candidates, prune=trusted)
-    return _joined([in_full, pruned]).of(torch.cat([sample, others]).argsort())
+    observed: Observed = {}
+    parts = [find(sample, factors, observed)]
+    factors = _sufficient(parts[0], observed, factors)
+    if len(others):
+        parts.append(find(others, factors))
+    return _joined(parts, torch.cat([sample, others]).argsort()), factors, audited
 
 
-def _sample(labels: Tensor, size: int) -> Tensor:
-    """Choose at most ``size`` images, from as many classes as possible: bool (L,)."""
+def _sample(labels: Tensor) -> Tensor:
+    """Choose images from as many classes as possible: bool (L,)."""
+    size = max(_AUDITED_IMAGES, min(_SAMPLED_IMAGES, len(labels) // _SAMPLED_SHARE))
+    size = min(size, len(labels))
     ordered, by_class = labels.sort(stable=True)
     first = torch.ones_like(ordered, dtype=torch.bool)
     first[1:] = ordered[1:] != ordered[:-1]
     rows = by_class[(~first).argsort(stable=True)]  # the first of each class, then all others
-    most = max(int(first.sum()), min(size, len(labels)))
-    spread = torch.linspace(0, most - 1, min(size, len(labels)), device=labels.device)
+    spread = torch.linspace(0, max(int(first.sum()), size) - 1, size, device=labels.device)
     sampled = torch.zeros_like(labels, dtype=torch.bool)
     sampled[rows[spread.round().long()]] = True
     return sampled
 
 
-def _prunes_rightly(full: Boundary, prune: float) -> bool:
-    """Whether pruning would find the same nearest boundaries as visiting all rivals (``full``).
+def _sufficient(boundary: Boundary, observed: Observed, least: Factors) -> Factors:
+    """Factors for which the norms ``observed`` on the way would not have misled.
 
-    Distances may differ by a relative 1e-6. False if no point is active.
+    The error of a norm is the logarithm of its ratio to that at the pixels, relative to the nearest
+    class, and divided by √u.
     """
-    distance = torch.full_like(full.distance, torch.inf)
-    largest, going = torch.zeros_like(distance), full.active.clone()
-    for column, dual in enumerate(full.duals.unbind(1)):
-        gap, size = full.gaps[:, column], full.sizes[:, column]
-        sizes = torch.where(full.sized, size, torch.inf)
-        seen = torch.full_like(full.seen, column)
-        bound = _dual_bound(prune, torch.zeros_like(dual), sizes, largest, seen)
-        going &= gap < bound * distance
-        usable = going & (dual > 0)
-        distance = torch.where(usable, distance.minimum(gap / dual), distance)
-        largest = torch.where(usable, largest.maximum(dual / size), largest)
-    same = (distance <= full.distance * (1 + 1e-6))[full.active]
-    return bool(len(same) and same.all())
+    final = boundary.gaps / boundary.distances
+    nearest = boundary.distances.argmin(1, keepdim=True)
+
+    def sufficient(factor: float, norms_at: Observed) -> float:
+        errors, needed = [], [math.log(factor)]
+        for layers_ahead, norms in norms_at.items():
+            error = (norms / final).log() / layers_ahead**0.5
+            error -= error.gather(1, nearest)
+            usable = torch.isfinite(error)
+            errors.append(error[usable.scatter(1, nearest, False)])
+            distance = torch.where(usable, boundary.gaps / norms, torch.inf)
+            too_far = (distance.gather(1, nearest).squeeze(1) / distance.amin(1)).log()
+            needed += (too_far[torch.isfinite(too_far)] / layers_ahead**0.5).tolist()
+        pooled = torch.cat(errors) if errors else final[:0].flatten()
+        if len(pooled):
+            needed.append(_DEVIATIONS * float(pooled.square().mean().sqrt()))
+        return math.exp(min(max(needed), _LARGEST_EXPONENT))
+
+    at_logits = {u: norms for u, norms in observed.items() if u == 1}
+    on_the_way = {u: norms for u, norms in observed.items() if u < 1}
+    return Factors(sufficient(least.logits, at_logits), sufficient(least.way, on_the_way))
 
 
-def _follow(
+@dataclass(frozen=True)
+class _Rules:
+    """Options of ``nearest_boundary``, and the factor for expected distances."""
+
+    norm: Norm
+    factors: Factors | None
+    start: float | None
+    project: Project | None
+
+    def projected(self, gradients: Tensor) -> Tensor:
+        """Gradients in the subspace of allowed steps."""
+        return self.project(gradients) if self.project else gradients
+
+
+def _visit_by_tape(
     boundary: Boundary,
-    rows: Tensor,
-    inputs: Tensor,
-    logits: Tensor,
+    recording: Recording,
     labels: Tensor,
-    norm: Norm,
-    prune: float | None,
-    project: Callable[[Tensor], Tensor] | None,
+    rules: _Rules,
+    observed: Observed | None,
 ) -> None:
-    """Compute gradients from the graph of ``rows`` while at least half of them need it."""
+    """Visit all wanted rivals of B recorded points."""
+    every = torch.arange(len(labels), device=labels.device)
+    if observed is not None:
+        observed[1.0] = torch.where(torch.isfinite(boundary.norms), boundary.norms, torch.nan)
+    while len(wanted := boundary.wanted(every, rules.start).nonzero()):
+        for piece in wanted.tensor_split(max(1, round(len(wanted) / _PAIRS_AT_ONCE))):
+            rows, columns = piece.unbind(1)
+            race = _Race(boundary, rows, columns, rules, observed)
+            seeds = recording.logits.new_zeros(len(piece), recording.logits.shape[1])
+            seeds.scatter_(1, boundary.classes[race.rows, race.columns][:, None], 1.0)
+            seeds.scatter_(1, labels[race.rows, None], -1.0)
+            drop = race.drop if rules.factors else None
+            race.finish(*recording.gradients(race.rows, seeds, drop))
+
+
+class _Race:
+    """Pairs (P,) of a point and a rival on their way from the logits to the pixels."""
+
+    def __init__(
+        self,
+        boundary: Boundary,
+        rows: Tensor,
+        columns: Tensor,
+        rules: _Rules,
+        observed: Observed | None,
+    ) -> None:
+        self.boundary, self.rows, self.columns = boundary, rows, columns
+        self.rules, self.observed = rules, observed
+        self.gaps = boundary.gaps[rows, columns]
+        self.seemed = torch.zeros_like(self.gaps)
+        self.work = torch.ones_like(self.gaps)
+
+    def drop(self, pairs: Tensor, norms: Tensor, cut: Cut) -> Tensor:
+        """Whether each of ``pairs``, whose gradients have ``norms`` so far, goes on."""
+        rows, running = self.rows[pairs], self.seemed[pairs] == 0
+        if self.observed is not None:
+            table = self.observed.setdefault(
+                cut.layers_ahead, torch.full_like(self.boundary.gaps, torch.nan)
+            )
+            table[rows, self.columns[pairs]] = norms
+        distance = self.gaps[pairs] / norms
+        nearest = torch.full_like(self.boundary.gaps[:, 0], torch.inf)
+        among = torch.where(running, distance, torch.inf)
+        seems = distance / nearest.scatter_reduce(0, rows, among, "amin")[rows]
+        assert self.rules.factors
+        lost = running & (seems > self.rules.factors.at(cut.layers_ahead))
+        self.seemed[pairs[lost]] = seems[lost]
+        stops = lost & ~self.boundary.complete[rows]
+        self.work[pairs[stops]] = 1 - cut.work_ahead
+        return ~stops
+
+    def finish(self, gradients: Tensor, arrived: Tensor) -> None:
+        """Enter the gradients (P', C, H, W) of the pairs that have ``arrived`` at the pixels."""
+        self.boundary.visited[self.rows, self.columns] = True
+        self.boundary.seemed[self.rows, self.columns] = self.seemed
+        self.boundary.backwards.index_add_(0, self.rows, self.work)
+        gradients = self.rules.projected(gradients)
+        rows, columns = self.rows[arrived], self.columns[arrived]
+        self.boundary.take(rows, columns, gradients, self.rules.norm)
+
+
+@dataclass
+class _Graph:
+    """A forward pass with gradients: ``rows`` of the points, their images, logits and labels."""
+
+    rows: Tensor
+    inputs: Tensor
+    logits: Tensor
+    labels: Tensor
+
+
+def _visit_by_autograd(boundary: Boundary, graph: _Graph, rules: _Rules) -> None:
+    """Visit a rival of each point at a time, while at least half of the points want one."""
     while True:
-        wanted = boundary.wanted(rows, prune)
-        if 2 * int(wanted.sum()) < len(rows):
+        wanted = boundary.wanted(graph.rows, rules.start)
+        wanting = wanted.any(1)
+        if not wanting.any() or 2 * int(wanting.sum()) < len(wanting):
             return
-        rival = boundary.classes[boundary.next(rows)]
-        gap = logits.gather(1, rival[:, None]) - logits.gather(1, labels[:, None])
-        slope = gradient((gap.squeeze(1) * wanted).sum(), inputs)
-        boundary.take(rows, wanted, project(slope) if project else slope, norm)
+        column = wanted.to(torch.uint8).argmax(1)  # the first one
+        rival = boundary.classes[graph.rows, column]
+        gap = graph.logits.gather(1, rival[:, None]) - graph.logits.gather(1, graph.labels[:, None])
+        slope = gradient((gap.squeeze(1) * wanting).sum(), graph.inputs)
+        slope = rules.projected(slope)
+        rows, column = graph.rows[wanting], column[wanting]
+        boundary.visited[rows, column] = True
+        boundary.backwards[graph.rows] += 1
+        boundary.take(rows, column, slope[wanting], rules.norm)
 
 
-def _judged(logits: Tensor, points: Tensor, labels: Tensor, rivals: Rivals) -> Boundary:
+def _audit(boundary: Boundary, factor: float) -> None:
+    """See whether the rules would have missed the nearest boundary of complete points."""
+    expected = boundary.gaps / boundary.norms
+    distances = torch.where(boundary.seemed > 0, torch.inf, boundary.distances)
+    started = expected <= factor * expected.amin(1, keepdim=True)
+    first = torch.where(started, distances, torch.inf).argmin(1, keepdim=True)
+    started |= expected <= factor * expected.gather(1, first)
+    found = torch.where(started, distances, torch.inf).amin(1)
+    boundary.missed = boundary.complete & boundary.active & (found > _MISSED * boundary.distance)
+
+
+def _judged(
+    logits: Tensor, points: Tensor, labels: Tensor, rivals: Rivals, complete: Tensor
+) -> Boundary:
     """Start the search for B points from their logits (B, K)."""
     gaps = logits.gather(1, labels[:, None]) - logits.gather(1, rivals.classes)
-    order = (gaps / rivals.expected()).argsort(dim=1, stable=True)
+    order = (gaps / rivals.norms).argsort(dim=1, stable=True)
     fooled = misclassified(logits, labels)
-    zeros = torch.zeros_like(labels)
+    zeros = torch.zeros_like(gaps[:, 0])
     return Boundary(
         fooled=fooled,
         active=torch.isfinite(logits).all(1) & ~fooled,
+        complete=complete,
         classes=rivals.classes.gather(1, order),
-        duals=rivals.duals.gather(1, order),
-        sizes=rivals.sizes.gather(1, order),
-        sized=rivals.sized,
+        norms=rivals.norms.gather(1, order),
         gaps=gaps.gather(1, order),
-        seen=zeros.clone(),
-        distance=torch.full_like(gaps[:, 0], torch.inf),
+        visited=torch.zeros_like(gaps, dtype=torch.bool),
+        distances=torch.full_like(gaps, torch.inf),
+        seemed=torch.zeros_like(gaps),
         direction=torch.zeros_like(points),
-        largest=torch.zeros_like(gaps[:, 0]),
+        missed=torch.zeros_like(fooled),
         forwards=zeros + 1,
         backwards=zeros.clone(),
     )
 
 
-def _joined(parts: list[Boundary]) -> Boundary:
-    names = [field.name for field in fields(Boundary)]
-    return Boundary(**{n: torch.cat([getattr(part, n) for part in parts]) for n in names})
+def _joined(parts: list[Boundary], order: Tensor | None = None) -> Boundary:
+    """Join parts, each field at a time so that no more than one is in memory twice."""
+    joined = {}
+    for field in fields(Boundary):
+        values = torch.cat([getattr(part, field.name) for part in parts])
+        joined[field.name] = values if order is None else values[order]
+        for part in parts:
+            delattr(part, field.name)
+    return Boundary(**joined)
 
 
 def _likely(
-    logits: Tensor, labels: Tensor, candidates: int | Literal["all"], features: Tensor | None
+    logits: Tensor, labels: Tensor, candidates: int | Literal["all"], head: Tensor | None
 ) -> Rivals:
-    """Choose the most likely classes other than the label from logits (B, K)."""
+    """Choose the most likely classes other than the label from logits (B, K).
+
+    ``head``: weight (K, d) of the final layer, if that is linear.
+    """
     count = logits.shape[1] if candidates == "all" else min(candidates, logits.shape[1])
     others = logits.detach().scatter(1, labels[:, None], -torch.inf)
     classes = others.argsort(dim=1, descending=True, stable=True)[:, : count - 1]
-    sizes = _sizes(features, logits, labels, classes)
-    sized = torch.full_like(labels, sizes is not None, dtype=torch.bool)
-    if sizes is None:
-        sizes = torch.ones_like(classes, dtype=logits.dtype)
-    return Rivals(classes, torch.zeros_like(sizes), sizes, sized)
-
-
-def _features(model: Model) -> Tensor | None:
-    """Last input of the model's final layer, (B, d), if known."""
-    return model.features if isinstance(model, FastCopy) else None
-
-
-def _sizes(
-    features: Tensor | None, logits: Tensor, labels: Tensor, classes: Tensor
-) -> Tensor | None:
-    """‖∇(f_l − f_0)‖₂ with respect to ``features`` (B, d): (B, m); None: not available."""
-    if features is None or not features.requires_grad:
-        return None
-    sizes = []
-    for rival in classes.unbind(1):
-        gap = logits.gather(1, rival[:, None]) - logits.gather(1, labels[:, None])
-        slope = gradient(gap.sum(), features)
-        sizes.append(torch.linalg.vector_norm(slope, dim=1))
-    stacked = torch.stack(sizes, dim=1).to(logits)
-    tiny = torch.finfo(stacked.dtype).tiny
-    return torch.where(torch.isfinite(stacked), stacked, 1.0).clamp_min(tiny)
+    if head is None:
+        return Rivals(classes, torch.full_like(classes, torch.inf, dtype=logits.dtype))
+    norms = torch.cdist(head[labels], head).gather(1, classes).to(logits)
+    return Rivals(classes, torch.where(norms > 0, norms, torch.inf))
 
 
 def _dual_norm(gradient: Tensor, norm: Norm) -> Tensor:
     """‖g‖₂ for L2, ‖g‖₁ for L∞: (B, C, H, W) to (B,)."""
-    norms: Tensor = torch.linalg.vector_norm(
-        gradient.flatten(1), ord=2 if norm == "l2" else 1, dim=1
-    )
-    return norms
+    return norms_of(gradient) if norm == "l2" else gradient.abs().sum((1, 2, 3))
 
 
 def _unit_step(gradient: Tensor, dual: Tensor, norm: Norm) -> Tensor:

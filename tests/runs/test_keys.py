@@ -76,8 +76,8 @@ def test_key_of_a_model(context, model_id, key):
 @pytest.mark.parametrize(
     ("attack_id", "recipe"),
     [
-        ("deepfool_l2", "2f5e72fb1c47201c706922103243289151857c6ed025f738e0962dbc14e8b76f"),
-        ("spatial_shift", "d094eac8f6f12d57a157e8baacfb296ff2619939ed6398ce557aff09ec822565"),
+        ("deepfool_l2", "5639d8199f2aa1a7840fb27675a26e86f7bd6109776834e33b8fc54b84f61db4"),
+        ("spatial_shift", "d0ce7838e4659c9080b3b570340fbc15e2f1096f7fa243d746d535906bba5612"),
     ],
 )
 def test_recipe_of_an_attack(context, attack_id, recipe):
@@ -87,6 +87,6 @@ def test_recipe_of_an_attack(context, attack_id, recipe):
 def test_keys_of_a_finished_model(context):
     spec = spec_of(context, ZOO_MODEL)
     predictions = predictions_key(context, spec)
-    assert predictions == "ba1f5c0856cc01da0c094a7b8e84f7e0b8448be2554997690865f65b26545c67"
+    assert predictions == "33c44ff3a879ef6ea38f186be1897c254e358600cf7e154f51adfc369927f800"
     attack = attack_key(context, spec, "deepfool_l2").digest
-    assert attack == "00470805378d433e9e893459e5bd1315d6de45dc1f82c5778cb2890364470114"
+    assert attack == "3f58b69adb49267087310482a32ae9b08a615a3969f1cc9944c3a17d3ebb53ea"

@@ -210,7 +210,11 @@ def _times(
 
 def _spent(passes: Passes, least: tuple[int, int] | None, count: int) -> dict[str, Any]:
     """Return passes per image, the fewest possible, and memory."""
+    whole = passes.whole_passes / count
     return {
+        "whole_passes": whole,
+        "times_least": whole * count / sum(least) if least else None,
+        "outside_convolutions": passes.outside,
         "forwards": passes.forwards / count,
         "backwards": passes.backwards / count,
         "least_forwards": least[0] / count if least else None,

@@ -1,4 +1,4 @@
-"""Count passes and measure peak memory of one run of a library in a fresh process.
+"""Count passes and arithmetic, and measure peak memory, of one run of a library in a fresh process.
 
 A fresh process keeps libraries from affecting each other's measurements.
 """
@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
+import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from attacks.adapters.common import Counted
 from robust_ham.config.experiment import OURS
@@ -21,20 +23,25 @@ from robust_ham.experiments.benchmark import peer_libraries
 from robust_ham.experiments.benchmark.peer_libraries import Options
 
 WARM_UP_IMAGES = 8
+_MATRIX_PRODUCTS = ("aten::addmm", "aten::mm", "aten::bmm", "aten::baddbmm")
 _STATUS = Path("/proc/self/status")  # Linux only
 
 
 @dataclass(frozen=True)
 class Passes:
-    """Forward and backward passes (one per image), and memory.
+    """Passes (one per image), arithmetic and memory of one run.
 
-    ``points``: number of distinct images on which the model was evaluated; ``peak_memory_mb``
-    None: unknown on this system.
+    ``points``: number of distinct images on which the model was evaluated; ``whole_passes``:
+    multiplications of convolutions and matrix products, in units of a forward pass of one image;
+    ``outside``: share of the time that is spent outside of them (None: not on a CPU);
+    ``peak_memory_mb`` None: unknown on this system.
     """
 
     forwards: int
     backwards: int
     points: int
+    whole_passes: float
+    outside: float | None
     peak_memory_mb: float | None
 
 
@@ -81,18 +88,45 @@ def _profile_here(call: ProfiledCall, threads: int) -> Passes:
     peer_libraries.load(call.library)
     call.run(call.model, slice(WARM_UP_IMAGES))
     counted = CountedPoints(call.model).eval()
-    if call.library != OURS:
-        with _PeakMemory(call.images.device) as peak:
-            call.run(counted)
-        return Passes(counted.forwards, counted.backwards, len(counted.points), peak.megabytes)
-    function = attack_function(call.attack)[
-        0
-    ]  # our attacks count passes themselves, on the fast copy
     with _PeakMemory(call.images.device) as peak:
-        outcome = function(call.model, call.images, call.labels, **call.options)
-    call.run(counted)  # for the points only: a counted network cannot be prepared
-    passes = int(outcome.forwards.sum()), int(outcome.backwards.sum())
-    return Passes(*passes, len(counted.points), peak.megabytes)
+        if call.library == OURS:  # our attacks count passes themselves, on the fast copy
+            function = attack_function(call.attack)[0]
+            outcome = function(call.model, call.images, call.labels, **call.options)
+            passes = int(outcome.forwards.sum()), int(outcome.backwards.sum())
+        else:
+            call.run(counted)
+            passes = counted.forwards, counted.backwards
+    if call.library == OURS:
+        call.run(counted)  # for the points only: a counted network cannot be prepared
+    return Passes(
+        *passes, len(counted.points), _whole_passes(call), _share_outside(call), peak.megabytes
+    )
+
+
+def _whole_passes(call: ProfiledCall) -> float:
+    """Multiplications of the run, in units of those of a forward pass of one image."""
+    with FlopCounterMode(display=False) as of_run:
+        call.run(call.model)
+    with FlopCounterMode(display=False) as of_pass, torch.no_grad():
+        call.model(call.images[:1])
+    total, once = float(of_run.get_total_flops()), float(of_pass.get_total_flops())
+    return total / max(1.0, once)
+
+
+def _share_outside(call: ProfiledCall) -> float | None:
+    """Share of the time outside of convolutions and matrix products, on a CPU."""
+    if call.images.device.type != "cpu":
+        return None
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        start = time.perf_counter()
+        call.run(call.model)
+        seconds = time.perf_counter() - start
+    inside = sum(
+        float(event.self_cpu_time_total)
+        for event in profiler.key_averages()
+        if "conv" in event.key or event.key in _MATRIX_PRODUCTS
+    )
+    return max(0.0, 1 - inside / 1e6 / seconds)
 
 
 class _PeakMemory:

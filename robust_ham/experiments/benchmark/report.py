@@ -73,8 +73,9 @@ _SHORT = "network|attack|library|seconds|times ours|fooled|mean L2|mean L∞".sp
 def table_of(table: pd.DataFrame) -> Table:
     """Return a row per network, attack and library."""
     header = (
-        "network|attack|library|seconds|times ours|times floor|forwards|backwards|fooled"
-        "|same as ours|median L2|mean L2|mean L∞|memory (MB)"
+        "network|attack|library|seconds|times ours|times floor|passes|times least"
+        "|outside convolutions|forwards|backwards|fooled|same as ours|median L2|mean L2|mean L∞"
+        "|memory (MB)"
     ).split("|")
     rows = []
     for row in table.to_dict(orient="records"):
@@ -87,6 +88,9 @@ def table_of(table: pd.DataFrame) -> Table:
                 _number(row["seconds"], ".2f"),
                 "1" if row["library"] == OURS else ratio,
                 _number(row["times_floor"], ".1f"),
+                _number(row.get("whole_passes"), ".1f"),
+                _number(row.get("times_least"), ".2f"),
+                _number(row.get("outside_convolutions"), ".0%"),
                 _number(row["forwards"], ".1f"),
                 _number(row["backwards"], ".1f"),
                 _number(row["fooled"], ".1%"),
@@ -97,6 +101,9 @@ def table_of(table: pd.DataFrame) -> Table:
                 _number(row["peak_memory_mb"], ".0f"),
             ]
         )
+    filled = [i for i, name in enumerate(header) if name in _SHORT or any(row[i] for row in rows)]
+    rows = [[row[i] for i in filled] for row in rows]
+    header = [header[i] for i in filled]
     return Table("bench", "Every network, attack and library.", header, rows)
 
 

@@ -69,8 +69,6 @@ def _check_minimum_norm(
 ) -> list[Finding]:
     attack = checked.minimum_norm[attack_id]
     options = attack_options(attack, attack_id)
-    if "prune" in options and not attack.facts.is_user_code:
-        options["prune"] = None  # as it is run where pruning would change the answer
     distances = checked.distances(attack_id)
     count = len(distances)
     args = (checked.model, checked.images[:count], checked.labels[:count])

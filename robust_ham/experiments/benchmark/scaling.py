@@ -1,0 +1,105 @@
+"""How the time and memory of our attacks grow with the number of images and of classes."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from attacks import deepfool
+from robust_ham.config.experiment import OURS
+from robust_ham.experiments.benchmark.measure import Say
+from robust_ham.experiments.benchmark.profiling import WARM_UP_IMAGES, ProfiledCall, profile
+from robust_ham.storage import signals
+
+NUM_IMAGES = (100, 300, 1000, 5000)
+NUM_CLASSES = (10, 100, 1000)
+CLASS_IMAGES = 128
+COLUMNS = ["of", "count", "rounds", "ms_per_image", "ms_per_step", "ratio", "peak_memory_mb"]
+
+
+class _WithClasses(nn.Module):
+    """A model with an untrained linear layer on its logits."""
+
+    def __init__(self, model: nn.Module, num_logits: int, num_classes: int) -> None:
+        super().__init__()
+        self.model = model
+        self.linear = nn.Linear(num_logits, num_classes)
+        random = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            self.linear.weight.normal_(generator=random)
+            self.linear.bias.zero_()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) to logits (B, num_classes)."""
+        logits: Tensor = self.linear(self.model(images))
+        return logits
+
+
+def scaling(
+    model: nn.Module, images: Tensor, labels: Tensor, rounds: int, say: Say
+) -> pd.DataFrame:
+    """Time DeepFool (L2) on growing parts of correctly classified images, and with more classes.
+
+    More classes: the model with an untrained final layer, on images labelled by itself, because
+    only the cost of a step is compared. Orders alternate as in ``time_libraries``.
+
+    Args:
+        model: logits (N, K) of images.
+        images: (N, C, H, W).
+        labels: int64 (N,).
+        rounds: how often each size is timed.
+        say: prints a line.
+
+    Returns:
+        ``COLUMNS``: a row per size; ``ratio``: time per image (classes: per step) in units of that
+        of the first size, median over rounds.
+    """
+    options = {"norm": "l2"}
+    sizes = [count for count in NUM_IMAGES if count < len(images)] + [len(images)]
+    cases: dict[tuple[str, int], ProfiledCall] = {
+        ("images", count): ProfiledCall(
+            OURS, "deepfool", options, model, images[:count], labels[:count]
+        )
+        for count in sizes
+    }
+    for count in NUM_CLASSES:
+        part = images[:CLASS_IMAGES]
+        with torch.no_grad():
+            wide = _WithClasses(model, model(part).shape[1], count).to(part.device).eval()
+            likeliest = wide(part).argmax(1)
+        call = ProfiledCall(OURS, "deepfool", options, wide, part, likeliest)
+        cases["classes", count] = call
+    steps, seconds = {}, {case: list[float]() for case in cases}
+    for case, call in cases.items():
+        outcome = deepfool(call.model, call.images, call.labels, norm="l2")
+        steps[case] = int((outcome.forwards - 2).clamp_min(1).sum())
+    for number in range(rounds):
+        for case in list(cases) if number % 2 == 0 else list(reversed(cases)):
+            signals.check()
+            cases[case].run(cases[case].model, slice(WARM_UP_IMAGES))
+            start = time.perf_counter()
+            cases[case].run(cases[case].model)
+            seconds[case].append(time.perf_counter() - start)
+    rows = []
+    for (of, count), call in cases.items():
+        units = {"images": len(call.labels), "classes": steps[of, count]}[of]
+        first = ("images", sizes[0]) if of == "images" else ("classes", NUM_CLASSES[0])
+        first_units = {"images": sizes[0], "classes": steps[first]}[of]
+        ratios = [
+            (one / units) / (other / first_units)
+            for one, other in zip(seconds[of, count], seconds[first], strict=True)
+        ]
+        median = statistics.median(seconds[of, count])
+        row: dict[str, Any] = {"of": of, "count": count, "rounds": rounds}
+        row["ms_per_image"] = 1e3 * median / len(call.labels)
+        row["ms_per_step"] = 1e3 * median / steps[of, count]
+        row["ratio"] = statistics.median(ratios)
+        row["peak_memory_mb"] = profile(call).peak_memory_mb
+        rows.append(row)
+        say(f"{count} {of}: {row['ms_per_image']:.2f} ms per image")
+    return pd.DataFrame(rows, columns=COLUMNS)
