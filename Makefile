@@ -48,8 +48,8 @@ bench-training: $(INSTALLED)
 
 # Compares the attacks with other libraries on trained networks (about 1 hour; DATA: a folder with cifar10).
 bench: $(INSTALLED)
-	$(BIN)/robust-ham bench bench_fashion_mnist
-	$(BIN)/robust-ham bench bench_cifar10 $(if $(DATA),--data-root $(DATA))
+	$(BIN)/robust-ham bench bench_fashion_mnist --scaling
+	$(BIN)/robust-ham bench bench_cifar10 --scaling $(if $(DATA),--data-root $(DATA))
 
 # The reference works at laptop scale (about 2 hours; DATA: a folder with mnist, cifar10, cifar100).
 REFERENCE := mnist_cnn mnist14_cnn fashion_mnist_cnn cifar10_cnn cifar100_cnn cifar10_controls cifar10_resnet18

@@ -139,14 +139,14 @@ class Known:
 class Found:
     """Result of DeepFool on N images.
 
-    ``points`` (N, C, H, W): overshot and clipped; ``fooled`` bool (N,); ``directions`` (N, C, H,
-    W): unit step to the nearest boundary at the last linearised point; ``missed``: whether pruning
-    would have missed that of an audited image; ``forwards``, ``backwards`` (N,): passes.
+    ``points`` (N, C, H, W): overshot and clipped; ``fooled`` bool (N,); ``normals`` (N, C, H, W):
+    unit normal of the boundary at points that fool, if asked for; ``missed``: whether pruning would
+    have missed the nearest boundary of an audited image; ``forwards``, ``backwards`` (N,): passes.
     """
 
     points: Tensor
     fooled: Tensor
-    directions: Tensor
+    normals: Tensor | None
     known: Known | None
     missed: bool
     forwards: Tensor
@@ -178,15 +178,18 @@ def search(
     prune: float | None,
     project: Project | None = None,
     known: Known | None = None,
+    normals: bool = False,
 ) -> Found:
     """Run DeepFool on a model already in attack mode; other arguments as for ``deepfool``.
 
     ``project`` maps gradients (B, C, H, W) to the subspace of allowed perturbations; ``known`` is
-    what an earlier search has learnt about these images.
+    what an earlier search has learnt about these images; ``normals``: also find the normal of the
+    boundary where each point has crossed it.
     """
     count, device = len(images), images.device
     points = images.clone(memory_format=torch.channels_last)
-    perturbation, directions = torch.zeros_like(points), torch.zeros_like(points)
+    perturbation = torch.zeros_like(points)
+    found_normals = torch.zeros_like(points) if normals else None
     fooled, missed = torch.zeros(count, dtype=torch.bool, device=device), False
     forwards, backwards = torch.zeros(2, count, device=device)
     live = torch.isfinite(images).flatten(1).all(1).nonzero().squeeze(1)
@@ -210,19 +213,21 @@ def search(
                 complete=known.audited[live],
                 judge_only=step == steps,
                 project=project,
+                normals=normals,
             )
         fooled[live] = boundary.fooled
         forwards[live] += boundary.forwards
         backwards[live] += boundary.backwards
         missed |= bool(boundary.missed.any())
+        if found_normals is not None:
+            found_normals[live] = boundary.direction
         going = torch.isfinite(boundary.distance).nonzero().squeeze(1)
         live, boundary = live[going], boundary.of(going)
         known.update(live, boundary.rivals())
-        directions[live] = boundary.direction
         length = boundary.distance + (STEP_CONSTANT if step > 0 else 0.0)
         perturbation[live] += length.view(-1, 1, 1, 1) * boundary.direction
         points[live] = (images[live] + (1 + overshoot) * perturbation[live]).clamp(0, 1)
-    return Found(points, fooled, directions, known, missed, forwards, backwards)
+    return Found(points, fooled, found_normals, known, missed, forwards, backwards)
 
 
 Attempt = Callable[[float | None], tuple[AttackOutcome, bool]]

@@ -13,7 +13,7 @@ from attacks.utils.model import Model
 from attacks.utils.outcome import AttackOutcome
 from attacks.utils.tape import norms_of
 
-_WORTHWHILE = 0.99  # stop when a round leaves more than this share of the perturbation's length
+_WORTHWHILE = 0.98  # stop when a round leaves more than this share of the perturbation's length
 
 
 def superdeepfool(
@@ -32,7 +32,7 @@ def superdeepfool(
     x₀ + ((x̃ − x₀)·w / ‖w‖²) w, with w the gradient of f_adv − f_0 at x̃, until the projection fools.
     On a curved boundary it never does, and its direction oscillates. DeepFool therefore continues
     half-way between x̃ and the projection, and an image is finished when a round gains less than
-    1 %. The nearest fooling point of all rounds is bisected back to 0.1 % beyond the boundary.
+    2 %. The nearest fooling point of all rounds is bisected back to 0.1 % beyond the boundary.
 
     Args:
         model: images (N, C, H, W) in [0, 1] to logits (N, K).
@@ -89,7 +89,9 @@ def _search(
             candidates=candidates,
             prune=prune,
             known=known,
+            normals=True,
         )
+        assert found.normals is not None
         missed |= found.missed
         forwards[live] += found.forwards
         backwards[live] += found.backwards
@@ -104,10 +106,10 @@ def _search(
         if len(live) == 0:
             break
         reached = found.points[going]
-        projected = _projected(images[live], reached, found.directions[going])
+        projected = _projected(images[live], reached, found.normals[going])
         starts[live] = (reached + projected) / 2
     fooled = torch.isfinite(distance)
-    return Found(nearest, fooled, torch.zeros_like(images), known, missed, forwards, backwards)
+    return Found(nearest, fooled, None, known, missed, forwards, backwards)
 
 
 def _projected(images: Tensor, reached: Tensor, normals: Tensor) -> Tensor:

@@ -11,14 +11,27 @@ _PACKAGES = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 if __name__ == "__main__" and not sys.flags.safe_path and os.path.abspath(sys.path[0]) != _PACKAGES:
     del sys.path[0]
 
-from typing import NoReturn  # noqa: E402 - see above
+from collections.abc import MutableMapping  # noqa: E402 - see above
+from typing import NoReturn  # noqa: E402
 
 from robust_ham.storage import signals  # noqa: E402
+
+
+def limit_spinning(environment: MutableMapping[str, str]) -> None:
+    """Let idle threads of OpenMP sleep soon, unless the user has chosen otherwise.
+
+    By default they spin for milliseconds. On cores that other processes use too, that makes a run
+    about 10 times slower; without, it is about 4 times slower, and 10 % slower on idle cores.
+    OpenMP reads the environment when torch is imported.
+    """
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(environment):
+        environment["GOMP_SPINCOUNT"] = "2000"
 
 
 def main() -> NoReturn:
     """Run the command line; signals are held until it is imported."""
     signals.hold()
+    limit_spinning(os.environ)
     from robust_ham.cli import main
 
     main.main()

@@ -32,7 +32,7 @@ from torch import Tensor
 from attacks.utils.model import Model, chunks, gradient
 from attacks.utils.outcome import misclassified
 from attacks.utils.prepare import FastCopy
-from attacks.utils.tape import Cut, Recording, norms_of
+from attacks.utils.tape import Cut, Recording, Tape, norms_of
 
 Norm = Literal["l2", "linf"]
 Project = Callable[[Tensor], Tensor]
@@ -48,6 +48,7 @@ _LARGEST_EXPONENT = 50
 _ON_THE_WAY = 0.5
 _MISSED = 1.001  # a nearest class that is farther by this factor than another one is wrong
 _PAIRS_AT_ONCE = 128
+_TINY = 1e-30
 
 
 @dataclass(frozen=True)
@@ -172,6 +173,7 @@ def nearest_boundary(
     complete: Tensor,
     judge_only: bool = False,
     project: Project | None = None,
+    normals: bool = False,
     observed: Observed | None = None,
 ) -> Boundary:
     """Judge L points and find each one's nearest linearised boundary (equations 8 and 11).
@@ -186,6 +188,8 @@ def nearest_boundary(
         complete: bool (L,), points whose nearest 20 rivals are visited in any case.
         judge_only: only classify.
         project: maps gradients (B, C, H, W) to the subspace of allowed steps.
+        normals: return as ``direction`` of points that fool the unit normal of the boundary that
+            they have crossed: the gradient of the predicted class's gap to the label's.
         observed: gets the norms of at most one chunk of points on the way.
     """
     every = torch.arange(len(points), device=points.device)
@@ -203,18 +207,18 @@ def nearest_boundary(
         else:
             inputs = inputs.requires_grad_(not judge_only)
             logits = model(inputs)
-        if isinstance(rivals, Rivals):
-            chosen = rivals.of(rows)
-        else:
-            chosen = _likely(logits, label, rivals, tape.head if tape else None)
+        candidates = rivals.of(rows) if isinstance(rivals, Rivals) else rivals
+        chosen = _chosen(logits, label, candidates, tape)
         part = _judged(logits.detach(), points[rows], label, chosen, complete[rows])
         parts.append(part)
+        graph = _Graph(every[: len(rows)], inputs, logits, label)
+        if normals:
+            _find_normals(part, recording if tape else None, graph, norm)
         if judge_only or not (tape or logits.requires_grad):  # else the model hides its gradient
             part.active[:] = False
         elif tape:
             _visit_by_tape(part, recording, label, rules, observed)
         else:
-            graph = _Graph(every[: len(rows)], inputs, logits, label)
             _visit_by_autograd(part, graph, rules)
     boundary = _joined(parts)
     rows = every[boundary.wanted(every, start).any(1)]
@@ -346,11 +350,15 @@ def _visit_by_tape(
         for piece in wanted.tensor_split(max(1, round(len(wanted) / _PAIRS_AT_ONCE))):
             rows, columns = piece.unbind(1)
             race = _Race(boundary, rows, columns, rules, observed)
-            seeds = recording.logits.new_zeros(len(piece), recording.logits.shape[1])
-            seeds.scatter_(1, boundary.classes[race.rows, race.columns][:, None], 1.0)
-            seeds.scatter_(1, labels[race.rows, None], -1.0)
+            seeds = _seeds(recording.logits, boundary.classes[rows, columns], labels[rows])
             drop = race.drop if rules.factors else None
             race.finish(*recording.gradients(race.rows, seeds, drop))
+
+
+def _seeds(logits: Tensor, classes: Tensor, labels: Tensor) -> Tensor:
+    """Gradients (P, K) of the gaps of classes (P,) to labels (P,) with respect to the logits."""
+    seeds = logits.new_zeros(len(classes), logits.shape[1])
+    return seeds.scatter_(1, classes[:, None], 1.0).scatter_(1, labels[:, None], -1.0)
 
 
 class _Race:
@@ -427,6 +435,25 @@ def _visit_by_autograd(boundary: Boundary, graph: _Graph, rules: _Rules) -> None
         boundary.take(rows, column, slope[wanting], rules.norm)
 
 
+def _find_normals(
+    boundary: Boundary, recording: Recording | None, graph: _Graph, norm: Norm
+) -> None:
+    """Enter the normal of the boundary that each fooling point has crossed as its direction."""
+    rows = boundary.fooled.nonzero().squeeze(1)
+    if len(rows) == 0:
+        return
+    predicted = graph.logits.argmax(1, keepdim=True)
+    if recording:
+        seeds = _seeds(graph.logits, predicted[rows, 0], graph.labels[rows])
+        slope, _ = recording.gradients(rows, seeds)
+    else:
+        gap = graph.logits.gather(1, predicted) - graph.logits.gather(1, graph.labels[:, None])
+        slope = gradient((gap.squeeze(1) * boundary.fooled).sum(), graph.inputs)[rows]
+    dual = _dual_norm(slope, norm).clamp_min(_TINY)
+    boundary.direction[rows] = _unit_step(slope, dual, norm)
+    boundary.backwards[rows] += 1
+
+
 def _audit(boundary: Boundary, factor: float) -> None:
     """See whether the rules would have missed the nearest boundary of complete points."""
     expected = boundary.gaps / boundary.norms
@@ -474,19 +501,18 @@ def _joined(parts: list[Boundary], order: Tensor | None = None) -> Boundary:
     return Boundary(**joined)
 
 
-def _likely(
-    logits: Tensor, labels: Tensor, candidates: int | Literal["all"], head: Tensor | None
+def _chosen(
+    logits: Tensor, labels: Tensor, candidates: Rivals | int | Literal["all"], tape: Tape | None
 ) -> Rivals:
-    """Choose the most likely classes other than the label from logits (B, K).
-
-    ``head``: weight (K, d) of the final layer, if that is linear.
-    """
+    """Return the given rivals, or choose the most likely classes from logits (B, K)."""
+    if isinstance(candidates, Rivals):
+        return candidates
     count = logits.shape[1] if candidates == "all" else min(candidates, logits.shape[1])
     others = logits.detach().scatter(1, labels[:, None], -torch.inf)
     classes = others.argsort(dim=1, descending=True, stable=True)[:, : count - 1]
-    if head is None:
+    if tape is None or tape.head is None:
         return Rivals(classes, torch.full_like(classes, torch.inf, dtype=logits.dtype))
-    norms = torch.cdist(head[labels], head).gather(1, classes).to(logits)
+    norms = torch.cdist(tape.head[labels], tape.head).gather(1, classes).to(logits)
     return Rivals(classes, torch.where(norms > 0, norms, torch.inf))
 
 

@@ -35,6 +35,12 @@ def bench(
         str | None,
         typer.Option(help="Comma-separated libraries (default: all installed ones)."),
     ] = None,
+    with_scaling: Annotated[
+        bool,
+        typer.Option(
+            "--scaling", help="Also time DeepFool on 100 to 5,000 images and 10 to 1,000 classes."
+        ),
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Time the attacks against those in other libraries.
@@ -69,7 +75,15 @@ def bench(
         RunFolder(folder).remove_leftovers()
         with log_file(RunFolder(folder).log), progress_monitor() as monitor:
             measurements = measure_all(
-                plan, folder, chosen_device, chosen_libraries, rounds, monitor, say, Path(config)
+                plan,
+                folder,
+                chosen_device,
+                chosen_libraries,
+                rounds,
+                monitor,
+                say,
+                Path(config),
+                with_scaling,
             )
         from robust_ham.experiments.benchmark.report import build_benchmark
 

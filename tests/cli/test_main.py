@@ -18,6 +18,7 @@ from conftest import TINY_RUN
 from torch import nn
 
 from robust_ham import __version__
+from robust_ham.__main__ import limit_spinning
 from robust_ham.cli import exit_codes, main
 from robust_ham.runs import attempt
 from robust_ham.storage import signals
@@ -426,3 +427,16 @@ def test_margins_and_grids_where_all_candidates_are_asked_for(run_cli, config, t
     assert grid["num_fooled"].tolist() == (margins < 0).sum(0).tolist()
     assert run_cli("run", config, "--out", folder)[0] == 0  # no longer asked for
     assert not (folder / "margins" / model_id / "spatial_shift.npz").exists()
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({}, {"GOMP_SPINCOUNT": "2000"}),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_WAIT_POLICY": "ACTIVE"}),
+        ({"GOMP_SPINCOUNT": "7"}, {"GOMP_SPINCOUNT": "7"}),
+    ],
+)
+def test_idle_threads_sleep_soon_unless_the_user_has_chosen(before, after):
+    limit_spinning(before)
+    assert before == after

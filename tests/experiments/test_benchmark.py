@@ -14,7 +14,7 @@ from torch import nn
 from attacks import deepfool, spatial_grid
 from robust_ham.config.experiment import OURS, AttackConfig
 from robust_ham.evaluation.options import attack_options
-from robust_ham.experiments.benchmark import peer_libraries
+from robust_ham.experiments.benchmark import measure, peer_libraries, scaling
 from robust_ham.experiments.benchmark.profiling import CountedPoints, ProfiledCall, profile
 from robust_ham.experiments.benchmark.report import summary_of, table_of
 from robust_ham.report.formats import markdown, markdown_rows
@@ -173,6 +173,36 @@ def test_running_the_command_twice_measures_once(run_cli, tmp_path):
     assert code == 0
     assert out.count("round 1 of 2") == 2  # only the damaged one is measured again
     assert len(pd.read_csv(folder / "bench.csv")) == 4
+
+
+def test_scaling_has_a_row_per_number_of_images_and_of_classes(run_cli, tmp_path, monkeypatch):
+    monkeypatch.setattr(scaling, "NUM_IMAGES", (8, 16))
+    monkeypatch.setattr(scaling, "NUM_CLASSES", (10, 30))
+    monkeypatch.setattr(measure, "LARGEST_NUM_IMAGES", 40)
+    config, folder = tmp_path / "bench.yaml", tmp_path / "bench"
+    config.write_text(CONFIG)
+    words = ("bench", config, "--out", folder, "--rounds", 2, "--libraries", "foolbox", "--scaling")
+    code, out, err = run_cli(*words)
+    assert code == 0, err
+    table = pd.read_csv(folder / "scaling.csv")
+    assert table["of"].tolist() == ["images"] * 3 + ["classes"] * 2
+    assert table["count"].tolist()[:2] + table["count"].tolist()[3:] == [8, 16, 10, 30]
+    assert 16 < table["count"][2] <= 40
+    assert table["ratio"][[0, 3]].tolist() == [1, 1]
+    assert (table[["ms_per_image", "ms_per_step"]] > 0).all(axis=None)
+    assert "| images | 16 |" in (folder / "bench.md").read_text()
+    bench = pd.read_csv(folder / "bench.csv")
+    ours, theirs = bench.iloc[0], bench.iloc[1]
+    assert theirs["whole_passes"] == pytest.approx(
+        theirs["forwards"] + theirs["backwards"], rel=0.01
+    )
+    assert ours["whole_passes"] < 0.5 * theirs["whole_passes"]
+    least = ours["least_forwards"] + ours["least_backwards"]
+    assert ours["times_least"] == pytest.approx(ours["whole_passes"] / least)
+    assert bench["outside_convolutions"].between(0, 1).all()
+    code, out, _ = run_cli(*words)
+    assert code == 0
+    assert "ms per image" not in out
 
 
 def test_a_library_that_fails_is_left_out(run_cli, tmp_path, monkeypatch):

@@ -27,12 +27,13 @@ from attacks.utils.prepare import prepare
 from robust_ham.config.attacks import attack_facts
 from robust_ham.config.experiment import OURS
 from robust_ham.errors import RequestError
-from robust_ham.evaluation.evaluate import AttackedImages
+from robust_ham.evaluation.evaluate import AttackedImages, attacked_images
 from robust_ham.evaluation.options import attack_options, recipe_of
 from robust_ham.evaluation.scoring import judge
 from robust_ham.experiments.benchmark import peer_libraries
 from robust_ham.experiments.benchmark.peer_libraries import Options
 from robust_ham.experiments.benchmark.profiling import WARM_UP_IMAGES, Passes, ProfiledCall, profile
+from robust_ham.experiments.benchmark.scaling import LARGEST_NUM_IMAGES, scaling
 from robust_ham.models.checkpoints import read_card
 from robust_ham.models.predict import logits_of
 from robust_ham.progress import Monitor
@@ -59,10 +60,12 @@ def measure_all(
     monitor: Monitor | None = None,
     say: Say = lambda line: None,
     source: Path | None = None,
+    with_scaling: bool = False,
 ) -> pd.DataFrame:
     """Obtain the plan's models, time each attack on each model, and write ``bench.csv``.
 
-    Measurements with the same key are reused. ``source``: file of the plan's configuration.
+    ``with_scaling``: write ``scaling.csv`` too, which tells how our DeepFool scales on the first
+    model. Measurements with the same key are reused. ``source``: file of the plan's configuration.
 
     Returns:
         A row per model, attack and library.
@@ -96,7 +99,34 @@ def measure_all(
             all_rows += rows
     table = pd.DataFrame(all_rows)
     write_csv(folder / "bench.csv", table)
+    if with_scaling:
+        _measure_scaling(context, folder, rounds, say)
     return table
+
+
+def _measure_scaling(context: Context, folder: Path, rounds: int, say: Say) -> None:
+    """Write ``scaling.csv``: our DeepFool on the first model.
+
+    Raises:
+        RequestError: the configuration has no DeepFool.
+    """
+    spec = context.plan.config.model_specs()[0]
+    attacks = context.plan.config.attacks.items()
+    deepfools = [attack_id for attack_id, attack in attacks if attack.attack == "deepfool"]
+    if not deepfools:
+        raise RequestError("--scaling: expected a configuration with DeepFool")
+    path = folder / "bench" / spec.model_id / "scaling.json"
+    key = _key(context, spec.model_id, deepfools[0], [OURS], rounds)
+    rows = _stored_rows(path, key)
+    if rows is None:
+        model, _ = load_model(context, spec)
+        split = context.plan.dataset.test
+        every = attacked_images(split, min(len(split), LARGEST_NUM_IMAGES), seed=0)
+        correct = _correctly_classified(model, every, context.device)
+        images, labels = correct.images.to(context.device), correct.labels.to(context.device)
+        rows = scaling(model.eval(), images, labels, rounds, say)
+        write_json(path, {"key": key, "rows": rows})
+    write_csv(folder / "scaling.csv", pd.DataFrame(rows))
 
 
 def time_libraries(

@@ -15,7 +15,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from robust_ham.config.experiment import OURS
 from robust_ham.report.figures.style import figure_style, save_figure
 from robust_ham.report.formats import Table, markdown
-from robust_ham.storage.files import write_text
+from robust_ham.storage.files import read_csv, write_text
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,11 @@ def build_benchmark(folder: Path, table: pd.DataFrame) -> Benchmark:
     """Write ``bench.md`` and ``figures/bench.*`` of a benchmark's ``table``."""
     save_figure(_figure(table), folder / "figures", "bench")
     page = folder / "bench.md"
-    write_text(page, f"{markdown(summary_of(table))}\n{markdown(table_of(table))}")
+    text = f"{markdown(summary_of(table))}\n{markdown(table_of(table))}"
+    scaling = folder / "scaling.csv"
+    if scaling.is_file():
+        text += f"\n{markdown(scaling_of(read_csv(scaling)))}"
+    write_text(page, text)
     return Benchmark(page, short_table_of(table))
 
 
@@ -59,6 +63,27 @@ def summary_of(table: pd.DataFrame) -> Table:
         )
     caption = "Every attack and library: median over networks, lowest and highest."
     return Table("summary", caption, header.split("|"), rows)
+
+
+def scaling_of(table: pd.DataFrame) -> Table:
+    """Return a row per number of images and of classes."""
+    header = "growing|number|ms per image|ms per step|relative to the first|memory (MB)".split("|")
+    rows = [
+        [
+            str(row["of"]),
+            f"{row['count']:,}",
+            f"{row['ms_per_image']:.2f}",
+            f"{row['ms_per_step']:.2f}",
+            f"{row['ratio']:.2f}",
+            _number(row["peak_memory_mb"], ".0f"),
+        ]
+        for row in table.to_dict(orient="records")
+    ]
+    caption = (
+        "Our DeepFool (L2) on the first network. Ratios are of the time per image, and for classes "
+        "of the time per step."
+    )
+    return Table("scaling", caption, header, rows)
 
 
 def _range(values: pd.Series, form: str) -> str:

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
 from typing import Any
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from attacks import deepfool
 from robust_ham.config.experiment import OURS
-from robust_ham.experiments.benchmark.measure import Say
 from robust_ham.experiments.benchmark.profiling import WARM_UP_IMAGES, ProfiledCall, profile
 from robust_ham.storage import signals
 
-NUM_IMAGES = (100, 300, 1000, 5000)
+NUM_IMAGES = (100, 300, 1000)
+LARGEST_NUM_IMAGES = 5000
 NUM_CLASSES = (10, 100, 1000)
 CLASS_IMAGES = 128
-COLUMNS = ["of", "count", "rounds", "ms_per_image", "ms_per_step", "ratio", "peak_memory_mb"]
 
 
 class _WithClasses(nn.Module):
@@ -41,8 +40,8 @@ class _WithClasses(nn.Module):
 
 
 def scaling(
-    model: nn.Module, images: Tensor, labels: Tensor, rounds: int, say: Say
-) -> pd.DataFrame:
+    model: nn.Module, images: Tensor, labels: Tensor, rounds: int, say: Callable[[str], None]
+) -> list[dict[str, Any]]:
     """Time DeepFool (L2) on growing parts of correctly classified images, and with more classes.
 
     More classes: the model with an untrained final layer, on images labelled by itself, because
@@ -56,8 +55,9 @@ def scaling(
         say: prints a line.
 
     Returns:
-        ``COLUMNS``: a row per size; ``ratio``: time per image (classes: per step) in units of that
-        of the first size, median over rounds.
+        A row per size: ``of`` (images or classes), ``count``, ``rounds``, ``ms_per_image``,
+        ``ms_per_step``, ``ratio`` (time per image, or for classes per step, in units of that of the
+        first size; median over rounds), ``peak_memory_mb``.
     """
     options = {"norm": "l2"}
     sizes = [count for count in NUM_IMAGES if count < len(images)] + [len(images)]
@@ -102,4 +102,4 @@ def scaling(
         row["peak_memory_mb"] = profile(call).peak_memory_mb
         rows.append(row)
         say(f"{count} {of}: {row['ms_per_image']:.2f} ms per image")
-    return pd.DataFrame(rows, columns=COLUMNS)
+    return rows
