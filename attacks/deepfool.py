@@ -110,7 +110,7 @@ def check_options(
         raise ValueError(f"overshoot: expected at least 0, got {overshoot}")
     if candidates != "all" and (not isinstance(candidates, int) or candidates < 2):
         raise ValueError(f"candidates: expected all or at least 2, got {candidates!r}")
-    if prune is not None and not prune > 0:
+    if prune is not None and not 0 < prune < float("inf"):
         raise ValueError(f"prune: expected a positive number or null, got {prune}")
 
 

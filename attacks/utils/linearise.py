@@ -65,7 +65,7 @@ class Factors:
     @classmethod
     def of(cls, prune: float) -> Factors:
         """The smallest factors for the option ``prune``."""
-        return cls(prune, prune**_ON_THE_WAY)
+        return cls(max(1.0, prune), max(1.0, prune) ** _ON_THE_WAY)
 
     def at(self, layers_ahead: float) -> float:
         """The factor with this share of layers ahead."""
@@ -141,13 +141,8 @@ class Boundary:
         open_ = self.active[rows, None] & ~self.visited[rows]
         if factor is None:
             return open_
-        expected, distances = self.gaps[rows] / self.norms[rows], self.distances[rows]
-        nearest = distances.argmin(1, keepdim=True)
-        reference = torch.where(
-            torch.isfinite(distances.gather(1, nearest)),
-            expected.gather(1, nearest),
-            expected.amin(1, keepdim=True),
-        )
+        expected = self.gaps[rows] / self.norms[rows]
+        reference = _reference(expected, self.distances[rows], open_)
         in_any_case = torch.arange(expected.shape[1], device=rows.device) < _SAMPLED_CLASSES
         in_any_case = self.complete[rows, None] & in_any_case
         return open_ & ((expected <= factor * reference) | in_any_case)
@@ -160,6 +155,19 @@ class Boundary:
         self.distances[rows, columns] = distance
         nearest = usable & (self.distances[rows].argmin(1) == columns)
         self.direction[rows[nearest]] = _unit_step(gradients[nearest], dual[nearest], norm)
+
+
+def _reference(expected: Tensor, distances: Tensor, is_open: Tensor) -> Tensor:
+    """Expected distance (B, 1) of the nearest rival so far; before, the smallest one.
+
+    ∞ if nothing was expected of the nearest, so that all rivals are visited. All arguments (B, m);
+    ``distances`` ∞: not known; ``is_open``: not yet visited.
+    """
+    nearest = distances.argmin(1, keepdim=True)
+    of_nearest = expected.gather(1, nearest)
+    of_nearest = torch.where(of_nearest > 0, of_nearest, torch.inf)
+    smallest = torch.where(is_open, expected, torch.inf).amin(1, keepdim=True)
+    return torch.where(torch.isfinite(distances.gather(1, nearest)), of_nearest, smallest)
 
 
 def nearest_boundary(
@@ -273,6 +281,7 @@ def first_boundary(
     observed: Observed = {}
     parts = [find(sample, factors, observed)]
     factors = _sufficient(parts[0], observed, factors)
+    parts[0].missed[:] = False  # with these factors
     if len(others):
         parts.append(find(others, factors))
     return _joined(parts, torch.cat([sample, others]).argsort()), factors, audited
@@ -455,13 +464,17 @@ def _find_normals(
 
 
 def _audit(boundary: Boundary, factor: float) -> None:
-    """See whether the rules would have missed the nearest boundary of complete points."""
-    expected = boundary.gaps / boundary.norms
-    distances = torch.where(boundary.seemed > 0, torch.inf, boundary.distances)
-    started = expected <= factor * expected.amin(1, keepdim=True)
-    first = torch.where(started, distances, torch.inf).argmin(1, keepdim=True)
-    started |= expected <= factor * expected.gather(1, first)
-    found = torch.where(started, distances, torch.inf).amin(1)
+    """See whether the nearest boundary of complete points would not have been visited, or dropped.
+
+    ``factor``: for expected distances.
+    """
+    expected, distances = boundary.gaps / boundary.norms, boundary.distances
+    unknown, every = torch.full_like(distances, torch.inf), torch.ones_like(boundary.visited)
+    started = expected <= factor * _reference(expected, unknown, every)
+    first = torch.where(started, distances, torch.inf)
+    started |= expected <= factor * _reference(expected, first, ~started)
+    kept = started & (boundary.seemed == 0)
+    found = torch.where(kept, distances, torch.inf).amin(1)
     boundary.missed = boundary.complete & boundary.active & (found > _MISSED * boundary.distance)
 
 

@@ -107,26 +107,23 @@ class _Latest:
     """The copy of the model attacked last, for its next batch of images."""
 
     def __init__(self) -> None:
-        self.model: weakref.ref[nn.Module] | None = None
-        self.state: object = None
-        self.fast: FastCopy | None = None
+        self.entry: tuple[weakref.ref[nn.Module], object, FastCopy] | None = None
 
     def get(self, model: nn.Module) -> FastCopy | None:
         """The copy of ``model``, if its layers and tensors are the same as then."""
-        fast, state = self.fast, self.state
-        if self.model is None or self.model() is not model or state != _state(model):
+        if self.entry is None:
             return None
-        return fast
+        copied, state, fast = self.entry
+        return fast if copied() is model and state == _state(model) else None
 
     def keep(self, model: nn.Module, fast: FastCopy) -> None:
         """Replace the copy; it is dropped together with the model."""
-        self.model = weakref.ref(model, lambda _: self.drop(fast))
-        self.state, self.fast = _state(model), fast
+        self.entry = weakref.ref(model, self.drop), _state(model), fast
 
-    def drop(self, fast: FastCopy) -> None:
-        """Drop ``fast``, if that is still the latest."""
-        if self.fast is fast:
-            self.model = self.state = self.fast = None
+    def drop(self, dead: weakref.ref[nn.Module]) -> None:
+        """Drop the copy of a model that no longer exists."""
+        if self.entry and self.entry[0] is dead:
+            self.entry = None
 
 
 _latest = _Latest()

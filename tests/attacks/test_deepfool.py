@@ -420,6 +420,7 @@ def test_all_candidates_includes_every_class():
         ({"candidates": 1}, "candidates: expected all or at least 2, got 1"),
         ({"candidates": "some"}, "candidates: expected all"),
         ({"prune": 0}, "prune: expected a positive number"),
+        ({"prune": torch.inf}, "prune: expected a positive number or null, got inf"),
     ],
 )
 def test_bad_options_are_refused_even_on_an_empty_batch(options, message):

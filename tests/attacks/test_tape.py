@@ -226,6 +226,55 @@ def test_an_audit_that_fails_turns_pruning_off(attack, monkeypatch, caplog):
     assert (outcome.forwards >= full.forwards).all()
 
 
+class EqualRows(nn.Module):
+    """The last class is the first once more: their gap and its gradient are 0 everywhere."""
+
+    def __init__(self):
+        super().__init__()
+        self.base = zoo_model(7, "none")
+
+    def forward(self, x):
+        logits = self.base(x)
+        return torch.cat([logits, logits[:, :1]], 1)
+
+
+class LateClass(nn.Module):
+    """Class 2 has no gradient at first; after a step, it is nearer than class 1."""
+
+    def forward(self, x):
+        a = x.flatten(1)[:, 0]
+        return torch.stack([0 * a, a - 0.9, 30 * (a - 0.52).relu() - 3.6], 1)
+
+
+@pytest.mark.parametrize("attack", [deepfool, superdeepfool])
+def test_classes_without_a_gradient_hide_no_others(attack):
+    model = EqualRows()
+    x, y = fashion_images(40)
+    pruned, full = attack(model, x, y), attack(model, x, y, prune=None)
+    assert full.fooled.double().mean() > 0.9
+    assert torch.equal(pruned.fooled, full.fooled)
+    torch.testing.assert_close(pruned.images, full.images, atol=1e-4, rtol=0)
+    images, labels = torch.full((40, 1, 1, 2), 0.5), torch.zeros(40, dtype=torch.int64)
+    pruned, full = (attack(LateClass(), images, labels, prune=p) for p in (2.5, None))
+    torch.testing.assert_close(pruned.images, full.images)
+
+
+def test_a_network_changed_in_place_or_by_an_attribute_gets_a_new_copy():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5)).eval()
+    images = torch.rand(4, 1, 8, 8)
+    with attack_mode(model):
+        first = prepare(model, images)
+        assert prepare(model, images) is first
+        with torch.no_grad():
+            model[0].weight.mul_(2)
+        second = prepare(model, images)
+        assert second is not first
+        model[0].weight.data.mul_(2)  # torch does not count this change
+        third = prepare(model, images)
+        assert third is not second
+        torch.testing.assert_close(third(images), model(images))
+
+
 def test_passes_of_both_attempts_are_counted():
     outcome = deepfool(zoo_model(7, "none"), *fashion_images(4))
     twice = audited(lambda prune: (outcome, prune is not None), 2.0)
