@@ -15,7 +15,12 @@ from attacks import deepfool, spatial_grid
 from robust_ham.config.experiment import OURS, AttackConfig
 from robust_ham.evaluation.options import attack_options
 from robust_ham.experiments.benchmark import measure, peer_libraries, scaling
-from robust_ham.experiments.benchmark.profiling import CountedPoints, ProfiledCall, profile
+from robust_ham.experiments.benchmark.profiling import (
+    CountedPoints,
+    ProfiledCall,
+    profile,
+    profile_memory,
+)
 from robust_ham.experiments.benchmark.report import summary_of, table_of
 from robust_ham.report.formats import markdown, markdown_rows
 
@@ -108,9 +113,7 @@ def test_memory_does_not_grow_with_the_number_of_images():
     model = zoo_model(3, "none")
     images, labels = fashion_images(1536)
     peaks = [
-        profile(
-            ProfiledCall(OURS, "deepfool", DEEPFOOL, model, images[:n], labels[:n])
-        ).peak_memory_mb
+        profile_memory(ProfiledCall(OURS, "deepfool", DEEPFOOL, model, images[:n], labels[:n]))
         for n in (512, 1536)
     ]
     if None in peaks:
@@ -193,9 +196,8 @@ def test_scaling_has_a_row_per_number_of_images_and_of_classes(run_cli, tmp_path
     assert "| images | 16 |" in (folder / "bench.md").read_text()
     bench = pd.read_csv(folder / "bench.csv")
     ours, theirs = bench.iloc[0], bench.iloc[1]
-    assert theirs["whole_passes"] == pytest.approx(
-        theirs["forwards"] + theirs["backwards"], rel=0.01
-    )
+    passes = theirs["forwards"] + theirs["backwards"]  # foolbox computes weights' gradients too
+    assert theirs["whole_passes"] == pytest.approx(passes + theirs["backwards"], rel=0.03)
     assert ours["whole_passes"] < 0.5 * theirs["whole_passes"]
     least = ours["least_forwards"] + ours["least_backwards"]
     assert ours["times_least"] == pytest.approx(ours["whole_passes"] / least)

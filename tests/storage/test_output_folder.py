@@ -139,7 +139,7 @@ def test_a_process_killed_before_its_manifest_leaves_a_folder_that_can_be_used(t
     with writing(manifest):
         refuse_strangers(tmp_path)
         manifest.with_name(f"{next(tmp_path.glob('.*.tmp.json')).name}").touch()
-        for path in tmp_path.glob(".manifest.json.[!0]*.tmp.lock"):
+        for path in tmp_path.glob(".manifest.json.*.tmp.lock"):
             path.with_name(path.name.replace(".lock", ".json")).touch()
     (tmp_path / ".config.yaml.01234567.tmp.yaml").touch()
     (tmp_path / "manifest.json").unlink()

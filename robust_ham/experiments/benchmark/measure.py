@@ -112,7 +112,7 @@ def _measure_scaling(context: Context, folder: Path, rounds: int, say: Say) -> N
     """
     spec = context.plan.config.model_specs()[0]
     attacks = context.plan.config.attacks.items()
-    deepfools = [attack_id for attack_id, attack in attacks if attack.attack == "deepfool"]
+    deepfools = [attack_id for attack_id, attack in attacks if attack.facts.stops_at_boundary]
     if not deepfools:
         raise RequestError("--scaling: expected a configuration with DeepFool")
     path = folder / "bench" / spec.model_id / "scaling.json"

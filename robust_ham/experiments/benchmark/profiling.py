@@ -83,6 +83,21 @@ def profile(call: ProfiledCall) -> Passes:
         return pool.submit(_profile_here, call, torch.get_num_threads()).result()
 
 
+def profile_memory(call: ProfiledCall) -> float | None:
+    """Measure the peak memory in MB of one run in a fresh process."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+        return pool.submit(_memory_here, call, torch.get_num_threads()).result()
+
+
+def _memory_here(call: ProfiledCall, threads: int) -> float | None:
+    torch.set_num_threads(threads)
+    call.run(call.model, slice(WARM_UP_IMAGES))
+    with _PeakMemory(call.images.device) as peak:
+        call.run(call.model)
+    return peak.megabytes
+
+
 def _profile_here(call: ProfiledCall, threads: int) -> Passes:
     torch.set_num_threads(threads)
     peer_libraries.load(call.library)

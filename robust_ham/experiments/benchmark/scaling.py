@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from attacks import deepfool
 from robust_ham.config.experiment import OURS
-from robust_ham.experiments.benchmark.profiling import WARM_UP_IMAGES, ProfiledCall, profile
+from robust_ham.experiments.benchmark.profiling import WARM_UP_IMAGES, ProfiledCall, profile_memory
 from robust_ham.storage import signals
 
 NUM_IMAGES = (100, 300, 1000)
@@ -57,7 +57,7 @@ def scaling(
     Returns:
         A row per size: ``of`` (images or classes), ``count``, ``rounds``, ``ms_per_image``,
         ``ms_per_step``, ``ratio`` (time per image, or for classes per step, in units of that of the
-        first size; median over rounds), ``peak_memory_mb``.
+        first size; median over rounds), ``peak_memory_mb`` (of images only).
     """
     options = {"norm": "l2"}
     sizes = [count for count in NUM_IMAGES if count < len(images)] + [len(images)]
@@ -99,7 +99,7 @@ def scaling(
         row["ms_per_image"] = 1e3 * median / len(call.labels)
         row["ms_per_step"] = 1e3 * median / steps[of, count]
         row["ratio"] = statistics.median(ratios)
-        row["peak_memory_mb"] = profile(call).peak_memory_mb
+        row["peak_memory_mb"] = profile_memory(call) if of == "images" else None
         rows.append(row)
         say(f"{count} {of}: {row['ms_per_image']:.2f} ms per image")
     return rows
