@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from attacks.deepfool import PRUNE, audited, check_options, search
+from attacks.deepfool import PRUNE, Found, check_options, run_audited, search
 from attacks.utils.confirm import run_confirmed
 from attacks.utils.model import Model, check_inputs
 from attacks.utils.outcome import AttackOutcome
@@ -39,8 +39,8 @@ def band_deepfool(
 
     The accumulated perturbation lies in the ring, but clipping the image to [0, 1] moves a part of
     its energy out: none if no pixel is near 0 or 1, a fifth in the higher rings of Fashion-MNIST,
-    whose pixels are mostly black. That part alone may fool. An image fails if
-    all its projected gradients vanish, or if it is not fooled after ``steps``.
+    whose pixels are mostly black. That part alone may fool. An image fails if all its projected
+    gradients vanish, or if it is not fooled after ``steps``.
 
     Args:
         model: images (N, C, H, W) in [0, 1] to logits (N, K).
@@ -67,16 +67,22 @@ def band_deepfool(
     if not 0 <= band < bands:
         raise ValueError(f"band: expected 0 to {bands - 1}, got {band}")
     project = None if bands == 1 else _projection(masks[band].to(images.device))
-    options: dict[str, Any] = {"steps": steps, "overshoot": overshoot, "candidates": candidates}
 
     def attack(model: Model, images: Tensor, labels: Tensor) -> AttackOutcome:
-        def attempt(prune: float | None) -> tuple[AttackOutcome, bool]:
-            found = search(
-                model, images, labels, norm="l2", prune=prune, project=project, **options
+        def attempt(prune: float | None) -> Found:
+            return search(
+                model,
+                images,
+                labels,
+                norm="l2",
+                steps=steps,
+                overshoot=overshoot,
+                candidates=candidates,
+                prune=prune,
+                project=project,
             )
-            return found.outcome(), found.missed
 
-        return audited(attempt, prune)
+        return run_audited(attempt, prune)
 
     return run_confirmed(attack, model, images, labels)
 

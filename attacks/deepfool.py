@@ -2,30 +2,25 @@
 
 Each image follows the same path as in a batch of its own. Finished images leave the batch before
 gradients are computed, and classes that cannot be the nearest are skipped
-(``attacks.utils.linearise``).
+(``attacks.utils.pruning``).
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from attacks.utils.boundary import Norm, Rivals
 from attacks.utils.confirm import run_confirmed
-from attacks.utils.linearise import (
-    Factors,
-    Norm,
-    Project,
-    Rivals,
-    first_boundary,
-    nearest_boundary,
-)
+from attacks.utils.linearise import Project, first_boundary, nearest_boundary
 from attacks.utils.model import Model
 from attacks.utils.outcome import AttackOutcome
+from attacks.utils.pruning import Factors
 from attacks.utils.refine import refined
 
 STEP_CONSTANT = 1e-4
@@ -64,9 +59,9 @@ def deepfool(
         overshoot: factor 1 + overshoot on the accumulated perturbation.
         candidates: number of most likely classes at the clean image to consider, including the
             label; ``"all"``: all classes.
-        prune: how many times farther than the nearest class a class may seem to be, by what is
-            known of it at the logits, without being skipped; more where a sample of the images asks
-            for it (``attacks.utils.linearise``). None: no class is skipped.
+        prune: factor by which a class must seem farther than the nearest one to be skipped, judged
+            at the logits; larger if a sample of the images shows that it must be
+            (``attacks.utils.pruning``). None: no class is skipped.
         refine: move back towards the boundary and end 0.1 % beyond it.
 
     Returns:
@@ -76,16 +71,24 @@ def deepfool(
         ValueError: an option or the input is out of range.
     """
     check_options(norm, steps, overshoot, candidates, prune)
-    options: dict[str, Any] = {"norm": norm, "steps": steps, "overshoot": overshoot}
 
     def attack(model: Model, images: Tensor, labels: Tensor) -> AttackOutcome:
-        def attempt(prune: float | None) -> tuple[AttackOutcome, bool]:
-            found = search(model, images, labels, candidates=candidates, prune=prune, **options)
+        def attempt(prune: float | None) -> Found:
+            found = search(
+                model,
+                images,
+                labels,
+                norm=norm,
+                steps=steps,
+                overshoot=overshoot,
+                candidates=candidates,
+                prune=prune,
+            )
             if refine:
                 found.refine(model, images, labels)
-            return found.outcome(), found.missed
+            return found
 
-        return audited(attempt, prune)
+        return run_audited(attempt, prune)
 
     return run_confirmed(attack, model, images, labels)
 
@@ -230,19 +233,13 @@ def search(
     return Found(points, fooled, found_normals, known, missed, forwards, backwards)
 
 
-Attempt = Callable[[float | None], tuple[AttackOutcome, bool]]
-"""An attack with a value of ``prune``, to its outcome and whether an audit failed."""
-
-
-def audited(attempt: Attempt, prune: float | None) -> AttackOutcome:
-    """Make the attempt, and repeat it without pruning if its audit fails."""
-    outcome, missed = attempt(prune)
-    if not missed:
-        return outcome
+def run_audited(attempt: Callable[[float | None], Found], prune: float | None) -> AttackOutcome:
+    """Make an attempt with ``prune``, and repeat it without pruning if its audit fails."""
+    found = attempt(prune)
+    if not found.missed:
+        return found.outcome()
     log.warning("pruning is not exact for this network, so it is off (slower, same result)")
-    again, _ = attempt(None)
-    return replace(
-        again,
-        forwards=outcome.forwards + again.forwards,
-        backwards=outcome.backwards + again.backwards,
-    )
+    again = attempt(None)
+    again.forwards += found.forwards
+    again.backwards += found.backwards
+    return again.outcome()

@@ -21,7 +21,7 @@ from attacks.utils.confirm import run_confirmed
 from attacks.utils.model import Model, chunks
 from attacks.utils.outcome import AttackOutcome
 from attacks.utils.random_streams import image_streams
-from attacks.utils.screening import Screen, margins_of_images
+from attacks.utils.screening import NUM_PROBES, Screen, low_precision, margins_of_images
 from attacks.utils.search_order import search_order
 from attacks.utils.transforms import (
     check_rotation,
@@ -196,17 +196,16 @@ class _Candidates:
     def renderer(self, images: Tensor, block: Tensor) -> Callable[[Tensor], Tensor]:
         """Return a function that applies the transforms in ``block`` (B,) to ``images[rows]``.
 
-        It maps rows (L,) to (B · L, C, H, W).
+        It maps rows (L,) to (B · L, C, H, W), all images under the first transform first.
         """
-        if self.shared:
-            render = _renderer(images, self.transforms[block], self.padding, self.whole_pixels)
-            return lambda rows: render(images[rows]).flatten(0, 1)
-
-        def render_own(rows: Tensor) -> Tensor:
-            render = _per_image_renderer(self.transforms[rows][:, block], self.padding)
-            return render(images[rows]).flatten(0, 1)
-
-        return render_own
+        if not self.shared:
+            every = self.transforms[:, block]
+            return lambda rows: self._render_own(images[rows], every[rows].transpose(0, 1))
+        if self.whole_pixels:
+            moves = [(int(x), int(y)) for _, x, y in self.transforms[block].tolist()]
+            return lambda rows: torch.cat([shift(images[rows], *m, self.padding) for m in moves])
+        grids = sampling_grids(self.transforms[block], *images.shape[2:]).to(images.dtype)
+        return lambda rows: warp_all(images[rows], grids, self.padding).flatten(0, 1)
 
     def of(self, rows: Tensor, columns: Tensor) -> Tensor:
         """The transform of each pair of an image and a candidate, (P, 3)."""
@@ -214,7 +213,16 @@ class _Candidates:
 
     def render(self, images: Tensor, transforms: Tensor) -> Tensor:
         """Apply one transform (P, 3) to each image (P, C, H, W)."""
-        return _render_each(images, transforms, self.padding, self.whole_pixels)
+        if not self.whole_pixels:
+            return self._render_own(images, transforms[None])
+        moves = [(int(x), int(y)) for _, x, y in transforms.round().tolist()]
+        pairs = zip(images.split(1), moves, strict=True)
+        return torch.cat([shift(image, *move, self.padding) for image, move in pairs])
+
+    def _render_own(self, images: Tensor, transforms: Tensor) -> Tensor:
+        """Apply transforms (B, L, 3) of their own to images (L, C, H, W): (B · L, C, H, W)."""
+        grids = sampling_grids(transforms.flatten(0, 1), *images.shape[2:])
+        return warp(images.repeat(len(transforms), 1, 1, 1), grids, self.padding)
 
 
 @torch.no_grad()
@@ -239,14 +247,18 @@ def _search(
     valid = torch.isfinite(images).flatten(1).all(1) & torch.isfinite(clean)
     live = (valid & (clean >= 0)).nonzero().squeeze(1)
     screen: Screen | None = None
+    screened_from = _BLOCKS_BEFORE_SCREENING if screening and stop == "first" else None
     for number, block in enumerate(_blocks(order, stop)):
         if len(live) == 0:
             break
+        low = low_precision(model, images) if number == screened_from else None
+        if low:
+            rows, columns = _spread(margins, live, NUM_PROBES)
+            probes = candidates.render(images[rows], candidates.of(rows, columns))
+            screen = Screen(model, low, probes, labels[rows], margins[rows, columns])
         render = candidates.renderer(images, block)
         for rows in chunks(live, passes_per_row=len(block)):
             warped, label = render(rows), labels[rows].repeat(len(block))
-            if screening and stop == "first" and number == _BLOCKS_BEFORE_SCREENING:
-                screen, screening = Screen.of(model, warped, label), False
             if screen:
                 tried, is_exact = screen.margins(warped, label)
                 exact[rows[:, None], block] = is_exact.view(len(block), len(rows)).T
@@ -264,7 +276,9 @@ def _search(
             warped = candidates.render(images[rows], candidates.of(rows, columns))
             margins[rows, columns] = screen.confirmed(warped, labels[rows], margins[rows, columns])
         if screen.failed:
-            log.warning("bfloat16 is not accurate enough for this network, so it is off (slower)")
+            log.warning(
+                "bfloat16 is not exact enough for this network, so it is off (slower, same result)"
+            )
             again = _search(model, images, labels, candidates, stop, screening=False)
             return replace(again, forwards=again.forwards + forwards)
     comparable = margins.nan_to_num(nan=torch.inf).cpu().numpy()
@@ -286,6 +300,14 @@ def _search(
         transform.to(images.dtype),
         margins if stop is None else None,
     )
+
+
+def _spread(margins: Tensor, live: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Rows and columns of at most ``count`` known margins of ``live`` images, evenly spread."""
+    known = torch.isfinite(margins[live]).nonzero()
+    chosen = torch.linspace(0, len(known) - 1, min(count, len(known)), device=live.device)
+    rows, columns = known[chosen.round().long()].unbind(1)
+    return live[rows], columns
 
 
 def _doubtful(
@@ -311,40 +333,3 @@ def _first_true(table: Tensor) -> Tensor:
     """Index of the first True of each row of (L, B): int64 (L,)."""
     columns = torch.arange(table.shape[1], device=table.device)
     return torch.where(table, columns, table.shape[1]).amin(1)
-
-
-Render = Callable[[Tensor], Tensor]
-"""Images (L, C, H, W) to each image under each of B candidates: (B, L, C, H, W)."""
-
-
-def _renderer(images: Tensor, transforms: Tensor, padding: Padding, whole_pixels: bool) -> Render:
-    """Render candidates (B, 3) shared by all images."""
-    if whole_pixels:
-        moves = [(int(right), int(down)) for _, right, down in transforms.tolist()]
-        return lambda part: torch.stack([shift(part, *move, padding) for move in moves])
-    grids = sampling_grids(transforms, *images.shape[2:]).to(images.dtype)
-    return lambda part: warp_all(part, grids, padding)
-
-
-def _per_image_renderer(transforms: Tensor, padding: Padding) -> Render:
-    """Render candidates (L, B, 3), different ones for each image."""
-    count = transforms.shape[1]
-
-    def render(images: Tensor) -> Tensor:
-        grids = sampling_grids(transforms.transpose(0, 1).flatten(0, 1), *images.shape[2:])
-        repeated = images.repeat(count, 1, 1, 1)  # (B·L, C, H, W)
-        return warp(repeated, grids, padding).view(count, *images.shape)
-
-    return render
-
-
-def _render_each(images: Tensor, transform: Tensor, padding: Padding, whole_pixels: bool) -> Tensor:
-    """Apply one transform (L, 3) per image (L, C, H, W)."""
-    if not whole_pixels:
-        return _per_image_renderer(transform[:, None], padding)(images)[0]
-    moves = transform.round().int().tolist()
-    moved = [
-        shift(x, right, down, padding)
-        for x, (_, right, down) in zip(images.split(1), moves, strict=True)
-    ]
-    return torch.cat(moved)

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from attacks.deepfool import PRUNE, Found, Known, audited, check_options, search
+from attacks.deepfool import PRUNE, Found, Known, check_options, run_audited, search
 from attacks.utils.confirm import run_confirmed
 from attacks.utils.model import Model
 from attacks.utils.outcome import AttackOutcome
@@ -32,7 +32,7 @@ def superdeepfool(
     x₀ + ((x̃ − x₀)·w / ‖w‖²) w, with w the gradient of f_adv − f_0 at x̃, until the projection fools.
     On a curved boundary it never does, and its direction oscillates. DeepFool therefore continues
     half-way between x̃ and the projection, and an image is finished when a round gains less than
-    2 %. The nearest fooling point of all rounds is bisected back to 0.1 % beyond the boundary.
+    2 %. The nearest fooling point of all rounds is moved back to 0.1 % beyond the boundary.
 
     Args:
         model: images (N, C, H, W) in [0, 1] to logits (N, K).
@@ -41,7 +41,7 @@ def superdeepfool(
         steps: maximum number of projections per image, and of DeepFool steps before each.
         overshoot: overshoot of each DeepFool run.
         candidates: classes considered, as in ``deepfool``.
-        prune: γ of each DeepFool run, as in ``deepfool``; None: no class is skipped.
+        prune: as in ``deepfool``, for each DeepFool run; None: no class is skipped.
 
     Returns:
         An ``AttackOutcome``; ``transform`` and ``margins`` are None.
@@ -52,12 +52,12 @@ def superdeepfool(
     check_options("l2", steps, overshoot, candidates, prune)
 
     def attack(model: Model, images: Tensor, labels: Tensor) -> AttackOutcome:
-        def attempt(prune: float | None) -> tuple[AttackOutcome, bool]:
+        def attempt(prune: float | None) -> Found:
             found = _search(model, images, labels, steps, overshoot, candidates, prune)
             found.refine(model, images, labels)
-            return found.outcome(), found.missed
+            return found
 
-        return audited(attempt, prune)
+        return run_audited(attempt, prune)
 
     return run_confirmed(attack, model, images, labels)
 
@@ -115,4 +115,5 @@ def _search(
 def _projected(images: Tensor, reached: Tensor, normals: Tensor) -> Tensor:
     """x₀ + ((x̃ − x₀)·w) w, clipped, with unit ``normals`` w: (N, C, H, W)."""
     along = ((reached - images) * normals).sum((1, 2, 3))
-    return (images + along.view(-1, 1, 1, 1) * normals).clamp(0, 1)
+    projected = images + along.view(-1, 1, 1, 1) * normals
+    return torch.where(torch.isfinite(projected), projected, reached).clamp(0, 1)

@@ -18,10 +18,9 @@ from robust_ham.storage import signals  # noqa: E402
 
 
 def limit_spinning(environment: MutableMapping[str, str]) -> None:
-    """Let idle threads of OpenMP sleep soon, unless the user has chosen otherwise.
+    """Let waiting threads of OpenMP sleep soon, unless the user has chosen otherwise.
 
-    By default they spin for milliseconds. On cores that other processes use too, that makes a run
-    about 10 times slower; without, it is about 4 times slower, and 10 % slower on idle cores.
+    By default they spin for so long that a run that shares its cores becomes many times slower.
     OpenMP reads the environment when torch is imported.
     """
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(environment):

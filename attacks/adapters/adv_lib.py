@@ -15,8 +15,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from attacks.adapters.common import attack_correct_images
+from attacks.utils.boundary import Norm
 from attacks.utils.confirm import run_confirmed
-from attacks.utils.linearise import Norm
 from attacks.utils.model import Model
 from attacks.utils.outcome import AttackOutcome
 

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from attacks.adapters.common import attack_correct_images, is_plain
+from attacks.utils.boundary import Norm
 from attacks.utils.confirm import run_confirmed
-from attacks.utils.linearise import Norm
 from attacks.utils.model import Model
 from attacks.utils.outcome import AttackOutcome
 

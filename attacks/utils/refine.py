@@ -11,7 +11,6 @@ from attacks.utils.outcome import margins_of
 _WIDTH = 2**-12
 """Width of the final bracket, as a share of the perturbation."""
 _BEYOND = 1.001
-_BISECTIONS = 12
 _PATIENCE = 3  # steps by interpolation before the first bisection
 
 
@@ -55,24 +54,16 @@ def _refined(
     rows, step = every, 0
     while len(rows := rows[(high - low)[rows] > _WIDTH]):
         lowest, highest = low[rows], high[rows]
-        share = above[rows] / (above[rows] - below[rows])
-        root = lowest + share * (highest - lowest)
+        root = lowest + (highest - lowest) * above[rows] / (above[rows] - below[rows])
         side = torch.where(root - lowest < highest - root, 0.5, -0.5)  # away from the nearer end
         tried = (root + side * _WIDTH).clamp(lowest + _WIDTH / 4, highest - _WIDTH / 4)
-        middle = (lowest + highest) / 2
-        if step >= _PATIENCE and step % 2:
-            tried = middle
-        tried = torch.where(torch.isfinite(tried), tried, middle)
+        bisects = ~torch.isfinite(tried) | (step >= _PATIENCE and step % 2 == 1)
+        tried = torch.where(bisects, (lowest + highest) / 2, tried)
         margin = margin_at(tried, rows)
-        inside = margin < 0
-        high[rows], below[rows] = (
-            torch.where(inside, tried, highest),
-            margin.where(inside, below[rows]),
-        )
-        low[rows], above[rows] = (
-            torch.where(inside, lowest, tried),
-            above[rows].where(inside, margin),
-        )
+        fools = margin < 0
+        inner, outer = rows[fools], rows[~fools]
+        high[inner], below[inner] = tried[fools], margin[fools]
+        low[outer], above[outer] = tried[~fools], margin[~fools]
         forwards[rows] += 1
         step += 1
     refined = _between(images, fooling, (high * _BEYOND).clamp_max(1))

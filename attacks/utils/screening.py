@@ -1,8 +1,8 @@
 """Find the few candidates that need full precision, by margins in bfloat16.
 
-On CPUs with bfloat16 instructions, convolutions take about half the time in it. A margin in
-bfloat16 that exceeds a threshold is taken as it is; all others are computed in full precision. The
-threshold is 10 times the error on probe images, and every margin computed twice is checked.
+CPUs with bfloat16 instructions compute convolutions much faster in it. A margin in bfloat16 that
+exceeds a threshold is taken as it is; all others are computed in full precision. The threshold is
+10 times the error on probes, and every margin that is computed twice is checked.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from attacks.utils.outcome import margins_of
 from attacks.utils.prepare import FastCopy
 from attacks.utils.tape import Tape
 
-PROBES = 256
+NUM_PROBES = 256
 _QUANTILE = 0.999
 _SAFETY = 10.0
 
@@ -26,29 +26,27 @@ def margins_of_images(model: Model, images: Tensor, labels: Tensor) -> Tensor:
     return torch.cat([margins_of(model(x), y) for x, y in parts])
 
 
+def low_precision(model: Model, images: Tensor) -> Tape | None:
+    """The model in bfloat16, for images (B, C, H, W); None: that does not pay."""
+    if not isinstance(model, FastCopy) or images.dtype != torch.float32:
+        return None
+    return model.in_bfloat16(images.device)
+
+
 class Screen:
     """Margins of a model, in bfloat16 where that is certain enough.
 
     ``failed``: whether an error exceeded half of the threshold.
     """
 
-    def __init__(self, model: Model, low: Tape, images: Tensor, labels: Tensor) -> None:
+    def __init__(
+        self, model: Model, low: Tape, images: Tensor, labels: Tensor, exact: Tensor
+    ) -> None:
+        """Measure the error on probes: images (B, C, H, W), labels and ``exact`` margins (B,)."""
         self.model, self.low, self.failed = model, low, False
-        rows = torch.linspace(0, len(images) - 1, min(PROBES, len(images)), device=images.device)
-        rows = rows.round().long()
-        exact = margins_of_images(model, images[rows], labels[rows])
-        error = (self._in_low_precision(images[rows], labels[rows]) - exact).abs()
+        error = (self._in_low_precision(images, labels) - exact).abs()
         error = error[torch.isfinite(error)]
-        largest = float(error.quantile(_QUANTILE)) if len(error) else torch.inf
-        self.threshold = _SAFETY * largest
-
-    @staticmethod
-    def of(model: Model, images: Tensor, labels: Tensor) -> Screen | None:
-        """Return a screen, with images as probes; None: it does not pay for this model."""
-        if not isinstance(model, FastCopy) or images.dtype != torch.float32:
-            return None
-        low = model.in_bfloat16(images.device)
-        return Screen(model, low, images, labels) if low else None
+        self.threshold = _SAFETY * float(error.quantile(_QUANTILE)) if len(error) else torch.inf
 
     def margins(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Margins (B,), and whether each is in full precision: bool (B,)."""

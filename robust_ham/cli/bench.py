@@ -82,8 +82,8 @@ def bench(
                 rounds,
                 monitor,
                 say,
-                Path(config),
-                with_scaling,
+                source=Path(config),
+                with_scaling=with_scaling,
             )
         from robust_ham.experiments.benchmark.report import build_benchmark
 

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from attacks.utils.linearise import Norm
+from attacks.utils.boundary import Norm
 from attacks.utils.model import attack_mode, gradient, predict_logits
 
 SPECTRUM_COLUMNS = ["frequency", "num_bins", "share"]

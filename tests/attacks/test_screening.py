@@ -9,7 +9,8 @@ from conftest import fashion_images, zoo_model
 
 from attacks import spatial_grid
 from attacks.utils import screening
-from attacks.utils.prepare import FastCopy
+from attacks.utils.model import attack_mode
+from attacks.utils.prepare import FastCopy, prepare
 
 COUNT = 40
 
@@ -24,11 +25,13 @@ def bfloat16(monkeypatch):
 @pytest.mark.parametrize("window", ["none", "hamming"])
 def test_screened_candidates_give_the_answer_of_all(window, monkeypatch):
     model, (x, y) = zoo_model(7, window), fashion_images(COUNT)
-    screens = []
-    made = screening.Screen.of
-    monkeypatch.setattr(
-        screening.Screen, "of", lambda *args: screens.append(made(*args)) or screens[-1]
-    )
+    screens, made = [], screening.Screen.__init__
+
+    def recorded(screen, *args):
+        screens.append(screen)
+        made(screen, *args)
+
+    monkeypatch.setattr(screening.Screen, "__init__", recorded)
     screened = spatial_grid(model, x, y, stop="first")
     assert [screen.failed for screen in screens] == [False]
     monkeypatch.setattr(FastCopy, "in_bfloat16", lambda *_: None)
@@ -60,10 +63,13 @@ def test_a_screen_that_is_not_accurate_is_not_used(monkeypatch, caplog):
     monkeypatch.setattr(screening.Screen, "_in_low_precision", wrong)
     with caplog.at_level(logging.WARNING):
         outcome = spatial_grid(model, x, y, stop="first")
-    assert "bfloat16 is not accurate enough" in caplog.text
+    assert "bfloat16 is not exact enough for this network" in caplog.text
     assert torch.equal(outcome.fooled, plain.fooled)
 
 
 def test_float64_is_not_screened():
-    model, (x, y) = copy.deepcopy(zoo_model(7, "none")).double(), fashion_images(4)
-    assert screening.Screen.of(model, x.double(), y) is None
+    model, (x, _) = copy.deepcopy(zoo_model(7, "none")).double(), fashion_images(4)
+    with attack_mode(model):
+        fast = prepare(model, x.double())
+        assert fast.tape
+        assert screening.low_precision(fast, x.double()) is None

@@ -9,10 +9,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from attacks import band_deepfool, deepfool, superdeepfool
-from attacks.deepfool import audited
+from attacks.deepfool import Found, run_audited
 from attacks.utils import linearise
+from attacks.utils.boundary import Boundary, Rivals
 from attacks.utils.model import attack_mode
 from attacks.utils.prepare import FastCopy, prepare
+from attacks.utils.pruning import Factors
 from attacks.utils.refine import refined
 from robust_ham.config.models import ResNet18CifarGroup
 from robust_ham.models.build import build
@@ -66,12 +68,38 @@ class PreActivation(nn.Module):
         return self.linear(F.adaptive_avg_pool2d(x, 1).flatten(1))
 
 
+class InPlace(nn.Module):
+    """Activations that overwrite their inputs, as modules and functions; one is called twice."""
+
+    def __init__(self, channels=3):
+        super().__init__()
+        self.convs = nn.ModuleList(
+            nn.Conv2d(channels if i == 0 else 8, 8, 3, padding=1) for i in range(5)
+        )
+        self.silu, self.swish = nn.SiLU(inplace=True), nn.Hardswish(inplace=True)
+        self.leaky = nn.LeakyReLU(0.1, inplace=True)
+        self.linear = nn.Linear(8, 6)
+
+    def forward(self, x):
+        x = self.silu(self.convs[0](x))
+        x = F.relu6(self.swish(self.convs[1](x)), inplace=True)
+        x = F.elu(self.convs[2](x), 0.7, inplace=True)
+        short = self.leaky(self.convs[3](x))
+        x = self.leaky(self.convs[4](short)) + short
+        return self.linear(x.amax((2, 3)))
+
+
 def resnet(channels=3):
     group = ResNet18CifarGroup(architecture="resnet18_cifar", kernel_size=3, width=1 / 16)
     return build(group, channels, 10)
 
 
-NETWORKS = {"residual": Residual, "pre-activation": PreActivation, "resnet": resnet}
+NETWORKS = {
+    "in place": InPlace,
+    "residual": Residual,
+    "pre-activation": PreActivation,
+    "resnet": resnet,
+}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -207,16 +235,16 @@ def test_an_audit_that_fails_turns_pruning_off(attack, monkeypatch, caplog):
     model = zoo_model(7, "none")
     x, y = fashion_images(40)
     full = attack(model, x, y, prune=None)
-    right = linearise.Boundary.rivals
+    right = Boundary.rivals
 
     def wrong(boundary):
         rivals = right(boundary)
         norms = torch.ones_like(rivals.norms)
         norms[:, -1] = 1e9  # the farthest class seems to be the nearest
-        return linearise.Rivals(rivals.classes, norms)
+        return Rivals(rivals.classes, norms)
 
-    monkeypatch.setattr(linearise.Boundary, "rivals", wrong)
-    monkeypatch.setattr(linearise, "_sufficient", lambda *_: linearise.Factors(1.0, 1.0))
+    monkeypatch.setattr(Boundary, "rivals", wrong)
+    monkeypatch.setattr(linearise, "sufficient", lambda *_: Factors(1.0, 1.0))
     with caplog.at_level(logging.WARNING):
         outcome = attack(model, x, y)
     assert (
@@ -276,10 +304,21 @@ def test_a_network_changed_in_place_or_by_an_attribute_gets_a_new_copy():
 
 
 def test_passes_of_both_attempts_are_counted():
-    outcome = deepfool(zoo_model(7, "none"), *fashion_images(4))
-    twice = audited(lambda prune: (outcome, prune is not None), 2.0)
-    assert torch.equal(twice.forwards, 2 * outcome.forwards)
-    assert torch.equal(twice.backwards, 2 * outcome.backwards)
+    def attempt(prune):
+        passes = torch.full((4,), 1.5)
+        return Found(
+            torch.zeros(4, 1, 2, 2),
+            torch.ones(4, dtype=torch.bool),
+            None,
+            None,
+            prune is not None,
+            passes,
+            passes + 2,
+        )
+
+    outcome = run_audited(attempt, 2.0)
+    assert outcome.forwards.tolist() == [3] * 4
+    assert outcome.backwards.tolist() == [7] * 4
 
 
 def test_refined_images_end_just_beyond_the_boundary():

@@ -71,7 +71,8 @@ def measure_all(
         A row per model, attack and library.
 
     Raises:
-        RequestError: a library is unknown or not installed, or a model failed.
+        RequestError: a library is unknown or not installed, a model failed, or ``with_scaling``
+            without DeepFool.
     """
     versions = peer_libraries.installed()
     for name in libraries:
@@ -79,6 +80,10 @@ def measure_all(
             hint = f"; {peer_libraries.INSTALL[name]}" if name in peer_libraries.INSTALL else ""
             known = ", ".join(versions)
             raise RequestError(f"--libraries: expected some of {known}, got {name!r}{hint}")
+    attacks = plan.config.attacks.items()
+    deepfools = [attack_id for attack_id, attack in attacks if attack.facts.stops_at_boundary]
+    if with_scaling and not deepfools:
+        raise RequestError("--scaling: expected a configuration with DeepFool")
     chosen = [OURS, *(name for name in libraries if name != OURS)]
     if run_plan(plan, folder, device, monitor, source=source).num_failed:
         raise RequestError(f"a model failed: {RunFolder(folder).failures}")
@@ -100,23 +105,15 @@ def measure_all(
     table = pd.DataFrame(all_rows)
     write_csv(folder / "bench.csv", table)
     if with_scaling:
-        _measure_scaling(context, folder, rounds, say)
+        _measure_scaling(context, folder, deepfools[0], rounds, say)
     return table
 
 
-def _measure_scaling(context: Context, folder: Path, rounds: int, say: Say) -> None:
-    """Write ``scaling.csv``: our DeepFool on the first model.
-
-    Raises:
-        RequestError: the configuration has no DeepFool.
-    """
+def _measure_scaling(context: Context, folder: Path, attack_id: str, rounds: int, say: Say) -> None:
+    """Write ``scaling.csv``: our DeepFool on the first model."""
     spec = context.plan.config.model_specs()[0]
-    attacks = context.plan.config.attacks.items()
-    deepfools = [attack_id for attack_id, attack in attacks if attack.facts.stops_at_boundary]
-    if not deepfools:
-        raise RequestError("--scaling: expected a configuration with DeepFool")
     path = folder / "bench" / spec.model_id / "scaling.json"
-    key = _key(context, spec.model_id, deepfools[0], [OURS], rounds)
+    key = _key(context, spec.model_id, attack_id, [OURS], rounds)
     rows = _stored_rows(path, key)
     if rows is None:
         model, _ = load_model(context, spec)
@@ -240,10 +237,9 @@ def _times(
 
 def _spent(passes: Passes, least: tuple[int, int] | None, count: int) -> dict[str, Any]:
     """Return passes per image, the fewest possible, and memory."""
-    whole = passes.whole_passes / count
     return {
-        "whole_passes": whole,
-        "times_least": whole * count / sum(least) if least else None,
+        "whole_passes": passes.whole_passes / count,
+        "times_least": passes.whole_passes / sum(least) if least else None,
         "outside_convolutions": passes.outside,
         "forwards": passes.forwards / count,
         "backwards": passes.backwards / count,

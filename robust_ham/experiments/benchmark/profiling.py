@@ -8,9 +8,11 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -27,14 +29,17 @@ _MATRIX_PRODUCTS = ("aten::addmm", "aten::mm", "aten::bmm", "aten::baddbmm")
 _STATUS = Path("/proc/self/status")  # Linux only
 
 
+Result = TypeVar("Result")
+
+
 @dataclass(frozen=True)
 class Passes:
     """Passes (one per image), arithmetic and memory of one run.
 
     ``points``: number of distinct images on which the model was evaluated; ``whole_passes``:
     multiplications of convolutions and matrix products, in units of a forward pass of one image;
-    ``outside``: share of the time that is spent outside of them (None: not on a CPU);
-    ``peak_memory_mb`` None: unknown on this system.
+    ``outside``: share of our time that is spent outside of them (None: another library, or not on
+    a CPU); ``peak_memory_mb`` None: unknown on this system.
     """
 
     forwards: int
@@ -77,55 +82,53 @@ class ProfiledCall:
 
 
 def profile(call: ProfiledCall) -> Passes:
-    """Measure passes and peak memory of one run in a fresh process."""
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
-        return pool.submit(_profile_here, call, torch.get_num_threads()).result()
+    """Measure passes, arithmetic and peak memory of one run in a fresh process."""
+    return _in_fresh_process(_profile_here, call)
 
 
 def profile_memory(call: ProfiledCall) -> float | None:
     """Measure the peak memory in MB of one run in a fresh process."""
+    return _in_fresh_process(_memory_here, call)
+
+
+def _in_fresh_process(measure: Callable[[ProfiledCall], Result], call: ProfiledCall) -> Result:
+    """Measure a call with the threads of this process, after a run on a few images."""
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn) as pool:
-        return pool.submit(_memory_here, call, torch.get_num_threads()).result()
+        return pool.submit(_warmed_up, measure, call, torch.get_num_threads()).result()
 
 
-def _memory_here(call: ProfiledCall, threads: int) -> float | None:
+def _warmed_up(
+    measure: Callable[[ProfiledCall], Result], call: ProfiledCall, threads: int
+) -> Result:
     torch.set_num_threads(threads)
+    peer_libraries.load(call.library)
     call.run(call.model, slice(WARM_UP_IMAGES))
+    return measure(call)
+
+
+def _memory_here(call: ProfiledCall) -> float | None:
     with _PeakMemory(call.images.device) as peak:
         call.run(call.model)
     return peak.megabytes
 
 
-def _profile_here(call: ProfiledCall, threads: int) -> Passes:
-    torch.set_num_threads(threads)
-    peer_libraries.load(call.library)
-    call.run(call.model, slice(WARM_UP_IMAGES))
+def _profile_here(call: ProfiledCall) -> Passes:
+    megabytes = _memory_here(call)
     counted = CountedPoints(call.model).eval()
-    with _PeakMemory(call.images.device) as peak:
-        if call.library == OURS:  # our attacks count passes themselves, on the fast copy
-            function = attack_function(call.attack)[0]
-            outcome = function(call.model, call.images, call.labels, **call.options)
-            passes = int(outcome.forwards.sum()), int(outcome.backwards.sum())
-        else:
-            call.run(counted)
-            passes = counted.forwards, counted.backwards
-    if call.library == OURS:
-        call.run(counted)  # for the points only: a counted network cannot be prepared
-    return Passes(
-        *passes, len(counted.points), _whole_passes(call), _share_outside(call), peak.megabytes
-    )
-
-
-def _whole_passes(call: ProfiledCall) -> float:
-    """Multiplications of the run, in units of those of a forward pass of one image."""
     with FlopCounterMode(display=False) as of_run:
-        call.run(call.model)
+        call.run(counted)
+    forwards, backwards, outside = counted.forwards, counted.backwards, None
+    if call.library == OURS:  # the counted network cannot be prepared: it only told the points
+        function = attack_function(call.attack)[0]
+        with FlopCounterMode(display=False) as of_run:
+            outcome = function(call.model, call.images, call.labels, **call.options)
+        forwards, backwards = int(outcome.forwards.sum()), int(outcome.backwards.sum())
+        outside = _share_outside(call)
     with FlopCounterMode(display=False) as of_pass, torch.no_grad():
         call.model(call.images[:1])
-    total, once = float(of_run.get_total_flops()), float(of_pass.get_total_flops())
-    return total / max(1.0, once)
+    whole = float(of_run.get_total_flops()) / max(1.0, float(of_pass.get_total_flops()))
+    return Passes(forwards, backwards, len(counted.points), whole, outside, megabytes)
 
 
 def _share_outside(call: ProfiledCall) -> float | None:

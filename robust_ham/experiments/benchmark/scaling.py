@@ -44,7 +44,7 @@ def scaling(
 ) -> list[dict[str, Any]]:
     """Time DeepFool (L2) on growing parts of correctly classified images, and with more classes.
 
-    More classes: the model with an untrained final layer, on images labelled by itself, because
+    For more classes, the model gets an untrained layer on its logits and labels the images itself:
     only the cost of a step is compared. Orders alternate as in ``time_libraries``.
 
     Args:
@@ -59,25 +59,15 @@ def scaling(
         ``ms_per_step``, ``ratio`` (time per image, or for classes per step, in units of that of the
         first size; median over rounds), ``peak_memory_mb`` (of images only).
     """
-    options = {"norm": "l2"}
-    sizes = [count for count in NUM_IMAGES if count < len(images)] + [len(images)]
-    cases: dict[tuple[str, int], ProfiledCall] = {
-        ("images", count): ProfiledCall(
-            OURS, "deepfool", options, model, images[:count], labels[:count]
-        )
-        for count in sizes
-    }
+    cases: dict[tuple[str, int], ProfiledCall] = {}
+    for count in (*(count for count in NUM_IMAGES if count < len(images)), len(images)):
+        cases["images", count] = _deepfool(model, images[:count], labels[:count])
+    part = images[:CLASS_IMAGES]
     for count in NUM_CLASSES:
-        part = images[:CLASS_IMAGES]
         with torch.no_grad():
             wide = _WithClasses(model, model(part).shape[1], count).to(part.device).eval()
-            likeliest = wide(part).argmax(1)
-        call = ProfiledCall(OURS, "deepfool", options, wide, part, likeliest)
-        cases["classes", count] = call
-    steps, seconds = {}, {case: list[float]() for case in cases}
-    for case, call in cases.items():
-        outcome = deepfool(call.model, call.images, call.labels, norm="l2")
-        steps[case] = int((outcome.forwards - 2).clamp_min(1).sum())
+            cases["classes", count] = _deepfool(wide, part, wide(part).argmax(1))
+    seconds = {case: list[float]() for case in cases}
     for number in range(rounds):
         for case in list(cases) if number % 2 == 0 else list(reversed(cases)):
             signals.check()
@@ -85,21 +75,31 @@ def scaling(
             start = time.perf_counter()
             cases[case].run(cases[case].model)
             seconds[case].append(time.perf_counter() - start)
-    rows = []
+    rows: list[dict[str, Any]] = []
+    first: dict[str, list[float]] = {}  # time per unit in each round, of the first size
     for (of, count), call in cases.items():
-        units = {"images": len(call.labels), "classes": steps[of, count]}[of]
-        first = ("images", sizes[0]) if of == "images" else ("classes", NUM_CLASSES[0])
-        first_units = {"images": sizes[0], "classes": steps[first]}[of]
-        ratios = [
-            (one / units) / (other / first_units)
-            for one, other in zip(seconds[of, count], seconds[first], strict=True)
-        ]
-        median = statistics.median(seconds[of, count])
-        row: dict[str, Any] = {"of": of, "count": count, "rounds": rounds}
-        row["ms_per_image"] = 1e3 * median / len(call.labels)
-        row["ms_per_step"] = 1e3 * median / steps[of, count]
-        row["ratio"] = statistics.median(ratios)
-        row["peak_memory_mb"] = profile_memory(call) if of == "images" else None
+        times, steps = seconds[of, count], _num_steps(call)
+        per_unit = [one / (steps if of == "classes" else count) for one in times]
+        ratios = [a / b for a, b in zip(per_unit, first.setdefault(of, per_unit), strict=True)]
+        row = {
+            "of": of,
+            "count": count,
+            "rounds": rounds,
+            "ms_per_image": 1e3 * statistics.median(times) / len(call.labels),
+            "ms_per_step": 1e3 * statistics.median(times) / steps,
+            "ratio": statistics.median(ratios),
+            "peak_memory_mb": profile_memory(call) if of == "images" else None,
+        }
         rows.append(row)
         say(f"{count} {of}: {row['ms_per_image']:.2f} ms per image")
     return rows
+
+
+def _deepfool(model: nn.Module, images: Tensor, labels: Tensor) -> ProfiledCall:
+    return ProfiledCall(OURS, "deepfool", {"norm": "l2"}, model, images, labels)
+
+
+def _num_steps(call: ProfiledCall) -> int:
+    """Number of linearisations: of an image's forward passes, the last two only judge."""
+    outcome = deepfool(call.model, call.images, call.labels, **call.options)
+    return int((outcome.forwards - 2).clamp_min(1).sum())

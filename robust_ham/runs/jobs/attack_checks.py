@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from attacks import margins_of
-from attacks.utils.linearise import Norm
+from attacks.utils.boundary import Norm
 from attacks.utils.model import attack_mode, predict_logits
 from attacks.utils.random_streams import image_streams
 from robust_ham.analysis.statistics import Values, per_image_ratios

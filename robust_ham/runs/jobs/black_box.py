@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks import margins_of
-from attacks.utils.linearise import Norm
+from attacks.utils.boundary import Norm
 from attacks.utils.model import Model, attack_mode, predict_logits
 from attacks.utils.prepare import prepare
 from attacks.utils.random_streams import image_streams

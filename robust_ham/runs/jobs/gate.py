@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from attacks.utils.linearise import Norm
+from attacks.utils.boundary import Norm
 from robust_ham.analysis.statistics import Values
 from robust_ham.config.experiment import AttackConfig
 from robust_ham.errors import RequestError
