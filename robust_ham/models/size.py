@@ -10,11 +10,30 @@ import numpy as np
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.module_tracker import ModuleTracker
 
 from robust_ham.config.models import ModelGroup
 from robust_ham.memory import check_need
 from robust_ham.models.layers import WindowedConv2d, compute_weight
 from robust_ham.models.windows import effective_width, nominal_width
+
+
+class _NoModules(ModuleTracker):
+    """Assigns no FLOPs to modules: the hooks for that fail inside ``torch.autograd.grad``."""
+
+    def __enter__(self) -> _NoModules:
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        pass
+
+
+class FlopCounter(FlopCounterMode):
+    """Counts the FLOPs of all operations in a block, forward and backward."""
+
+    def __init__(self) -> None:
+        super().__init__(display=False)
+        self.mod_tracker = _NoModules()
 
 
 def num_params(model: nn.Module) -> int:
@@ -27,7 +46,7 @@ def num_flops(model: nn.Module, image_shape: Sequence[int]) -> int:
     parameter = next(model.parameters(), torch.zeros(0))
     image = torch.zeros(1, *image_shape, device=parameter.device, dtype=parameter.dtype)
     was_training = model.training
-    counter = FlopCounterMode(display=False)
+    counter = FlopCounter()
     with torch.no_grad(), counter:
         model.eval()(image)
     model.train(was_training)

@@ -16,13 +16,13 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from attacks.adapters.common import Counted
 from robust_ham.config.experiment import OURS
 from robust_ham.evaluation.registry import attack_function
 from robust_ham.experiments.benchmark import peer_libraries
 from robust_ham.experiments.benchmark.peer_libraries import Options
+from robust_ham.models.size import FlopCounter
 
 WARM_UP_IMAGES = 8
 _MATRIX_PRODUCTS = ("aten::addmm", "aten::mm", "aten::bmm", "aten::baddbmm")
@@ -116,16 +116,18 @@ def _memory_here(call: ProfiledCall) -> float | None:
 def _profile_here(call: ProfiledCall) -> Passes:
     megabytes = _memory_here(call)
     counted = CountedPoints(call.model).eval()
-    with FlopCounterMode(display=False) as of_run:
-        call.run(counted)
+    call.run(counted)
     forwards, backwards, outside = counted.forwards, counted.backwards, None
-    if call.library == OURS:  # the counted network cannot be prepared: it only told the points
-        function = attack_function(call.attack)[0]
-        with FlopCounterMode(display=False) as of_run:
+    with FlopCounter() as of_run:  # not of the counted network: it hides gradients of weights
+        if call.library == OURS:  # and it cannot be prepared, so it only told the points
+            function = attack_function(call.attack)[0]
             outcome = function(call.model, call.images, call.labels, **call.options)
-        forwards, backwards = int(outcome.forwards.sum()), int(outcome.backwards.sum())
+            forwards, backwards = int(outcome.forwards.sum()), int(outcome.backwards.sum())
+        else:
+            call.run(call.model)
+    if call.library == OURS:
         outside = _share_outside(call)
-    with FlopCounterMode(display=False) as of_pass, torch.no_grad():
+    with FlopCounter() as of_pass, torch.no_grad():
         call.model(call.images[:1])
     whole = float(of_run.get_total_flops()) / max(1.0, float(of_pass.get_total_flops()))
     return Passes(forwards, backwards, len(counted.points), whole, outside, megabytes)

@@ -28,14 +28,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
 from robust_ham.config.models import CnnGroup
 from robust_ham.experiments.explain import Explained
 from robust_ham.experiments.explain.panels import Colour
 from robust_ham.models.build import build
 from robust_ham.models.layers import conv2d
-from robust_ham.models.size import num_flops
+from robust_ham.models.size import FlopCounter, num_flops
 from robust_ham.models.surgery import folded
 from robust_ham.report.figures.style import figure_style, legend_below, window_colour
 from robust_ham.storage import signals
@@ -178,7 +177,7 @@ def _training_steps(size: int, rounds: int) -> list[dict[str, Any]]:
     work: dict[Any, Work] = {(name, size): training_step(m) for name, m in models.items()}
     flops = {}
     for key, step in work.items():
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounter() as counter:
             step()
         flops[key] = counter.get_total_flops()
     seconds = time_rounds(work, rounds)
