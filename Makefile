@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 DOCS_INSTALLED := .venv/.installed-docs
 
-.PHONY: quickstart test test-slow test-faults test-oldest lint zoo bench bench-training reference examples docs results schema readme-pictures clean
+.PHONY: quickstart test test-slow test-faults test-oldest lint zoo bench bench-training bench-convolutions reference examples docs results schema readme-pictures clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/robust-ham run quickstart
@@ -45,6 +45,9 @@ zoo: $(INSTALLED)
 # Compares images per second: robust-ham's training loop, a plain DataLoader + float32 loop.
 bench-training: $(INSTALLED)
 	$(BIN)/python tools/bench_training.py
+
+bench-convolutions: $(INSTALLED)
+	$(BIN)/python tools/bench_convolutions.py
 
 # Compares the attacks with other libraries on trained networks (about 1 hour; DATA: a folder with cifar10).
 bench: $(INSTALLED)
