@@ -131,7 +131,7 @@ def test_pruning_that_changes_the_answer_is_given_up(monkeypatch):
     attacked = attacked_images(split, 100, 0)
     config = AttackConfig(attack="pruning")
     evaluation = evaluate(Threshold(), attacked, config, "p", batch_size=100, device=CPU)
-    assert used == [(64, 2.5), (64, None), (36, None)]
+    assert used == [(100, 2.5), (16, None), (100, None)]
     assert evaluation.samples["linf"].tolist() == pytest.approx([0.4] * 100, abs=1e-6)
 
 
