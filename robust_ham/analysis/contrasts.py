@@ -16,6 +16,7 @@ from robust_ham.analysis.statistics import Values, holm, pooled_seed_variance, r
 from robust_ham.analysis.verdicts import FEW_SEEDS, UNKNOWN, Margins, judge_mean, judge_median_ratio
 from robust_ham.analysis.withheld_verdicts import UNDECIDED, Kept, SignedArm, withhold_doubtful
 from robust_ham.config.models import ModelGroup
+from robust_ham.errors import RequestError
 
 CONTRAST_COLUMNS = (
     "family window kernel_size versus versus_kernel_size metric attack budget scale num_seeds "
@@ -105,6 +106,35 @@ def _comparisons(run: Run) -> Iterator[Comparison]:
             paired = pair_by_seed(arm, arms.get((family, other or size, "none"), []))
             if paired is not None:
                 yield Comparison(*paired, versus)
+
+
+def compare_windows(
+    run: Run, window: str, baseline: str, metric: str, attack_id: str, budget: float | None
+) -> pd.DataFrame:
+    """Compare two windows by one measure at every kernel size, in the columns of ``contrasts``.
+
+    ``budget`` None: the attack's main one, for metrics at a budget.
+
+    Raises:
+        RequestError: the metric has no budget, or it is out of range.
+    """
+    attack, facts = run.attacks.get(attack_id), METRICS[metric]
+    if attack is not None and attack.has_budget and facts.values_at is not None:
+        budget = attack.main_budget if budget is None else budget
+        if not 0 <= budget < np.inf:
+            raise RequestError(f"budget: expected a distance of at least 0, got {budget}")
+    elif budget is not None:
+        raise RequestError(f"budget: {metric} has none")
+    measure = measure_of(run, facts, attack_id, budget)
+    arms = arms_of(run)
+    groups: dict[str, list[Comparison]] = {}
+    for (family, size, name), arm in arms.items():
+        paired = pair_by_seed(arm, arms.get((family, size, baseline), []))
+        if name == window and paired is not None:
+            groups.setdefault(family, []).append(Comparison(*paired, "same k"))
+    rows = [row for group in groups.values() for _, row in compare_arms(run, group, measure)]
+    table = pd.DataFrame(rows, columns=CONTRAST_COLUMNS)
+    return table.fillna(np.nan).infer_objects()  # None: no number
 
 
 def measures(run: Run) -> Iterator[Measure]:

@@ -29,6 +29,8 @@ from robust_ham.report.figures.style import (
     window_colour,
 )
 
+_CLEAN = "clean images, whole test split"
+
 
 def robustness_figure(run: Run, curves: pd.DataFrame) -> Figure:
     """Draw clean accuracy and the primary metric of each attack against kernel size."""
@@ -42,7 +44,7 @@ def primary_panels(run: Run, curves: pd.DataFrame) -> list[tuple[str, str, str]]
     """
     panels, titles = [], attack_titles(run)
     if (curves["metric"] == "clean_accuracy").any():
-        panels.append(("", "clean_accuracy", "clean images, whole test split"))
+        panels.append(("", "clean_accuracy", _CLEAN))
     for attack_id, attack in run.attacks.items():
         metrics = set(curves.loc[curves["attack"] == attack_id, "metric"])
         metric = headline_metric(attack).id
@@ -55,6 +57,12 @@ def metrics_figure(run: Run, curves: pd.DataFrame, attack_id: str) -> Figure:
     """Draw all metrics of one attack against kernel size."""
     metrics = curves.loc[curves["attack"] == attack_id, "metric"].unique()
     return _panels(run, curves, [(attack_id, metric, "") for metric in metrics])
+
+
+def metric_figure(run: Run, curves: pd.DataFrame, attack_id: str, metric: str) -> Figure:
+    """Draw one metric of one attack ("": clean images) against kernel size."""
+    title = attack_titles(run)[attack_id] if attack_id else _CLEAN
+    return _panels(run, curves, [(attack_id, metric, title)])
 
 
 def _panels(run: Run, curves: pd.DataFrame, panels: list[tuple[str, str, str]]) -> Figure:

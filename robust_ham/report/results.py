@@ -1,0 +1,189 @@
+"""Read the results of a run in Python: ``open_run``."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from robust_ham.analysis.contrasts import compare_windows, contrasts, measures
+from robust_ham.analysis.curves import budget_curves, kernel_size_curves
+from robust_ham.analysis.run import Run
+from robust_ham.analysis.summary import summarise
+from robust_ham.config.experiment import Config
+from robust_ham.config.suggestions import did_you_mean
+from robust_ham.errors import RequestError, list_names
+from robust_ham.report.figures.robustness import metric_figure
+from robust_ham.storage.run_folder import RunFolder
+
+
+def open_run(folder: str | Path) -> Results:
+    """Open the folder of a run, finished or not, to read its results.
+
+    Args:
+        folder: the run folder, for instance ``results/quickstart``.
+
+    Raises:
+        RequestError: not a run folder.
+
+    Example:
+        >>> from robust_ham import open_run
+        >>> run = open_run("results/fashion_mnist_zoo")  # doctest: +SKIP
+        >>> run.samples.groupby(["attack", "status"]).size()  # doctest: +SKIP
+        >>> run.plot("robust_area", attack="deepfool_l2")  # doctest: +SKIP
+    """
+    run = Run(RunFolder(Path(folder)))
+    _ = run.config  # raises if this is not a run folder
+    return Results(run)
+
+
+class Results:
+    """The results of a run as tables, of models and attacks whose jobs are finished.
+
+    Everything is read, checked and computed when it is first used, and then kept. Properties raise
+    ``RequestError`` if a file is damaged.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def __repr__(self) -> str:
+        return f"open_run({str(self._run.folder.root)!r})"
+
+    @property
+    def config(self) -> Config:
+        """The configuration."""
+        return self._run.config
+
+    @cached_property
+    def models(self) -> pd.DataFrame:
+        """A row per model: ``model_id family window kernel_size seed test_accuracy params flops``.
+
+        ``test_accuracy`` is over the whole test split; ``flops`` are of one image.
+        """
+        measured = ["test_accuracy", "params", "flops"]
+        rows = [
+            {
+                "model_id": spec.model_id,
+                "family": spec.family,
+                "window": spec.window,
+                "kernel_size": spec.kernel_size,
+                "seed": spec.seed,
+                **{name: self._run.cards[spec.model_id].get(name) for name in measured},
+            }
+            for spec in self._run.specs
+        ]
+        columns = ["model_id", "family", "window", "kernel_size", "seed", *measured]
+        return pd.DataFrame(rows, columns=columns)
+
+    @cached_property
+    def samples(self) -> pd.DataFrame:
+        """A row per model, attack and image, as ``evaluate`` returns them, with ``attack``.
+
+        Distances ``l2`` and ``linf`` are in units of pixel values in [0, 1]; 0: misclassified
+        without attack; ∞: survived an attack that looks for the smallest distance.
+        """
+        tables = [
+            table.assign(model_id=model_id, attack=attack_id)
+            for (model_id, attack_id), table in self._run.samples.items()
+            if attack_id in self.config.attacks  # not the best of several
+        ]
+        if not tables:
+            return pd.DataFrame(columns=["model_id", "attack"])
+        joined = pd.concat(tables, ignore_index=True)
+        first = ["model_id", "attack"]
+        return joined[[*first, *(name for name in joined if name not in first)]]
+
+    @cached_property
+    def summary(self) -> pd.DataFrame:
+        """A row per model and attack: ``summary.csv``."""
+        return summarise(self._run)
+
+    @cached_property
+    def curves(self) -> pd.DataFrame:
+        """Robust accuracy against budget: ``curves.csv``."""
+        return budget_curves(self._run)
+
+    @cached_property
+    def contrasts(self) -> pd.DataFrame:
+        """Effects of windows, with intervals and verdicts: ``contrasts.csv``."""
+        return contrasts(self._run)
+
+    @property
+    def gate(self) -> pd.DataFrame:
+        """The findings of the reliability checks: ``gate.csv``; empty if they have not run."""
+        return self._run.gate
+
+    def plot(self, metric: str, attack: str = "") -> Figure:
+        """Draw a metric against kernel size, with 95 % intervals over seeds and images.
+
+        Args:
+            metric: a value of the column ``metric`` of ``contrasts``, such as ``robust_area``.
+            attack: its id in the configuration, or ``best_l2`` or ``best_linf``, the best of
+                several attacks; empty for metrics of clean images, such as ``clean_accuracy``.
+
+        Returns:
+            The figure: ``figure.savefig("robust_area.pdf")``.
+
+        Raises:
+            RequestError: no model has this metric, or the run has no such attack.
+        """
+        curves = self._by_kernel_size
+        _check_measured(set(zip(curves["attack"], curves["metric"], strict=True)), attack, metric)
+        return metric_figure(self._run, curves, attack, metric)
+
+    def compare(
+        self,
+        window: str,
+        baseline: str,
+        metric: str,
+        attack: str = "",
+        *,
+        budget: float | None = None,
+    ) -> pd.DataFrame:
+        """Compare two windows at every kernel size, paired by seed and image.
+
+        Args:
+            window: name of a window; ``none``: no window.
+            baseline: name of the window to compare with.
+            metric: as for ``plot``.
+            attack: as for ``plot``.
+            budget: distance at which robust accuracy is compared; None: the attack's ``budget``.
+
+        Returns:
+            A row per family and kernel size that both windows have, in the columns of
+            ``contrasts``. Intervals ``low`` and ``high`` are at 95 %; simultaneous intervals and
+            Holm's p cover the kernel sizes of a family.
+
+        Raises:
+            RequestError: the run has no such window, metric or attack.
+        """
+        for name in (window, baseline):
+            _check_name("window", name, set(self.models["window"]))
+        known = {(measure.attack_id, measure.metric.id) for measure in measures(self._run)}
+        _check_measured(known, attack, metric)
+        return compare_windows(self._run, window, baseline, metric, attack, budget)
+
+    @cached_property
+    def _by_kernel_size(self) -> pd.DataFrame:
+        return kernel_size_curves(self._run)
+
+
+def _check_measured(known: set[tuple[str, str]], attack: str, metric: str) -> None:
+    """Refuse an attack or metric that is not among the ``known`` (attack, metric)."""
+    if attack:
+        _check_name("attack", attack, {name for name, _ in known} - {""})
+    elif (attack, metric) not in known:
+        attacks = sorted(name for name, other in known if other == metric)
+        if attacks:
+            raise RequestError(f"{metric}: expected an attack too: {list_names(attacks)}")
+    _check_name("metric", metric, {other for name, other in known if name == attack})
+
+
+def _check_name(what: str, name: str, known: Collection[str]) -> None:
+    if name not in known:
+        hint = did_you_mean(name, known) or f"; expected {list_names(sorted(known)) or 'none yet'}"
+        raise RequestError(f"{what}: this run has no {name!r}{hint}")
