@@ -12,17 +12,15 @@ import socket
 import threading
 import time
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 from robust_ham.errors import RequestError
 from robust_ham.runs.plan.job import Job
 from robust_ham.runs.worker_setup import WorkerSetup
-from robust_ham.storage.receipts import read_signed
-from robust_ham.storage.run_folder import RunFolder
 
-Answer = RequestError | tuple[tuple[Any, ...] | None, dict[str, bytes]]
-"""Answer of a worker: why it cannot take part, or the fields of an ``Attempt`` and files."""
+Answer = RequestError | tuple[Any, ...] | None
+"""Answer of a worker: why it cannot take part, the fields of an ``Attempt``, or None: another
+process is running the job."""
 
 LOCAL, AUTO = "local", "auto"
 """Addresses: Ray on this machine only; the cluster that ``RAY_ADDRESS`` or Ray itself names."""
@@ -37,7 +35,7 @@ _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 
 _SETTINGS = 4  # type of the first frame that an HTTP/2 server sends
 
 
-def drive(link: Connection, address: str, folder: str, cpus: int, gpus: float) -> None:
+def drive(link: Connection, address: str, cpus: int, gpus: float) -> None:
     """Join the cluster and run jobs on it until ``link`` is closed.
 
     Receives ``(setup, job)``. Sends ``("refused", reason)`` or ``("joined", address, [resources of
@@ -59,7 +57,7 @@ def drive(link: Connection, address: str, folder: str, cpus: int, gpus: float) -
         import ray
 
         ray.init(address, logging_level="error", log_to_driver=False)
-        driver = _Driver(link, events, folder, cpus, gpus)
+        driver = _Driver(link, events, cpus, gpus)
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         link.send(("joined", reached, nodes))
     except (Exception, SystemExit) as error:
@@ -138,11 +136,11 @@ def why_unreachable(address: str) -> str:
     return "" if header[3:4] == bytes([_SETTINGS]) else "the server there is not a Ray head"
 
 
-class JobServer:
-    """Ray actor beside the driver: collects workers' progress and sends them models."""
+class ProgressBoard:
+    """Ray actor beside the driver that collects the progress of all workers."""
 
-    def __init__(self, folder: str) -> None:
-        self.run, self.news = RunFolder(Path(folder)), dict[str, tuple[int, int]]()
+    def __init__(self) -> None:
+        self.news = dict[str, tuple[int, int]]()
 
     def write_news(self, name: str, done: int, total: int) -> None:
         """Record the progress of a job."""
@@ -153,10 +151,6 @@ class JobServer:
         news, self.news = self.news, {}
         return news
 
-    def models(self, names: list[str]) -> dict[str, bytes]:
-        """Return the files and receipts of those models that are finished."""
-        return read_signed(self.run, [self.run.model(name) for name in names])
-
 
 class _Driver:
     """Submits jobs to Ray and reports how they end."""
@@ -165,7 +159,6 @@ class _Driver:
         self,
         link: Connection,
         events: queue.SimpleQueue[Any],
-        folder: str,
         cpus: int,
         gpus: float,
     ) -> None:
@@ -175,12 +168,12 @@ class _Driver:
         self.ray, self.link, self.events = ray, link, events
         self.node = ray.get_runtime_context().get_node_id()
         self.run_job = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=_RETRIES)(run_job)
-        self.server = ray.remote(  # restarted if it dies, without its recorded progress
+        self.board = ray.remote(  # restarted if it dies, without its recorded progress
             num_cpus=0,
             max_restarts=-1,
             max_task_retries=-1,
             scheduling_strategy=NodeAffinitySchedulingStrategy(self.node, soft=False),
-        )(JobServer).remote(folder)
+        )(ProgressBoard).remote()
         self.news: Any = None
         self.reported = self.checked = time.monotonic()
 
@@ -207,7 +200,7 @@ class _Driver:
                 self._check()
 
     def _start(self, setup: WorkerSetup, job: Job) -> None:
-        future = self.run_job.remote(setup, job, self.server).future()
+        future = self.run_job.remote(setup, job, self.board).future()
         future.add_done_callback(lambda future: self.events.put((job.name, future)))
 
     def _report_end(self, name: str, future: Any) -> None:  # noqa: ANN401
@@ -227,11 +220,11 @@ class _Driver:
         if self.news is not None and self.ray.wait([self.news], timeout=0)[0]:
             try:
                 news = self.ray.get(self.news)
-            except self.ray.exceptions.RayError:  # the server is being restarted
+            except self.ray.exceptions.RayError:  # the board is being restarted
                 news = {}
             self.news = None
         if self.news is None:
-            self.news = self.server.read_news.remote()
+            self.news = self.board.read_news.remote()
         self.link.send(("news", news))
 
     def _check(self) -> None:
@@ -242,24 +235,20 @@ class _Driver:
             raise ConnectionError(_NODE_DIED)
 
 
-def run_job(setup: WorkerSetup, job: Job, server: Any) -> Answer:  # noqa: ANN401
+def run_job(setup: WorkerSetup, job: Job, board: Any) -> Answer:  # noqa: ANN401
     """On a worker: run one job and report its progress twice a second."""
-    import ray
-
     from robust_ham.runs.ray_worker import run_on_worker
 
-    reported, models = 0.0, [*job.needs, job.spec.model_id]
+    reported = 0.0
 
     def progress(done: int, total: int) -> None:
         nonlocal reported
         if time.monotonic() - reported > _POLL_SECONDS:
             reported = time.monotonic()
-            server.write_news.remote(job.name, done, total)
+            board.write_news.remote(job.name, done, total)
 
     try:
-        attempt, files = run_on_worker(
-            setup, job, lambda: ray.get(server.models.remote(models)), progress
-        )
+        attempt = run_on_worker(setup, job, progress)
     except RequestError as error:
         return RequestError(f"{socket.gethostname()}: {error}")
-    return tuple(attempt) if attempt else None, files
+    return tuple(attempt) if attempt else None

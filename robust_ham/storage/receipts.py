@@ -17,20 +17,16 @@ from typing import Any
 import pandas as pd
 
 from robust_ham.errors import RequestError
-from robust_ham.memory import memory_share
-from robust_ham.regular_files import is_regular, read_bytes
+from robust_ham.regular_files import is_regular
 from robust_ham.storage.checksums import hash_files, read_checksums
 from robust_ham.storage.files import (
-    MAX_TEXT_BYTES,
     csv_text,
     file_hash,
     is_missing_or_damaged,
     read_csv,
     read_json,
-    write_bytes,
     write_json,
     write_text,
-    writing_folder,
 )
 from robust_ham.storage.run_folder import RunFolder, files_below
 
@@ -147,37 +143,6 @@ def _record_of(run: RunFolder, result: Path, name: str) -> Receipt | None:
         return receipt
     digest = read_checksums(run).get(name)
     return Receipt("", {name: digest}, {}) if digest is not None else None
-
-
-def read_signed(run: RunFolder, results: Iterable[Path]) -> dict[str, bytes]:
-    """Read the files and receipts of finished results: path inside the folder to content."""
-    contents = {}
-    for result in results:
-        receipt = receipt_of(run, result)
-        if receipt is not None:
-            for name in receipt.files:
-                contents[name] = read_bytes(run.root / name, memory_share(0.25))
-            path = run.receipt(result)
-            contents[path.relative_to(run.root).as_posix()] = read_bytes(path, MAX_TEXT_BYTES)
-    return contents
-
-
-def write_signed(run: RunFolder, files: dict[str, bytes]) -> None:
-    """Write files from ``read_signed``: a result that is a folder atomically, receipts last."""
-    receipts = run.receipts.relative_to(run.root).as_posix()
-    signed = [name for name in files if name.startswith(f"{receipts}/")]
-    left = {name: content for name, content in files.items() if name not in signed}
-    for receipt in signed:
-        result = result_of(run, run.root / receipt)
-        inside = [name for name in left if (run.root / name).parent == result]
-        if inside:
-            if result.is_dir():
-                run.set_aside(result)
-            with writing_folder(result) as temporary:
-                for name in inside:
-                    (temporary / PurePosixPath(name).name).write_bytes(left.pop(name))
-    for name, content in [*left.items(), *((name, files[name]) for name in signed)]:
-        write_bytes(run.root / name, content)
 
 
 # --- tables that a later run updates ---------------------------------------------------------

@@ -102,28 +102,31 @@ def test_a_node_dies(cluster, data, expected, tmp_path):
     assert set(again.outcomes.values()) - {"done"} == {"already there"}
 
 
-class KillsTheServer(Listening):
-    """Once the first model is trained; attacks on it then ask a new one for its files."""
+class KillsTheBoard(Listening):
+    """Once the first model is trained, the actor that collects progress dies."""
 
     killed = ()
 
     def job_ended(self, name, outcome, seconds):
         super().job_ended(name, outcome, seconds)
         if not self.killed:
-            self.killed = [p for p in processes_of_ray("ray::JobServer") if p.kill() is None]
+            self.killed = [p for p in processes_of_ray("ray::ProgressBoard") if p.kill() is None]
 
 
-def test_results_come_back_where_the_folder_is_not_shared(
-    cluster, data, expected, tmp_path, monkeypatch
-):
-    monkeypatch.setattr("robust_ham.runs.ray_runner.WorkerSetup.of", job_elsewhere)
-    monitor = KillsTheServer()
+def test_lost_progress_does_not_matter(cluster, data, expected, tmp_path):
+    monitor = KillsTheBoard()
     run_here(tmp_path, data, executor=on_ray(data, cluster.address), monitor=monitor)
     assert len(monitor.killed) == 1
     assert results(tmp_path) == expected
     assert set(monitor.outcomes.values()) == {"done"}
-    again = run_here(tmp_path, data, executor=on_ray(data, cluster.address))
-    assert {o for name, o in again.outcomes.items() if name != "transfer"} == {"already there"}
+
+
+def test_a_worker_that_does_not_see_the_folder_is_refused(cluster, data, tmp_path, monkeypatch):
+    monkeypatch.setattr("robust_ham.runs.ray_runner.WorkerSetup.of", job_elsewhere)
+    message = r"^\S+: this worker does not see the run folder /nowhere: write the run \(--out\) to"
+    with pytest.raises(RequestError, match=message):
+        run_here(tmp_path, data, executor=on_ray(data, cluster.address))
+    assert not any((tmp_path / "models").glob("*"))
 
 
 def test_a_worker_is_killed(cluster, data, tmp_path, monkeypatch):

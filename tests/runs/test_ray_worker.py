@@ -1,8 +1,7 @@
-"""A job elsewhere, without any engine: what a worker refuses, makes, and hands back."""
+"""A job on a worker, without Ray: what it refuses and what it computes."""
 
 import dataclasses
 import shutil
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,11 +16,8 @@ from robust_ham.runs.jobs.model import help_train
 from robust_ham.runs.plan.context import Context
 from robust_ham.runs.plan.keys import run_key
 from robust_ham.runs.plan.plan import make_plan
-from robust_ham.runs.ray_driver import JobServer
-from robust_ham.runs.ray_runner import _Jobs
 from robust_ham.runs.ray_worker import run_on_worker
 from robust_ham.runs.worker_setup import WorkerSetup
-from robust_ham.storage.receipts import read_signed, write_signed
 from robust_ham.storage.run_folder import RunFolder
 from robust_ham.training.train import TrainingError
 
@@ -53,11 +49,16 @@ def job_elsewhere(context, data, token="no token"):
 
 
 def test_a_worker_with_other_data_is_refused(data, tmp_path):
-    setup = job_elsewhere(context_of(tmp_path, data), data)
-    other = write_data(tmp_path / "other", first=50)
-    job = context_of(tmp_path, data).plan.jobs[0]
+    context = context_of(tmp_path, data)
+    context.run.lock("token").parent.mkdir()
+    context.run.lock("token").touch()
+    setup = REAL_JOB(context, data, context.run.lock("token").name)
+    other = dataclasses.replace(setup, data_root=str(write_data(tmp_path / "other", first=50)))
     with pytest.raises(RequestError, match="has other data, code or precision than the driver"):
-        run_on_worker(dataclasses.replace(setup, data_root=str(other)), job, dict, no_progress)
+        run_on_worker(other, context.plan.jobs[0], no_progress)
+    elsewhere = job_elsewhere(context, data)
+    with pytest.raises(RequestError, match="does not see the run folder /nowhere"):
+        run_on_worker(elsewhere, context.plan.jobs[0], no_progress)
 
 
 @pytest.mark.parametrize("change", ["steps: 10", "epochs: 2", "threads: 1", "num_images: 12"])
@@ -73,7 +74,7 @@ def test_the_key_of_a_run_is_of_all_that_decides_it(data, tmp_path, monkeypatch,
             assert run_key(context_of(tmp_path, data)) != key
 
 
-def test_what_is_there_is_not_made_elsewhere(whole, data, tmp_path):
+def test_what_is_there_is_not_computed_again(whole, data, tmp_path):
     """A shard that the driver has; a model whose predictions alone are missing."""
     folder = RunFolder(tmp_path / "run")
     shutil.copytree(whole, folder.root)
@@ -91,16 +92,12 @@ def test_what_is_there_is_not_made_elsewhere(whole, data, tmp_path):
 
     folder.receipt(folder.predictions(model.name)).unlink()
     steps = []
-    server = JobServer(str(folder.root))
-    attempt, files = run_on_worker(
-        job_elsewhere(context, data),
-        model,
-        lambda: server.models([model.name]),
-        lambda done, total: steps.append(done),
-    )
+    folder.lock("token").parent.mkdir(exist_ok=True)
+    folder.lock("token").touch()
+    setup = REAL_JOB(context, data, folder.lock("token").name)
+    attempt = run_on_worker(setup, model, lambda done, total: steps.append(done))
     assert (attempt.outcome, steps) == ("done", [])  # it was not trained
-    assert {name.split("/")[-2] for name in files} == {"predictions"}
-    write_signed(folder, files)
+    folder.lock("token").unlink()
     assert results(folder.root) == results(whole)
 
 
@@ -118,38 +115,6 @@ def test_shards_of_a_process_that_was_killed_while_it_removed_them(whole, data, 
         assert already_there(context, job) is not None
         assert results(folder.root) == results(whole)
         assert not (folder.root / "shards").exists()
-
-
-def test_a_model_that_comes_back_appears_whole(whole, tmp_path, monkeypatch):
-    made = RunFolder(whole)
-    name = sorted(path.name for path in made.root.joinpath("models").iterdir())[0]
-    files = read_signed(made, [made.model(name)])
-    assert len(files) == 4
-    target = RunFolder(tmp_path / "run")
-    target.model(name).mkdir(parents=True)
-    (target.model(name) / "half").touch()  # of somebody killed
-
-    def killed(*_):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("robust_ham.storage.files._flush", killed)
-        with pytest.raises(KeyboardInterrupt):
-            write_signed(target, files)
-    assert not target.model(name).exists()
-    write_signed(target, files)
-    assert len(list(target.model(name).iterdir())) == 3
-    assert target.receipt(target.model(name)).is_file()
-
-
-def test_what_comes_back_second_replaces_nothing(whole, data, tmp_path):
-    """A process that shares the folder was quicker than a worker that does not."""
-    context = context_of(shutil.copytree(whole, tmp_path / "run"), data)
-    job = context.plan.jobs[0]
-    answer = ("done", 1.0, None), read_signed(context.run, [context.run.model(job.name)])
-    jobs = SimpleNamespace(context=context)
-    assert _Jobs._result(jobs, job, answer).outcome == "already there"
-    assert not (tmp_path / "run" / "superseded").exists()
 
 
 def test_processes_that_help_to_train_skip_what_the_first_skips(data, tmp_path, monkeypatch):
