@@ -63,7 +63,7 @@ LABELS = {
     "steps": "steps",
     "overshoot": "overshoot",
     "candidates": "candidate classes",
-    "prune": "pruning γ",
+    "prune": "pruning factor",
     "precision": "precision",
 }
 
