@@ -11,6 +11,7 @@ from pathlib import Path
 from robust_ham.errors import RequestError
 
 _MAX_SHARE = 0.8
+_ASSUMED_BYTES = 8 * 10**9
 _CGROUP_LIMITS = (
     Path("/sys/fs/cgroup/memory.max"),  # version 2
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),  # version 1
@@ -19,7 +20,12 @@ _SHARES = {2: "half", 3: "a third", 4: "a quarter", 8: "an eighth"}
 
 
 def total_memory() -> int:
-    """Return the memory of this machine in bytes, or the limit of its control group if smaller."""
+    """Return the memory of this machine in bytes, or the limit of its control group if smaller.
+
+    8 GB are assumed where Python cannot tell.
+    """
+    if not hasattr(os, "sysconf"):  # Windows
+        return _ASSUMED_BYTES
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for path in _CGROUP_LIMITS:
         try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import re
-import resource
 import subprocess
 import sys
 from importlib import metadata
@@ -73,8 +72,12 @@ def _git(folder: Path, *words: str) -> str:
     ).stdout.strip()
 
 
-def peak_memory_mb() -> int:
-    """Return the peak resident memory of this process in MB."""
+def peak_memory_mb() -> int | None:
+    """Return the peak resident memory of this process in MB; None: not known on this system."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (1024 if sys.platform != "darwin" else 1024**2))
 

@@ -43,7 +43,8 @@ def drive(link: Connection, address: str, cpus: int, gpus: float) -> None:
     error)`` or ``("failed", name, reason)``, twice a second ``("news", {name: (done, total)})``,
     and ``("lost", reason)`` if the cluster is lost.
     """
-    os.setsid()  # Ctrl-C is for the process that runs the plan
+    if hasattr(os, "setsid"):
+        os.setsid()  # Ctrl-C is for the process that runs the plan
     os.chdir("/")  # Ray puts the current folder first on its workers' module path
     silence = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):

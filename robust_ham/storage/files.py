@@ -69,6 +69,8 @@ def file_hash(path: Path, *, follow_links: bool = False) -> str:
 
 
 def _flush(path: Path) -> None:
+    if os.name == "nt":  # Windows opens no folder, and flushes no file that is open for reading
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

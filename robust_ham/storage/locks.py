@@ -1,35 +1,38 @@
-"""Locks on files, for processes that share a folder.
+"""Locks on files, for processes that share a folder: ``filelock``, and who holds each lock.
 
-The kernel frees a lock when its owner dies. On a file system without locks, the owner touches a
-file every few seconds instead; a file that has not been touched for a minute counts as free.
+The system frees a lock when its owner dies. On a file system without locks, the owner renews a
+lease every few seconds instead; a lease that is not renewed for a minute ends. ``FileLock`` itself
+is not used: it creates missing folders, but a run folder that was moved must not be created again.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import re
 import secrets
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from filelock import SoftFileLease, Timeout, lock_descriptor
+
 from robust_ham.errors import RequestError, ending_with, naming
 from robust_ham.regular_files import open_descriptor, open_regular, read_text
 from robust_ham.storage.working_folder import make_folder
 
-HEARTBEAT_SECONDS, SILENT_SECONDS = 5.0, 60.0
+RENEWAL_SECONDS, LEASE_SECONDS = 5.0, 60.0
 _TRIES = 100
 _MAX_BYTES = 10_000
 """Limit of a lock file."""
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 _held: set[int] = set()
+_contenders: dict[Path, SoftFileLease] = {}
+"""Leases that this process waits for: each has observed since when its owner is silent."""
 
 
 def _close_in_child() -> None:
@@ -39,7 +42,8 @@ def _close_in_child() -> None:
     _held.clear()
 
 
-os.register_at_fork(after_in_child=_close_in_child)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_in_child)
 
 
 class Lock:
@@ -62,25 +66,24 @@ def try_lock(path: Path) -> Lock | None:
         while True:
             descriptor = _open(path)
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(descriptor)
-                return None
+                is_free = lock_descriptor(descriptor, blocking=False)
             except OSError as error:
                 os.close(descriptor)
                 if error.errno in _NO_LOCKS:
-                    return _try_heartbeat(path)
+                    return _try_lease(path)
                 raise
-            if _is_file(descriptor, path):
+            if is_free and _is_file(descriptor, path):
                 break
-            os.close(descriptor)  # its last owner has just removed it
+            os.close(descriptor)
+            if not is_free:
+                return None  # else its last owner has just removed it
     _held.add(descriptor)
 
     def release() -> None:
         with naming(path):
             try:
                 if _is_file(descriptor, path):  # else its folder was moved
-                    path.unlink(missing_ok=True)  # before it is released: nobody else can hold it
+                    _unlink(path)  # before it is released: nobody else can hold it
             finally:  # even if the disk has become read-only
                 _held.discard(descriptor)
                 os.close(descriptor)
@@ -115,6 +118,11 @@ def _is_file(descriptor: int, path: Path) -> bool:
     return os.path.samestat(os.fstat(descriptor), present)
 
 
+def _unlink(path: Path) -> None:
+    if os.name != "nt":  # Windows keeps open files; `remove_dead` removes them later
+        path.unlink(missing_ok=True)
+
+
 def _this_owner() -> str:
     return json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()})
 
@@ -135,20 +143,20 @@ def owner(path: Path) -> dict[str, Any] | None:
         with naming(path), open_regular(path) as file:
             text = file.read(_MAX_BYTES).decode(errors="replace")
             try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
+                for _ in range(3):  # another process may be asking, too
+                    if lock_descriptor(file.fileno(), blocking=False):
+                        return None
+                    time.sleep(0.002)
                 return _parsed(text)
             except OSError as error:
                 if error.errno not in _NO_LOCKS:
                     raise
+        holder = SoftFileLease(_lease_file(path)).owner
+        if holder is None or _silence(_lease_file(path)) >= LEASE_SECONDS:
+            return None
     except FileNotFoundError:
         return None
-    place = _heartbeat_file(path)
-    try:
-        silent = _silence(place)
-        return _parsed(_text(place)) if silent < SILENT_SECONDS else None
-    except FileNotFoundError:
-        return None
+    return _parsed(text) or {"host": holder.hostname, "pid": holder.pid}
 
 
 def remove_dead(folder: Path, names: re.Pattern[str]) -> None:
@@ -158,23 +166,18 @@ def remove_dead(folder: Path, names: re.Pattern[str]) -> None:
     ``names`` matches. Other files stay.
     """
     for path in list(folder.glob("*.lock")):
-        heartbeat = _heartbeat_file(path)
-        is_lock = names.fullmatch(path.name) or _names_owner(path) or _names_owner(heartbeat)
+        is_lock = names.fullmatch(path.name) or _names_owner(path)
         if is_lock and owner(path) is None:
-            heartbeat.unlink(missing_ok=True)
+            _lease_file(path).unlink(missing_ok=True)
             path.unlink(missing_ok=True)
 
 
 def _names_owner(path: Path) -> bool:
     try:
-        about = _parsed(_text(path))
+        about = _parsed(read_text(path, _MAX_BYTES, errors="replace"))
     except (OSError, ValueError, RequestError):
         return False
     return set(about) == set(json.loads(_this_owner()))
-
-
-def _text(path: Path) -> str:
-    return read_text(path, _MAX_BYTES, errors="replace")
 
 
 def _parsed(text: str) -> dict[str, Any]:
@@ -188,8 +191,36 @@ def _parsed(text: str) -> dict[str, Any]:
 # --- file systems without locks --------------------------------------------------------------
 
 
-def _heartbeat_file(path: Path) -> Path:
+def _lease_file(path: Path) -> Path:
     return path.with_name(f"{path.name}.held")
+
+
+def _try_lease(path: Path) -> Lock | None:
+    """Take a lease; a dead owner's ends when this process has seen no renewal for a minute."""
+    place = _lease_file(path)
+    lease = _contenders.pop(path, None) or SoftFileLease(
+        place,
+        lease_duration=LEASE_SECONDS,
+        heartbeat_interval=RENEWAL_SECONDS,
+        thread_local=False,
+    )
+    try:
+        lease.acquire(blocking=False)
+    except Timeout:
+        _contenders[path] = lease
+        return None
+
+    def release() -> None:
+        lease.release()
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+    try:
+        path.write_text(_this_owner())
+    except OSError:  # no space left
+        release()
+        raise
+    return Lock(release)
 
 
 def _silence(path: Path) -> float:
@@ -201,56 +232,3 @@ def _silence(path: Path) -> float:
         return probe.stat().st_mtime - touched
     finally:
         probe.unlink()
-
-
-def _try_heartbeat(path: Path) -> Lock | None:
-    place = _heartbeat_file(path)
-    my_text = _this_owner()
-    try:
-        descriptor = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-    except FileExistsError:
-        _remove_if_silent(place)
-        return None  # the next attempt may succeed
-    try:
-        with os.fdopen(descriptor, "w") as file:
-            file.write(my_text)
-    except OSError:  # no space left
-        place.unlink(missing_ok=True)
-        raise
-    ended = threading.Event()
-
-    def beat() -> None:
-        while not ended.wait(HEARTBEAT_SECONDS):
-            try:
-                if _text(place) != my_text:
-                    return  # taken over by a process that took this one for dead
-                os.utime(place)
-            except OSError:
-                return
-
-    thread = threading.Thread(target=beat, daemon=True, name=f"heartbeat of {path.name}")
-    thread.start()
-
-    def release() -> None:
-        ended.set()
-        thread.join()
-        with contextlib.suppress(OSError):
-            if _text(place) == my_text:
-                place.unlink()
-        path.unlink(missing_ok=True)
-
-    return Lock(release)
-
-
-def _remove_if_silent(place: Path) -> None:
-    """Remove the file of a dead owner; of several processes that try, one succeeds."""
-    grave = place.with_name(f".{place.name}.{secrets.token_hex(4)}.tmp")
-    with contextlib.suppress(FileNotFoundError):
-        before = _text(place)
-        if _silence(place) < SILENT_SECONDS:
-            return
-        place.rename(grave)
-        if _text(grave) != before:  # another process was faster, and a third holds it already
-            with contextlib.suppress(FileExistsError):
-                os.link(grave, place)
-        grave.unlink()

@@ -192,7 +192,7 @@ def _refuse_unshared(run: RunFolder) -> None:
     """
     for path, needed in _needed_access(run):
         if not os.access(path, needed) and path.exists():
-            if needed & os.W_OK and os.statvfs(path).f_flag & os.ST_RDONLY:
+            if needed & os.W_OK and _is_read_only(path):
                 raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
             what = "write" if needed & os.W_OK else "read"
             raise _refusal(path, f"this user may not {what} it, so the run cannot be shared")
@@ -218,6 +218,8 @@ def refuse_unusable(run: RunFolder) -> None:
     Raises:
         PermissionError: because of the umask, or without a common group.
     """
+    if not hasattr(os, "geteuid"):  # Windows has access lists instead
+        return
     mask = os.umask(0o022)  # the only way to read it
     os.umask(mask)
     about = run.root.stat()
@@ -238,6 +240,11 @@ def refuse_unusable(run: RunFolder) -> None:
             "another user is running it and could not write this user's files: expected a common "
             f"group and umask 0002, got umask {mask:04o}",
         )
+
+
+def _is_read_only(path: Path) -> bool:
+    """Whether the file system is mounted read-only."""
+    return hasattr(os, "statvfs") and bool(os.statvfs(path).f_flag & os.ST_RDONLY)
 
 
 def _has_access_list(folder: Path) -> bool:

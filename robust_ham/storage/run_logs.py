@@ -72,8 +72,10 @@ def _append(run: RunFolder, path: Path, line: str, heading: str = "") -> None:
             if size <= len(heading):  # empty, or an incomplete heading
                 os.ftruncate(descriptor, 0)
                 line = f"{heading}\n{line}" if heading else line
-            elif os.pread(descriptor, 1, size - 1) != b"\n":
-                line = f"{_CUT}\n{line}"
+            else:
+                os.lseek(descriptor, size - 1, os.SEEK_SET)
+                if os.read(descriptor, 1) != b"\n":
+                    line = f"{_CUT}\n{line}"
             content = f"{line}\n".encode()
             while content:  # one write, unless the disk is full
                 content = content[os.write(descriptor, content) :]

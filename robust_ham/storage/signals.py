@@ -16,7 +16,8 @@ from types import FrameType
 
 STOPPED = "Stopped. Finished jobs are kept; rerun the same command to resume."
 """Message of a stopped process."""
-SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+_HANGUP = getattr(signal, "SIGHUP", None)  # Windows has none
+SIGNALS = (*([_HANGUP] if _HANGUP else []), signal.SIGINT, signal.SIGTERM)
 PATIENCE_SECONDS = 5.0
 """How long signals after the first are ignored; then one ends the process."""
 
@@ -38,7 +39,7 @@ _can_raise = False
 def hold() -> None:
     """Remember signals from now on; they take effect in ``listen``."""
     for number in SIGNALS:
-        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # not under nohup
+        if number != _HANGUP or signal.getsignal(number) != signal.SIG_IGN:  # not under nohup
             signal.signal(number, _arrived)
 
 

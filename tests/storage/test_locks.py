@@ -1,6 +1,7 @@
 """Locks: one owner at a time, freed by its death; where there are none, by its silence."""
 
 import errno
+import fcntl
 import json
 import os
 import re
@@ -26,14 +27,14 @@ time.sleep(60)
 """
 
 
-@pytest.fixture(params=["kernel", "heartbeat"])
+@pytest.fixture(params=["kernel", "lease"])
 def kind(request, monkeypatch):
-    if request.param == "heartbeat":
+    if request.param == "lease":
 
         def flock(*_):
             raise OSError(errno.ENOLCK, "No locks available")
 
-        monkeypatch.setattr(locks.fcntl, "flock", flock)
+        monkeypatch.setattr(fcntl, "flock", flock)
     return request.param
 
 
@@ -174,33 +175,42 @@ def test_to_ask_who_holds_a_lock_writes_nothing(tmp_path, monkeypatch):
     assert owner(path) is None
 
 
+LEASE = "filelock/2\npid=1\nhost=gone\nmode=lease\ntoken=00ff\nduration=0.4\n"
+"""What a process of another machine writes that holds a lease of 0.4 seconds."""
+
+
 def test_a_silent_owner_is_taken_for_dead(tmp_path, monkeypatch):
     def flock(*_):
         raise OSError(errno.ENOTSUP, "Operation not supported")
 
-    monkeypatch.setattr(locks.fcntl, "flock", flock)
-    monkeypatch.setattr(locks, "HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr(fcntl, "flock", flock)
+    monkeypatch.setattr(locks, "RENEWAL_SECONDS", 0.1)
+    monkeypatch.setattr(locks, "LEASE_SECONDS", 0.4)
     path = tmp_path / "cell.lock"
     lock = try_lock(path)
-    place = tmp_path / "cell.lock.held"
-    long_ago = place.stat().st_mtime - 2 * locks.SILENT_SECONDS
-    time.sleep(0.2)
-    assert owner(path) is not None  # it has been heard of
+    time.sleep(0.8)
+    assert owner(path) is not None  # it has been renewed
+    assert try_lock(path) is None
     lock.release()
-    place.write_text(json.dumps({"host": "gone", "pid": 1, "since": 0}))
-    os.utime(place, (long_ago, long_ago))
-    path.touch()
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "cell.lock.held").write_text(LEASE)
+    path.write_text(json.dumps({"host": "gone", "pid": 1, "since": 0}))
+    assert owner(path) == {"host": "gone", "pid": 1, "since": 0}
+    assert try_lock(path) is None
+    time.sleep(0.5)
     assert owner(path) is None
-    assert try_lock(path) is None  # the dead one is buried
-    taken = try_lock(path)
+    deadline = time.monotonic() + 10
+    while (taken := try_lock(path)) is None:
+        assert time.monotonic() < deadline
     assert owner(path)["pid"] == os.getpid()
     taken.release()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_another_error_is_not_hidden(tmp_path, monkeypatch):
     def flock(*_):
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(locks.fcntl, "flock", flock)
+    monkeypatch.setattr(fcntl, "flock", flock)
     with pytest.raises(OSError, match="Input/output error"):
         try_lock(tmp_path / "cell.lock")
