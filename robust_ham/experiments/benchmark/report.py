@@ -149,23 +149,16 @@ def _figure(table: pd.DataFrame) -> Figure:
     models, attacks = list(table["model_id"].unique()), list(table["attack"].unique())
     libraries = list(table["library"].unique())[::-1]  # first on top
     with figure_style():
-        size = (2.3 * len(attacks) + 1.6, (0.25 * len(libraries) + 0.55) * len(models) + 0.3)
+        size = (2.3 * len(attacks) + 1.6, (0.25 * len(libraries) + 0.6) * len(models) + 0.5)
         figure = Figure(figsize=size, layout="constrained")
         panels = figure.subplots(len(models), len(attacks), squeeze=False, sharex=True, sharey=True)
         for line, model in zip(panels, models, strict=True):
             for panel, attack in zip(line, attacks, strict=True):
                 part = table[(table["model_id"] == model) & (table["attack"] == attack)]
                 _draw_panel(panel, part, libraries)
-            line[-1].annotate(
-                model,
-                (1.02, 0.5),
-                xycoords="axes fraction",
-                rotation=-90,
-                va="center",
-                fontsize=7.5,
-            )
+            line[0].annotate(model, (0, 1.03), xycoords="axes fraction", va="bottom", fontsize=7.5)
         for top, bottom, attack in zip(panels[0], panels[-1], attacks, strict=True):
-            top.set_title(attack)
+            top.set_title(attack, pad=18)
             bottom.set_xlabel("time, in units of ours")
         axes = panels[0, 0]  # the others share its limits and ticks
         axes.set_xscale("log")
