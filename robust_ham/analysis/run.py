@@ -303,6 +303,15 @@ class Run:
         return next((s for s in ("fail", "warn", "pass") if s in present), None)
 
 
+def gate_failures(gate: pd.DataFrame) -> tuple[str, ...]:
+    """Return a line for each model or attack that the gate failed."""
+    fails = gate[gate["severity"] == "fail"]
+    return tuple(
+        f"{row['model_id']}{'/' if row['attack'] else ''}{row['attack']}: {row['reason']}"
+        for row in fails.to_dict(orient="records")
+    )
+
+
 def load_gallery(run: Run, model_id: str, attack_id: str) -> Arrays | None:
     """Load the stored images of one model and attack; None: none were stored."""
     path = run.folder.gallery(model_id, attack_id)

@@ -6,7 +6,7 @@ import contextlib
 import gc
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +14,9 @@ from robust_ham.cli.exit_codes import report_error
 from robust_ham.cli.options import Debug
 from robust_ham.cli.output import complain, print_table, say
 from robust_ham.errors import RequestError
+
+if TYPE_CHECKING:
+    from robust_ham.analysis.tables import Tables
 
 
 def report(
@@ -47,6 +50,7 @@ def report(
     Summary, curves, figures and page are computed from the per-image tables. Needs no torch.
     """
     from robust_ham.analysis.importing.convert import folders_to_report
+    from robust_ham.analysis.run import gate_failures
     from robust_ham.report.export import check_export
     from robust_ham.storage.run_folder import RunFolder, runs_below
 
@@ -62,13 +66,15 @@ def report(
             continue
         for run in runs or [folder]:  # a single folder without a run fails with the reason
             try:
-                write_report(run, export, width)
+                tables = write_report(run, export, width)
+                for line in gate_failures(tables.run.gate):
+                    complain(f"not to be trusted: {line}")
             except RequestError as error:
                 code = report_error(error)
     return code
 
 
-def write_report(folder: Path, form: str | None = None, width: float | None = None) -> None:
+def write_report(folder: Path, form: str | None = None, width: float | None = None) -> Tables:
     """Write the tables, the page and the exports of a run; print its headline table."""
     from robust_ham.analysis.tables import write_tables
     from robust_ham.report.export import export
@@ -89,6 +95,7 @@ def write_report(folder: Path, form: str | None = None, width: float | None = No
     say("", f"report: {page.page}")
     if form is not None:
         say(f"export: {len(exported)} files in {folder / 'export'}")
+    return tables
 
 
 @contextlib.contextmanager

@@ -26,14 +26,20 @@ def open_run(folder: str | Path) -> Results:
     Args:
         folder: the run folder, for instance ``results/quickstart``.
 
+    Returns:
+        The ``Results`` of the run.
+
     Raises:
         RequestError: not a run folder.
 
     Example:
         >>> from robust_ham import open_run
-        >>> run = open_run("results/fashion_mnist_zoo")  # doctest: +SKIP
-        >>> run.samples.groupby(["attack", "status"]).size()  # doctest: +SKIP
-        >>> run.plot("robust_area", attack="deepfool_l2")  # doctest: +SKIP
+        >>> run = open_run("results/fashion_mnist_zoo")
+        >>> len(run.samples)  # 30 models, 1,000 images, several attacks
+        138000
+        >>> rows = run.compare("hamming", "none", "robust_area", "deepfool_l2")
+        >>> dict(zip(rows["kernel_size"], rows["verdict"]))
+        {3: 'undecided', 5: 'worse', 7: 'worse', 9: 'worse', 11: 'worse'}
     """
     run = Run(RunFolder(Path(folder)))
     _ = run.config  # raises if this is not a run folder

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from robust_ham.analysis.run import gate_failures
 from robust_ham.errors import RequestError, plural
 from robust_ham.progress import Monitor, Silent
 from robust_ham.runs.attempt import Attempt, already_there, attempt_job
@@ -274,13 +275,9 @@ def _write_tables(
         return ()
     start = time.monotonic()
     findings = write_gate(context, failed, monitor.job_started("gate"))
-    fails = findings[findings["severity"] == "fail"]
-    num_warnings = int((findings["severity"] == "warn").sum())
-    _note_step(context, monitor, "gate", f"{len(fails)} fail, {num_warnings} warn", start)
-    return tuple(
-        f"{row['model_id']}{'/' if row['attack'] else ''}{row['attack']}: {row['reason']}"
-        for row in fails.to_dict(orient="records")
-    )
+    failures, num_warnings = gate_failures(findings), int((findings["severity"] == "warn").sum())
+    _note_step(context, monitor, "gate", f"{len(failures)} fail, {num_warnings} warn", start)
+    return failures
 
 
 def _note_step(context: Context, monitor: Monitor, name: str, outcome: str, start: float) -> None:

@@ -21,7 +21,7 @@ from robust_ham.experiments.benchmark.profiling import (
     profile,
     profile_memory,
 )
-from robust_ham.experiments.benchmark.report import summary_of, table_of
+from robust_ham.experiments.benchmark.report import scaling_of, summary_of, table_of
 from robust_ham.report.formats import markdown, markdown_rows
 
 CONFIG = """
@@ -258,8 +258,11 @@ def test_the_readme_shows_the_committed_benchmarks():
         table = pd.read_csv(root / "results" / "bench" / name / "bench.csv")
         page = root / "results" / "bench" / name / "bench.md"
         summary, whole = summary_of(table), table_of(table)
-        assert page.read_text(encoding="utf-8") == f"{markdown(summary)}\n{markdown(whole)}"
+        growing = scaling_of(pd.read_csv(page.with_name("scaling.csv")))
+        text = "\n".join(markdown(part) for part in (summary, whole, growing))
+        assert page.read_text(encoding="utf-8") == text
         assert markdown_rows(summary) in docs, f"the table of {page} is another"
+        assert name != "cifar10" or markdown_rows(growing) in docs
 
 
 def test_the_summary_of_a_benchmark():

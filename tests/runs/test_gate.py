@@ -257,6 +257,9 @@ def test_a_run_writes_its_findings_keeps_them_and_says_what_fails(run_cli, tmp_p
     assert summary["masked-sound-k7-none-s0", "s"] == "pass"
     page = (tmp_path / "results/gated/report.html").read_text()
     assert "no usable gradient on" in page
+    code, _, again = run_cli("report", "results/gated")
+    assert code == 0  # the report itself is sound
+    assert again == "".join(line for line in err.splitlines(True) if "not to be trusted" in line)
 
     def refuse(*_):
         raise AssertionError("checked again")
