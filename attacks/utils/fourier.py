@@ -1,7 +1,7 @@
 """Convolutions with large kernels by FFT, where that is faster than a direct one.
 
 ``make bench-convolutions`` measures where: in float32 on a CPU, with kernels of 9×9 and more, 64
-channels and more, images of 12×12 and more, and 16 images and more.
+channels and more, and images of 12×12 and more.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from torch import Tensor, nn
 _SMALLEST_KERNEL = 9
 _FEWEST_CHANNELS = 64
 _SMALLEST_SIDE = 12
-_FEWEST_IMAGES = 16
-_LARGEST_SPECTRUM = 64e6
+_LARGEST_SPECTRUM = 32e6
 """Bytes of a layer's transformed weight."""
+_NOISE = 1e-6
+"""Error of FFTs in float32, relative to an image's largest output. Smaller outputs are set to 0, as
+they are exactly 0 where the input is: the gradient of ReLU depends on it."""
 
 
 class FourierConvolution:
@@ -27,8 +29,8 @@ class FourierConvolution:
         self.layer = layer
         self._spectra: dict[tuple[int, int], Tensor] = {}  # of the latest size of images only
 
-    def suits(self, count: int, height: int, width: int) -> bool:
-        """Whether it is possible for this many images of this size, and faster."""
+    def suits(self, height: int, width: int) -> bool:
+        """Whether it is possible for images of this size, and faster."""
         layer = self.layer
         if isinstance(layer.padding, str):
             return False
@@ -39,7 +41,7 @@ class FourierConvolution:
             return False
         if min(kernel) < _SMALLEST_KERNEL or min(weight.shape[:2]) < _FEWEST_CHANNELS:
             return False
-        if count < _FEWEST_IMAGES or min(height, width) < _SMALLEST_SIDE:
+        if min(height, width) < _SMALLEST_SIDE:
             return False
         rows, columns = self._periods(height, width)
         size = 8 * weight.shape[0] * weight.shape[1] * rows * (columns // 2 + 1)
@@ -64,7 +66,7 @@ class FourierConvolution:
         return filtered(slope, self._spectrum(periods).mH, periods)[..., :height, :width]
 
     def _periods(self, height: int, width: int) -> tuple[int, int]:
-        """The next even numbers."""
+        """Image plus padding, rounded up to even numbers."""
         down, right = _padding(self.layer)
         return height + down + (height + down) % 2, width + right + (width + right) % 2
 
@@ -91,5 +93,6 @@ def filtered(images: Tensor, spectrum: Tensor, periods: tuple[int, int]) -> Tens
     rows, columns = frequencies.shape[2:]
     products = torch.bmm(frequencies.permute(2, 3, 0, 1).flatten(0, 1), spectrum)
     products = products.unflatten(0, (rows, columns)).permute(2, 3, 0, 1)
-    filtered: Tensor = torch.fft.irfft2(products, s=periods)
-    return filtered
+    found: Tensor = torch.fft.irfft2(products, s=periods)
+    noise = _NOISE * found.abs().amax(dim=(1, 2, 3), keepdim=True)
+    return torch.where(found.abs() > noise, found, 0.0)

@@ -224,7 +224,7 @@ class _Convolution(_Layer):
 
     def run(self, values: Values) -> Tensor:
         images: Tensor = values[self.input]
-        if images.ndim == 4 and self.by_fft.suits(len(images), *images.shape[2:]):
+        if images.ndim == 4 and self.by_fft.suits(*images.shape[2:]):
             return self.by_fft.output(images)
         return super().run(values)
 
@@ -233,7 +233,7 @@ class _Convolution(_Layer):
 
     def pull_back(self, slope: Tensor, kept: Kept, rows: Tensor | None, owned: bool) -> Slopes:
         height, width = kept.shapes[self.input][2:]
-        if self.by_fft.suits(len(slope), height, width):
+        if self.by_fft.suits(height, width):
             yield self.input, self.by_fft.gradient(slope, height, width)
             return
         slope = slope.contiguous(memory_format=torch.channels_last)

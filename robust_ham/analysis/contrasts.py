@@ -121,10 +121,10 @@ def compare_windows(
     attack, facts = run.attacks.get(attack_id), METRICS[metric]
     if attack is not None and attack.has_budget and facts.values_at is not None:
         budget = attack.main_budget if budget is None else budget
-        if not 0 <= budget < np.inf:
-            raise RequestError(f"budget: expected a distance of at least 0, got {budget}")
+        if not isinstance(budget, int | float) or not 0 <= budget < np.inf:
+            raise RequestError(f"budget: expected a distance of at least 0, got {budget!r}")
     elif budget is not None:
-        raise RequestError(f"budget: {metric} has none")
+        raise RequestError(f"budget: not for {metric} under {attack_id or 'no attack'}")
     measure = measure_of(run, facts, attack_id, budget)
     arms = arms_of(run)
     groups: dict[str, list[Comparison]] = {}

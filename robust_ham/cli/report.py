@@ -68,7 +68,7 @@ def report(
             try:
                 tables = write_report(run, export, width)
                 for line in gate_failures(tables.run.gate):
-                    complain(f"not to be trusted: {line}")
+                    complain(f"{run}: not to be trusted: {line}")
             except RequestError as error:
                 code = report_error(error)
     return code

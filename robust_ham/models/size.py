@@ -29,7 +29,7 @@ class _NoModules(ModuleTracker):
 
 
 class FlopCounter(FlopCounterMode):
-    """Counts the FLOPs of all operations in a block, forward and backward."""
+    """Counts the FLOPs of all operations in a block, forward and backward; those of FFTs as 0."""
 
     def __init__(self) -> None:
         super().__init__(display=False)

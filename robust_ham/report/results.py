@@ -6,6 +6,7 @@ from collections.abc import Collection
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -83,7 +84,7 @@ class Results:
             for spec in self._run.specs
         ]
         columns = ["model_id", "family", "window", "kernel_size", "seed", *measured]
-        return pd.DataFrame(rows, columns=columns)
+        return pd.DataFrame(rows, columns=columns).fillna(np.nan).infer_objects()  # None: unknown
 
     @cached_property
     def samples(self) -> pd.DataFrame:
@@ -127,9 +128,9 @@ class Results:
         """Draw a metric against kernel size, with 95 % intervals over seeds and images.
 
         Args:
-            metric: a value of the column ``metric`` of ``contrasts``, such as ``robust_area``.
-            attack: its id in the configuration, or ``best_l2`` or ``best_linf``, the best of
-                several attacks; empty for metrics of clean images, such as ``clean_accuracy``.
+            metric: such as ``robust_area``, ``robust_accuracy`` or ``median_l2``.
+            attack: its id in the configuration, or ``best`` or ``best_linf``, the best of several
+                minimum-norm attacks; empty for ``clean_accuracy``, which is without an attack.
 
         Returns:
             The figure: ``figure.savefig("robust_area.pdf")``.
@@ -155,7 +156,7 @@ class Results:
         Args:
             window: name of a window; ``none``: no window.
             baseline: name of the window to compare with.
-            metric: as for ``plot``.
+            metric: a value of the column ``metric`` of ``contrasts``.
             attack: as for ``plot``.
             budget: distance at which robust accuracy is compared; None: the attack's ``budget``.
 
@@ -169,6 +170,8 @@ class Results:
         """
         for name in (window, baseline):
             _check_name("window", name, set(self.models["window"]))
+        if window == baseline:
+            raise RequestError(f"window: expected two different windows, got {window!r} twice")
         known = {(measure.attack_id, measure.metric.id) for measure in measures(self._run)}
         _check_measured(known, attack, metric)
         return compare_windows(self._run, window, baseline, metric, attack, budget)
@@ -180,16 +183,20 @@ class Results:
 
 def _check_measured(known: set[tuple[str, str]], attack: str, metric: str) -> None:
     """Refuse an attack or metric that is not among the ``known`` (attack, metric)."""
+    attacks = sorted(name for name, other in known if other == metric)
     if attack:
         _check_name("attack", attack, {name for name, _ in known} - {""})
-    elif (attack, metric) not in known:
-        attacks = sorted(name for name, other in known if other == metric)
-        if attacks:
-            raise RequestError(f"{metric}: expected an attack too: {list_names(attacks)}")
+        if attacks == [""]:
+            raise RequestError(f"{metric}: expected no attack, got {attack!r}")
+    elif attacks and "" not in attacks:
+        raise RequestError(f"{metric}: expected an attack too: {list_names(attacks)}")
     _check_name("metric", metric, {other for name, other in known if name == attack})
 
 
-def _check_name(what: str, name: str, known: Collection[str]) -> None:
-    if name not in known:
-        hint = did_you_mean(name, known) or f"; expected {list_names(sorted(known)) or 'none yet'}"
-        raise RequestError(f"{what}: this run has no {name!r}{hint}")
+def _check_name(what: str, name: object, known: Collection[str]) -> None:
+    if name in known:
+        return
+    if not known:
+        raise RequestError(f"{what}: got {name!r}, but this run has no results yet")
+    hint = did_you_mean(name, known) or f"; expected {list_names(sorted(known))}"
+    raise RequestError(f"{what}: not available here: {name!r}{hint}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -20,6 +21,8 @@ from robust_ham.runs.worker_setup import WorkerSetup
 from robust_ham.storage.run_folder import RunFolder
 from robust_ham.storage.working_folder import working_in
 
+_PATIENCE_SECONDS = 5.0  # network file systems show new files late
+
 
 def run_on_worker(setup: WorkerSetup, job: Job, progress: Progress) -> Attempt | None:
     """Run a job; return None if another process is running it.
@@ -29,7 +32,10 @@ def run_on_worker(setup: WorkerSetup, job: Job, progress: Progress) -> Attempt |
             than the one that runs the plan.
     """
     run = RunFolder(Path(setup.folder))
-    if not (run.locks / setup.token).is_file():
+    until = time.monotonic() + _PATIENCE_SECONDS
+    while not (is_shared := (run.locks / setup.token).is_file()) and time.monotonic() < until:
+        time.sleep(0.5)
+    if not is_shared:
         raise RequestError(
             f"this worker does not see the run folder {setup.folder}: write the run (--out) to a "
             "folder that all machines share"

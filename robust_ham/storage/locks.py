@@ -32,7 +32,9 @@ _MAX_BYTES = 10_000
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 _held: set[int] = set()
 _contenders: dict[Path, SoftFileLease] = {}
-"""Leases that this process waits for: each has observed since when its owner is silent."""
+"""Leases that this process waits for: each has measured how long its owner has been silent."""
+_leases: set[SoftFileLease] = set()
+"""Leases that this process holds; one that is forgotten would end."""
 
 
 def _close_in_child() -> None:
@@ -143,11 +145,7 @@ def owner(path: Path) -> dict[str, Any] | None:
         with naming(path), open_regular(path) as file:
             text = file.read(_MAX_BYTES).decode(errors="replace")
             try:
-                for _ in range(3):  # another process may be asking, too
-                    if lock_descriptor(file.fileno(), blocking=False):
-                        return None
-                    time.sleep(0.002)
-                return _parsed(text)
+                return None if _is_free(file.fileno()) else _parsed(text)
             except OSError as error:
                 if error.errno not in _NO_LOCKS:
                     raise
@@ -157,6 +155,22 @@ def owner(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     return _parsed(text) or {"host": holder.hostname, "pid": holder.pid}
+
+
+def _is_free(descriptor: int) -> bool:
+    """Whether nobody holds the lock of a file that is open for reading.
+
+    A shared lock does not disturb others that ask, and needs no permission to write.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return lock_descriptor(descriptor, blocking=False)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def remove_dead(folder: Path, names: re.Pattern[str]) -> None:
@@ -170,6 +184,9 @@ def remove_dead(folder: Path, names: re.Pattern[str]) -> None:
         if is_lock and owner(path) is None:
             _lease_file(path).unlink(missing_ok=True)
             path.unlink(missing_ok=True)
+    for lease_file in list(folder.glob("*.lock.held")):
+        if not lease_file.with_suffix("").exists() and _silence(lease_file) >= LEASE_SECONDS:
+            lease_file.unlink(missing_ok=True)
 
 
 def _names_owner(path: Path) -> bool:
@@ -210,13 +227,18 @@ def _try_lease(path: Path) -> Lock | None:
         _contenders[path] = lease
         return None
 
+    _leases.add(lease)
+    record = _this_owner()
+
     def release() -> None:
-        lease.release()
+        _leases.discard(lease)
         with contextlib.suppress(OSError):
-            path.unlink()
+            if path.read_text() in (record, ""):  # else another process took over
+                path.unlink()
+        lease.release()
 
     try:
-        path.write_text(_this_owner())
+        path.write_text(record)
     except OSError:  # no space left
         release()
         raise

@@ -89,12 +89,25 @@ def test_plot_draws_every_window(run):
         (lambda run: run.plot("robust_aera", "deepfool_l2"), "did you mean robust_area"),
         (lambda run: run.plot("robust_area", "deepfol_l2"), "did you mean deepfool_l2"),
         (lambda run: run.plot("robust_area"), "robust_area: expected an attack too: "),
-        (lambda run: run.plot("clean_accuracy", "deepfool_l2"), "metric: this run has no 'clean_"),
+        (
+            lambda run: run.plot("clean_accuracy", "deepfool_l2"),
+            "clean_accuracy: expected no attack, got",
+        ),
         (lambda run: run.compare("haming", "none", "clean_accuracy"), "did you mean hamming"),
-        (lambda run: run.compare("hann", "x", "clean_accuracy"), "window: this run has no 'hann'"),
+        (lambda run: run.compare("none", "none", "clean_accuracy"), "two different windows"),
+        (
+            lambda run: run.compare(
+                "hamming", "none", "robust_accuracy", "deepfool_l2", budget="0.1"
+            ),
+            "budget: expected a distance of at least 0, got '0.1'",
+        ),
+        (
+            lambda run: run.compare("hann", "x", "clean_accuracy"),
+            "window: not available here: 'hann'; expected",
+        ),
         (
             lambda run: run.compare("hamming", "none", "robust_area", "deepfool_l2", budget=0.1),
-            "budget: robust_area has none",
+            "budget: not for robust_area under deepfool_l2",
         ),
         (
             lambda run: run.compare(
@@ -121,7 +134,9 @@ def test_a_run_without_rows_has_empty_tables(tmp_path):
     (tmp_path / "config.yaml").write_text((STUDY / "config.yaml").read_text())
     run = open_run(tmp_path)
     assert len(run.samples) == len(run.models) == len(run.summary) == len(run.contrasts) == 0
-    with pytest.raises(RequestError, match="metric: this run has no 'clean_accuracy'"):
+    with pytest.raises(
+        RequestError, match="metric: got 'clean_accuracy', but this run has no results yet"
+    ):
         run.plot("clean_accuracy")
 
 

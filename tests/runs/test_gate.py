@@ -259,7 +259,8 @@ def test_a_run_writes_its_findings_keeps_them_and_says_what_fails(run_cli, tmp_p
     assert "no usable gradient on" in page
     code, _, again = run_cli("report", "results/gated")
     assert code == 0  # the report itself is sound
-    assert again == "".join(line for line in err.splitlines(True) if "not to be trusted" in line)
+    lines = [line for line in err.splitlines(True) if "not to be trusted" in line]
+    assert again == "".join(lines).replace("not to be", "results/gated: not to be")
 
     def refuse(*_):
         raise AssertionError("checked again")

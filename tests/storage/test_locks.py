@@ -214,3 +214,26 @@ def test_another_error_is_not_hidden(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", flock)
     with pytest.raises(OSError, match="Input/output error"):
         try_lock(tmp_path / "cell.lock")
+
+
+def test_a_holder_that_was_taken_for_dead_leaves_its_successor_alone(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    monkeypatch.setattr(locks, "LEASE_SECONDS", 0.4)
+    monkeypatch.setattr(locks, "RENEWAL_SECONDS", 0.1)
+    path, place = tmp_path / "cell.lock", tmp_path / "cell.lock.held"
+    lock = try_lock(path)
+    place.unlink()
+    place.write_text(LEASE)
+    successor = json.dumps({"host": "other", "pid": 1, "since": 0})
+    path.write_text(successor)
+    lock.release()
+    assert (path.read_text(), place.read_text()) == (successor, LEASE)
+    path.unlink()
+    remove_dead(tmp_path, re.compile("x"))
+    assert place.exists()  # it may be renewed
+    time.sleep(0.5)
+    remove_dead(tmp_path, re.compile("x"))
+    assert not place.exists()

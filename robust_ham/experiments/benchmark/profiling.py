@@ -144,7 +144,7 @@ def _share_outside(call: ProfiledCall) -> float | None:
     inside = sum(
         float(event.self_cpu_time_total)
         for event in profiler.key_averages()
-        if "conv" in event.key or event.key in _MATRIX_PRODUCTS
+        if "conv" in event.key or "fft" in event.key or event.key in _MATRIX_PRODUCTS
     )
     return max(0.0, 1 - inside / 1e6 / seconds)
 

@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 from torch import nn
 
 from attacks import deepfool
@@ -36,6 +37,7 @@ from robust_ham.report.figures.style import (
     window_colour,
     window_marker,
 )
+from robust_ham.report.figures.ticks import log_ticks
 from robust_ham.storage import signals
 
 KERNEL_SIZES = (3, 7, 11)
@@ -193,8 +195,11 @@ def draw(table: pd.DataFrame) -> Figure:
             others = table.loc[(table["setting"] == "steps") == (setting == "steps")]
             _fit(distance, others["ratio"])
             cost.set_yscale("log")
-            cost.set_ylim(table["passes"].min() / 1.3, table["passes"].max() * 1.3)
+            low, high = table["passes"].min() / 1.3, table["passes"].max() * 1.3
+            cost.set_ylim(low, high)
+            cost.set_yticks(log_ticks(low, high))
             cost.yaxis.set_major_formatter("{x:g}")
+            cost.yaxis.set_minor_locator(NullLocator())
         if not np.isfinite(table["ratio"]).all():
             look = {"color": "0.4", "markerfacecolor": "white", "markersize": 5}
             panels[0, 0].plot([], [], "o", label="∞: at least half survive", **look)
