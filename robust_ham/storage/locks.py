@@ -232,8 +232,8 @@ def _try_lease(path: Path) -> Lock | None:
 
     def release() -> None:
         _leases.discard(lease)
-        with contextlib.suppress(OSError):
-            if path.read_text() in (record, ""):  # else another process took over
+        with contextlib.suppress(OSError, RequestError):
+            if read_text(path, _MAX_BYTES) in (record, ""):  # else another process took over
                 path.unlink()
         lease.release()
 
