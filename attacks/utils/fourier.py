@@ -15,8 +15,8 @@ _SMALLEST_SIDE = 12
 _LARGEST_SPECTRUM = 32e6
 """Bytes of a layer's transformed weight."""
 _NOISE = 1e-6
-"""Error of FFTs in float32, relative to an image's largest output. Smaller outputs are set to 0, as
-they are exactly 0 where the input is: the gradient of ReLU depends on it."""
+"""Error of FFTs in float32, relative to an image's largest value. Smaller values are set to 0, as a
+direct convolution of zeros is: gradients of ReLU and the signs of L∞ steps depend on it."""
 
 
 class FourierConvolution:

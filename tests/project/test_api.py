@@ -342,7 +342,9 @@ def blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", TEXT, re.DOTALL)
 
 
-def test_the_python_of_the_readme_runs(monkeypatch, capsys):
+def test_the_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)  # a snippet saves a figure
+    (tmp_path / "results").symlink_to(ROOT / "results")
     images, labels = fashion_images(8)
     known = {
         "images": images,
@@ -360,6 +362,9 @@ def test_the_python_of_the_readme_runs(monkeypatch, capsys):
     assert defined["to_grey"](None, images, labels, strength=1.0).eq(0.5).all()
     kernels = [m.kernel_size for n, m in defined["plain"].named_modules() if n.endswith("conv2")]
     assert set(kernels) == {(7, 7)}
+    assert (tmp_path / "robust_area.pdf").stat().st_size > 1000
+    for name in ("effect", "table", "rows", "within", "distances"):
+        assert len(defined[name]) > 0, name
 
 
 def test_images_and_networks_are_those_of_a_run():

@@ -138,16 +138,3 @@ def test_a_run_without_rows_has_empty_tables(tmp_path):
         RequestError, match="metric: got 'clean_accuracy', but this run has no results yet"
     ):
         run.plot("clean_accuracy")
-
-
-def test_the_recipes_of_the_documentation(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "results").symlink_to(ROOT / "results")
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/read_results.md").read_text(), re.S)
-    assert len(blocks) == 6
-    names: dict[str, object] = {}
-    for block in blocks:
-        *lines, last = block.strip().splitlines()
-        exec("\n".join([*lines, f"shown = {last}"]), names)
-        assert names["shown"] is None or len(names["shown"]) > 0
-    assert (tmp_path / "robust_area.pdf").stat().st_size > 1000

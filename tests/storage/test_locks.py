@@ -27,14 +27,19 @@ time.sleep(60)
 """
 
 
+def break_locks(monkeypatch, number=errno.ENOLCK):
+    """Let the kernel answer every request for a lock with an error."""
+
+    def flock(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+
+
 @pytest.fixture(params=["kernel", "lease"])
 def kind(request, monkeypatch):
     if request.param == "lease":
-
-        def flock(*_):
-            raise OSError(errno.ENOLCK, "No locks available")
-
-        monkeypatch.setattr(fcntl, "flock", flock)
+        break_locks(monkeypatch)
     return request.param
 
 
@@ -180,10 +185,7 @@ LEASE = "filelock/2\npid=1\nhost=gone\nmode=lease\ntoken=00ff\nduration=0.4\n"
 
 
 def test_a_silent_owner_is_taken_for_dead(tmp_path, monkeypatch):
-    def flock(*_):
-        raise OSError(errno.ENOTSUP, "Operation not supported")
-
-    monkeypatch.setattr(fcntl, "flock", flock)
+    break_locks(monkeypatch, errno.ENOTSUP)
     monkeypatch.setattr(locks, "RENEWAL_SECONDS", 0.1)
     monkeypatch.setattr(locks, "LEASE_SECONDS", 0.4)
     path = tmp_path / "cell.lock"
@@ -208,19 +210,13 @@ def test_a_silent_owner_is_taken_for_dead(tmp_path, monkeypatch):
 
 
 def test_another_error_is_not_hidden(tmp_path, monkeypatch):
-    def flock(*_):
-        raise OSError(errno.EIO, "Input/output error")
-
-    monkeypatch.setattr(fcntl, "flock", flock)
+    break_locks(monkeypatch, errno.EIO)
     with pytest.raises(OSError, match="Input/output error"):
         try_lock(tmp_path / "cell.lock")
 
 
 def test_a_holder_that_was_taken_for_dead_leaves_its_successor_alone(tmp_path, monkeypatch):
-    def flock(*_):
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr(fcntl, "flock", flock)
+    break_locks(monkeypatch, errno.ENOLCK)
     monkeypatch.setattr(locks, "LEASE_SECONDS", 0.4)
     monkeypatch.setattr(locks, "RENEWAL_SECONDS", 0.1)
     path, place = tmp_path / "cell.lock", tmp_path / "cell.lock.held"
